@@ -1,0 +1,125 @@
+"""The manifest: everything a store says of itself, as canonical JSON that carries its own digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ferkd.crops import CropDistribution
+from ferkd.errors import InputError
+from ferkd.labels.records import RecordFormat, Values
+
+FORMAT = "ferkd-labels"
+VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Record(_Part):
+    """The form of the records; see :class:`ferkd.labels.records.RecordFormat`."""
+
+    k: int = Field(ge=1)
+    num_classes: int = Field(ge=1)
+    values: Values
+
+    @property
+    def format(self) -> RecordFormat:
+        return RecordFormat(self.k, self.num_classes, self.values)
+
+
+class Crops(_Part):
+    """Which crops were drawn and how they were cut."""
+
+    count: int = Field(ge=1)
+    distribution: CropDistribution
+    seed: int
+    rule: str
+
+
+class Images(_Part):
+    """Which images were labelled and how they were decoded."""
+
+    decoder: str
+    exif: bool
+    listing: str = Field(description="SHA-256 of all image ids offered, each followed by NUL")
+
+
+class Settings(_Part):
+    """What determines a store's bytes besides the images: fixed before the first label."""
+
+    record: Record
+    crops: Crops
+    images: Images
+    teacher: dict[str, Any]
+    class_names: tuple[str, ...]
+    targets: bool
+    part_images: int = Field(ge=1)
+    software: str
+
+
+class File(_Part):
+    """One data file: its rows, bytes and checksum."""
+
+    name: str = Field(pattern=r"^(images|ids|records-\d{5})\.npy$")
+    rows: int = Field(ge=0)
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Skipped(_Part):
+    """An image that could not be read, and why."""
+
+    id: str
+    reason: str
+
+
+class Manifest(_Part):
+    """The whole of manifest.json, less its digest."""
+
+    settings: Settings
+    images: File
+    ids: File
+    records: tuple[File, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def to_bytes(manifest: Manifest) -> bytes:
+    """The canonical bytes: sorted keys, one-space indent, UTF-8, and the digest of all that."""
+    body = {"format": FORMAT, "version": VERSION, **manifest.model_dump(mode="json")}
+    return _canonical({**body, "digest": hashlib.sha256(_canonical(body)).hexdigest()})
+
+
+def from_bytes(data: bytes, where: Path | str) -> Manifest:
+    """Read a manifest; raises InputError when it is damaged, foreign or of another version."""
+    try:
+        body = json.loads(data)
+        digest = body.pop("digest")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(
+            f"{where} is not a label store's manifest (JSON with a digest expected); fetch the "
+            "store again"
+        ) from None
+    if body.get("format") != FORMAT or body.get("version") != VERSION:
+        raise InputError(
+            f"{where} has format {body.get('format')!r} version {body.get('version')!r}; this "
+            f"release reads {FORMAT!r} version {VERSION}: label again or install a release that "
+            "reads it"
+        )
+    intact = hashlib.sha256(_canonical(body)).hexdigest() == digest
+    if not intact or _canonical({**body, "digest": digest}) != data:
+        raise InputError(f"{where} is damaged: its content does not match its own digest")
+    body = {key: value for key, value in body.items() if key not in ("format", "version")}
+    try:
+        return Manifest.model_validate(body)
+    except ValueError as error:
+        raise InputError(f"{where} does not follow the format: {error}") from None
+
+
+def _canonical(value: Any) -> bytes:
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()

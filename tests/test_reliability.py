@@ -1,0 +1,83 @@
+"""Thresholds from the labels: planted cases whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ferkd.reliability import easy_cut, isotonic, propose, reliability, wilson
+
+
+def test_isotonic_by_hand():
+    """3, 1 pool to 2 (weights 1, 1); with weights 1, 3 to 1.5; then 2 stays above."""
+    assert isotonic(np.array([1.0, 3, 1, 4]), np.ones(4)).tolist() == [1, 2, 2, 4]
+    assert isotonic(np.array([3.0, 1, 2]), np.array([1.0, 3, 1])).tolist() == [1.5, 1.5, 2]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_isotonic_is_monotone_and_keeps_the_mean(values):
+    out = isotonic(np.array(values), np.ones(len(values)))
+    assert (np.diff(out) >= -1e-12).all() and out.mean() == pytest.approx(np.mean(values))
+
+
+def test_wilson_by_hand():
+    """8 of 10: centre (.8 + 3.8416/20) / 1.38416 = .71674, half width .22659."""
+    low, high = wilson(np.array([0.8]), np.array([10.0]))
+    assert low[0] == pytest.approx(0.49016, abs=1e-4) and high[0] == pytest.approx(0.94332, abs=1e-4)
+
+
+def test_easy_cut_by_hand():
+    """1 - s = .0, .1, .2, .7, sum 1: the first crop holds 0, the first two .1 of the signal."""
+    scores = np.array([[1.0, 0.9], [0.8, 0.3]])
+    assert easy_cut(scores, 0.05) == pytest.approx(0.9)  # 1.0 goes
+    assert easy_cut(scores, 0.1 + 1e-9) == pytest.approx(0.8)  # 1.0 and 0.9 go
+    assert easy_cut(np.ones((2, 2))) == 1.0  # nothing to tell apart: nothing is cut
+
+
+def test_planted_reliability_is_found():
+    """Answers are right with probability s (5 classes): r crosses 1/2 at .5, chance .2 at .2."""
+    rng = np.random.default_rng(0)
+    scores = rng.random((4000, 30))
+    correct = rng.random(scores.shape) < scores
+    evidence = propose(scores, correct, np.ones(4000, bool), 5)
+    low, middle, top = evidence.thresholds
+    assert low == pytest.approx(0.2, abs=0.03)
+    assert middle == pytest.approx(0.5, abs=0.03)
+    assert top == pytest.approx(0.9, abs=0.01)  # (1 - t)^2 = 1 % of the signal
+
+
+def test_a_teacher_that_is_always_right_has_no_hard_region():
+    scores = np.random.default_rng(0).uniform(0.3, 1, (50, 10))
+    evidence = propose(scores, np.ones(scores.shape, bool), np.ones(50, bool), 5)
+    assert evidence.thresholds[:2] == (0.0, 0.0)
+
+
+def test_a_teacher_at_chance_is_not_trusted_anywhere():
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(0.3, 1, (400, 10))
+    evidence = propose(scores, rng.random(scores.shape) < 0.2, np.ones(400, bool), 5)
+    low, middle, top = evidence.thresholds
+    assert middle == top and low <= middle
+
+
+def test_without_ground_truth_only_the_easiest_go():
+    scores = np.random.default_rng(0).random((40, 10))
+    evidence = propose(scores, np.zeros(scores.shape, bool), np.zeros(40, bool), 5)
+    assert evidence.thresholds[:2] == (0.0, 0.0) and "no ground truth" in evidence.reason
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
+def test_any_store_gives_ordered_thresholds(images, crops, classes, seed):
+    rng = np.random.default_rng(seed)
+    scores = np.round(rng.random((images, crops)), 1)  # with ties
+    has_target = rng.random(images) < 0.7
+    low, middle, top = propose(scores, rng.random(scores.shape) < 0.5, has_target, classes).thresholds
+    assert 0 <= low <= middle <= top <= 1
+
+
+def test_bins_hold_all_crops():
+    rng = np.random.default_rng(1)
+    curve = reliability(rng.random((7, 3)), rng.random((7, 3)) < 0.5, bins=5)
+    assert curve.crops.sum() == 21 and (np.diff(curve.s) > 0).all()
