@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from ferkd.errors import InputError
 from ferkd.labels import SoftLabels
-from ferkd.mixing import Mix, SelfMix, cut_boxes, cutmix, mixup, selfmix, within_batch, within_image
+from ferkd.mixing import (
+    Mix,
+    SelfMix,
+    cut_boxes,
+    cutmix,
+    mixup,
+    selfmix,
+    within_batch,
+    within_image,
+)
 
 
 def one_hot_labels(rows: int) -> SoftLabels:
@@ -20,7 +29,11 @@ def one_hot_labels(rows: int) -> SoftLabels:
 
 def constant_images(rows: int, size: int = 8) -> torch.Tensor:
     """Row r is all r + 1, so a mixed pixel shows its partner and its share."""
-    return (torch.arange(rows) + 1.0)[:, None, None, None].expand(-1, 3, size, size).clone()
+    return (
+        (torch.arange(rows) + 1.0)[:, None, None, None]
+        .expand(-1, 3, size, size)
+        .clone()
+    )
 
 
 @given(st.integers(1, 9), st.integers(2, 8), st.integers(0, 99))
@@ -42,7 +55,11 @@ def test_batch_partners_are_other_rows(rows, seed):
 def test_labels_follow_the_pixels_exactly(operator, m):
     images, labels = constant_images(8, 16), one_hot_labels(8)
     mixed, out = selfmix(
-        images, labels, crops_per_image=m, operator=operator, generator=np.random.default_rng(0)
+        images,
+        labels,
+        crops_per_image=m,
+        operator=operator,
+        generator=np.random.default_rng(0),
     )
     # A pixel is r + 1, so the mean over pixels is the label's mean of r + 1.
     expected = (out.dense() * (torch.arange(8) + 1.0)).sum(1)
@@ -59,7 +76,9 @@ def test_across_images_labels_follow_the_pixels_too(mix):
 
 
 def test_cutmix_pastes_a_box_and_nothing_else():
-    mixed, out = cutmix(constant_images(4), one_hot_labels(4), generator=np.random.default_rng(2))
+    mixed, out = cutmix(
+        constant_images(4), one_hot_labels(4), generator=np.random.default_rng(2)
+    )
     for row in range(4):
         values = set(mixed[row, 0].unique().tolist())
         assert values <= {row + 1.0, float(out.partner.classes[row, 0]) + 1}
@@ -82,7 +101,9 @@ def test_the_share_of_a_box_is_counted_in_pixels(height, width, seed):
 def test_probability_zero_changes_nothing_and_one_half_about_half():
     images, labels = constant_images(400, 4), one_hot_labels(400)
     rng = np.random.default_rng(0)
-    same, out = selfmix(images, labels, crops_per_image=4, probability=0.0, generator=rng)
+    same, out = selfmix(
+        images, labels, crops_per_image=4, probability=0.0, generator=rng
+    )
     assert torch.equal(same, images) and torch.equal(out.dense(), labels.dense())
     half, _ = selfmix(images, labels, crops_per_image=4, probability=0.5, generator=rng)
     changed = (half != images).flatten(1).any(1).float().mean()
@@ -90,7 +111,9 @@ def test_probability_zero_changes_nothing_and_one_half_about_half():
 
 
 def test_uint8_images_are_rounded_not_truncated():
-    images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+    images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(
+        -1, 3, 4, 4
+    )
     mixed, out = selfmix(
         images, one_hot_labels(2), crops_per_image=2, generator=np.random.default_rng(3)
     )
@@ -116,10 +139,14 @@ def test_the_settings_apply_their_kind():
             images, labels, crops_per_image=2, generator=np.random.default_rng(0)
         )
         assert out.partner is not None and not torch.equal(mixed, images)
-    same, out = Mix()(images, labels, crops_per_image=2, generator=np.random.default_rng(0))
+    same, out = Mix()(
+        images, labels, crops_per_image=2, generator=np.random.default_rng(0)
+    )
     assert same is images and out is labels
     again = [
-        Mix(kind="selfmix")(images, labels, crops_per_image=2, generator=np.random.default_rng([7, 3]))
+        Mix(kind="selfmix")(
+            images, labels, crops_per_image=2, generator=np.random.default_rng([7, 3])
+        )
         for _ in range(2)
     ]
     assert torch.equal(again[0][0], again[1][0])

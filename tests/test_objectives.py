@@ -38,11 +38,15 @@ def test_the_specifications_vectors():
     st.booleans(),
     st.integers(0, 99),
 )
-def test_loss_and_gradient_equal_the_dense_formula(rows, classes, k, temperature, tail, mix, seed):
+def test_loss_and_gradient_equal_the_dense_formula(
+    rows, classes, k, temperature, tail, mix, seed
+):
     torch.manual_seed(seed)
     labels = SoftLabels.from_logits(torch.randn(rows, classes) * 4, k=k)
     if mix:
-        labels = labels.mixed(SoftLabels.hard(torch.zeros(rows).long(), classes, 0.1), torch.rand(rows))
+        labels = labels.mixed(
+            SoftLabels.hard(torch.zeros(rows).long(), classes, 0.1), torch.rand(rows)
+        )
     logits = (torch.randn(rows, classes) * 5 + 100).requires_grad_()
     reference = logits.detach().double().requires_grad_()
     p = labels.dense(temperature, tail)
@@ -70,7 +74,9 @@ def test_gradient_by_finite_differences():
 
 def test_half_precision_logits_get_a_gradient_of_their_own_type():
     logits = torch.randn(2, 5, dtype=torch.bfloat16, requires_grad=True)
-    soft_cross_entropy(logits, SoftLabels.from_logits(torch.randn(2, 5), k=2)).backward()
+    soft_cross_entropy(
+        logits, SoftLabels.from_logits(torch.randn(2, 5), k=2)
+    ).backward()
     assert logits.grad.dtype == torch.bfloat16
 
 
@@ -82,12 +88,18 @@ def test_huge_logits_do_not_overflow():
 
 def test_shapes_that_do_not_fit_are_refused():
     labels = SoftLabels.from_logits(torch.randn(2, 5))
-    with pytest.raises(ValueError, match=r"logits of shape \[2, 4\] do not fit 2 labels over 5"):
+    with pytest.raises(
+        ValueError, match=r"logits of shape \[2, 4\] do not fit 2 labels over 5"
+    ):
         soft_cross_entropy(torch.randn(2, 4), labels)
 
 
 def test_objectives_by_name():
     labels = SoftLabels.from_logits(A_TEACHER)
-    assert float(build("soft_ce")(A_STUDENT, labels, None)) == pytest.approx(1.647855, abs=1e-6)
-    with pytest.raises(InputError, match="unknown objective 'soft_c'.*did you mean 'soft_ce'"):
+    assert float(build("soft_ce")(A_STUDENT, labels, None)) == pytest.approx(
+        1.647855, abs=1e-6
+    )
+    with pytest.raises(
+        InputError, match="unknown objective 'soft_c'.*did you mean 'soft_ce'"
+    ):
         build("soft_c")

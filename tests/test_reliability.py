@@ -13,19 +13,27 @@ from ferkd.reliability import easy_cut, isotonic, propose, reliability, wilson
 def test_isotonic_by_hand():
     """3, 1 pool to 2 (weights 1, 1); with weights 1, 3 to 1.5; then 2 stays above."""
     assert isotonic(np.array([1.0, 3, 1, 4]), np.ones(4)).tolist() == [1, 2, 2, 4]
-    assert isotonic(np.array([3.0, 1, 2]), np.array([1.0, 3, 1])).tolist() == [1.5, 1.5, 2]
+    assert isotonic(np.array([3.0, 1, 2]), np.array([1.0, 3, 1])).tolist() == [
+        1.5,
+        1.5,
+        2,
+    ]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_isotonic_is_monotone_and_keeps_the_mean(values):
     out = isotonic(np.array(values), np.ones(len(values)))
-    assert (np.diff(out) >= -1e-12).all() and out.mean() == pytest.approx(np.mean(values))
+    assert (np.diff(out) >= -1e-12).all() and out.mean() == pytest.approx(
+        np.mean(values)
+    )
 
 
 def test_wilson_by_hand():
     """8 of 10: centre (.8 + 3.8416/20) / 1.38416 = .71674, half width .22659."""
     low, high = wilson(np.array([0.8]), np.array([10.0]))
-    assert low[0] == pytest.approx(0.49016, abs=1e-4) and high[0] == pytest.approx(0.94332, abs=1e-4)
+    assert low[0] == pytest.approx(0.49016, abs=1e-4) and high[0] == pytest.approx(
+        0.94332, abs=1e-4
+    )
 
 
 def test_easy_cut_by_hand():
@@ -65,7 +73,9 @@ def test_a_teacher_at_chance_is_not_trusted_anywhere():
 def test_without_ground_truth_only_the_easiest_go():
     scores = np.random.default_rng(0).random((40, 10))
     evidence = propose(scores, np.zeros(scores.shape, bool), np.zeros(40, bool), 5)
-    assert evidence.thresholds[:2] == (0.0, 0.0) and "no ground truth" in evidence.reason
+    assert (
+        evidence.thresholds[:2] == (0.0, 0.0) and "no ground truth" in evidence.reason
+    )
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
@@ -73,7 +83,9 @@ def test_any_store_gives_ordered_thresholds(images, crops, classes, seed):
     rng = np.random.default_rng(seed)
     scores = np.round(rng.random((images, crops)), 1)  # with ties
     has_target = rng.random(images) < 0.7
-    low, middle, top = propose(scores, rng.random(scores.shape) < 0.5, has_target, classes).thresholds
+    low, middle, top = propose(
+        scores, rng.random(scores.shape) < 0.5, has_target, classes
+    ).thresholds
     assert 0 <= low <= middle <= top <= 1
 
 

@@ -6,10 +6,10 @@ and the seed alone, whatever the number of workers and wherever training was con
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -18,16 +18,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ferkd.crops import CUT_RULE, CropDistribution, cut, random_boxes
+from ferkd.crop_sources import CropSource, FreshCrops, StoredCrops, match
+from ferkd.crops import cut
 from ferkd.errors import InputError
-from ferkd.images import ImageSource, decode, fingerprint, open_images
-from ferkd.images.decode import UnreadableImage
+from ferkd.images import (
+    ImageSource,
+    Unreadable,
+    UnreadableImage,
+    check_unreadable_share,
+    decode,
+    open_images,
+)
 from ferkd.labels import LabelStore, SoftLabels
 from ferkd.mixing import Mix
-from ferkd.regions import Mining, Region, Regions, calibrate, mine
-from ferkd.schedule import ImageOrder, draw_crops
+from ferkd.regions import Regions
+from ferkd.schedule import ImageOrder
 
-_CHECKED = 16  # images whose content is compared with the store's fingerprints on opening
+logger = logging.getLogger("ferkd")
+
+__all__ = ["Batch", "FreshCrops", "Loader", "SoftLabelLoader", "StoredCrops", "match"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Batch:
     ``images`` uint8 [B, 3, S, S], channels last in memory; ``labels`` the calibrated soft labels,
     None for hard-label training; ``targets`` int64 [B], -1 for none; ``rows`` int64 [B], the
     image's place in the loader's images; ``crops`` int64 [B], its crop number; ``regions`` int8
-    [B] or None.
+    [B] or None; ``unreadable`` the images that others stand in for.
     """
 
     images: Tensor
@@ -46,6 +55,7 @@ class Batch:
     rows: Tensor
     crops: Tensor
     regions: Tensor | None = None
+    unreadable: tuple[Unreadable, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -58,119 +68,15 @@ class Batch:
         """The batch on another device."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
-    def _map(self, function) -> Batch:  # type: ignore[no-untyped-def]
-        return Batch(
-            function(self.images),
-            None if self.labels is None else self.labels.map(function),
-            function(self.targets),
-            function(self.rows),
-            function(self.crops),
-            None if self.regions is None else function(self.regions),
-        )
-
-
-class CropSource(Protocol):
-    """Which crops images show, and what is known about them."""
-
-    def __len__(self) -> int:
-        """The number of images."""
-
-    def image(self, row: int) -> tuple[int, str]:
-        """The image's place in the image source, and its id."""
-
-    def choose(self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int) -> Chosen:
-        """What the images ``rows`` show at their visits."""
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Crop numbers [n, m]; boxes [n, m, 4] and flips [n, m] where the labels fix them."""
-
-    crops: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    boxes: NDArray[np.int32] | None = None
-    flips: NDArray[np.bool_] | None = None
-    sizes: NDArray[np.int64] | None = None
-    labels: SoftLabels | None = None
-    regions: NDArray[np.int8] | None = None
-
-
-class FreshCrops:
-    """New random resized crops at every visit: ordinary training, without stored labels."""
-
-    def __init__(
-        self, images: ImageSource, *, distribution: CropDistribution | None = None, seed: int = 0
-    ) -> None:
-        self._images = images
-        self.distribution = distribution or CropDistribution()
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def image(self, row: int) -> tuple[int, str]:
-        return row, self._images.ids[row]
-
-    def choose(self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int) -> Chosen:
-        crops = visits[:, None] * m + np.arange(m)
-        return Chosen(crops, self._images.targets[rows].astype(np.int64))
-
-
-class StoredCrops:
-    """The crops of a label store, calibrated by regions; discarded crops are never drawn.
-
-    Raises InputError when the store does not belong to these images: an id, the class names or
-    the content (of a sample) differ, or the crops were cut by another rule.
-    """
-
-    def __init__(
-        self,
-        images: ImageSource,
-        store: LabelStore,
-        *,
-        regions: Regions | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.store, self.seed = store, seed
-        self._sources = match(images, store)
-        self.mining: Mining | None = mine(store, regions) if regions else None
-        self._epsilon = regions.epsilon if regions else 0.0
-
-    def __len__(self) -> int:
-        return len(self.store)
-
-    def image(self, row: int) -> tuple[int, str]:
-        return int(self._sources[row]), self.store.ids[row]
-
-    def choose(self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int) -> Chosen:
-        store = self.store
-        ids = [store.ids[int(row)] for row in rows]
-        if self.mining is None:
-            usable = np.ones((len(rows), store.crops_per_image), bool)
-        else:
-            usable = self.mining.regions[rows] != Region.DISCARDED
-        crops = draw_crops(usable, ids, visits, m, self.seed)
-        records = store.records(rows[:, None], crops)
-        labels = store.decode(records.reshape(-1), np.repeat(rows, m))
-        targets = store.images["target"][rows].astype(np.int64)
-        regions = None
-        if self.mining is not None:
-            regions = self.mining.regions[rows[:, None], crops]
-            labels = calibrate(
-                labels,
-                torch.from_numpy(np.repeat(targets, m)),
-                torch.from_numpy(regions.reshape(-1)),
-                self._epsilon,
-            )
-        sizes = np.stack([store.images["height"][rows], store.images["width"][rows]], 1)
-        return Chosen(
-            crops,
-            targets,
-            records["box"].astype(np.int32),
-            store.record.flips(records),
-            sizes.astype(np.int64),
-            labels,
-            regions,
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            images=function(self.images),
+            labels=None if self.labels is None else self.labels.map(function),
+            targets=function(self.targets),
+            rows=function(self.rows),
+            crops=function(self.crops),
+            regions=None if self.regions is None else function(self.regions),
         )
 
 
@@ -205,6 +111,7 @@ class Loader:
         self.batch_size = self.images_per_batch * crops_per_image
         self.crops_per_image = crops_per_image
         self.workers = workers
+        self.unreadable: dict[str, Unreadable] = {}
         self._steps = _Steps(
             images,
             crops,
@@ -226,10 +133,15 @@ class Loader:
         return self.images / self.images_per_batch
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps start .. stop - 1."""
+        """The batches of steps start .. stop - 1.
+
+        Raises InputError for an image that was labelled but cannot be read now, and when more
+        than 1 % of the images of ordinary training cannot be read; up to then the next image
+        stands in for each, and `unreadable` lists them.
+        """
         if start >= stop:
             return
-        yield from DataLoader(
+        loaded = DataLoader(
             self._steps,
             batch_size=None,
             sampler=range(start, stop),
@@ -237,6 +149,15 @@ class Loader:
             worker_init_fn=_one_thread,
             pin_memory=torch.cuda.is_available(),
         )
+        for batch in loaded:
+            if isinstance(batch, _Failure):
+                raise InputError(batch.message)
+            for skip in batch.unreadable:
+                if skip.id not in self.unreadable:
+                    self.unreadable[skip.id] = skip
+                    logger.warning("%s cannot be read (%s); it is left out", *skip)
+                    check_unreadable_share(list(self.unreadable.values()), self.images)
+            yield batch
 
 
 class SoftLabelLoader(Loader):
@@ -299,39 +220,14 @@ class SoftLabelLoader(Loader):
         return -(-epoch * self.images // self.images_per_batch)
 
 
-def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
-    """The place in ``images`` of each image of ``store``, int64 [N]; raises InputError."""
-    rule = store.settings.crops.rule
-    if rule != CUT_RULE:
-        raise InputError(
-            f"the labels of {store.path} were made with the crop rule {rule!r}, this release cuts "
-            f"by {CUT_RULE!r}; label again, or use the release that made them"
-        )
-    if images.class_names and store.settings.targets and images.class_names != store.class_names:
-        raise InputError(
-            f"the classes of {images.name} ({_some(images.class_names)}) are not those of the "
-            f"labels {store.path} ({_some(store.class_names)}); use the images that were labelled"
-        )
-    places = {image_id: place for place, image_id in enumerate(images.ids)}
-    sources = np.array([places.get(image_id, -1) for image_id in store.ids], np.int64)
-    missing = np.flatnonzero(sources < 0)
-    if len(missing):
-        raise InputError(
-            f"{len(missing)} of the {len(store)} images of the labels {store.path} are not in "
-            f"{images.name} (first: {store.ids[int(missing[0])]}); the labels belong to another "
-            "image set: use the images that were labelled, or label these"
-        )
-    sample = np.unique(np.linspace(0, len(store) - 1, _CHECKED).astype(int)) if len(store) else []
-    for row in sample:
-        if fingerprint(images.read(int(sources[row]))) != int(store.images["fingerprint"][row]):
-            raise InputError(
-                f"{store.ids[int(row)]} in {images.name} is not the file that was labelled for "
-                f"{store.path} (its content differs); use the labelled images, or label these"
-            )
-    return sources
+@dataclass(frozen=True)
+class _Failure:
+    """What a worker says of a batch that bad input kept it from making."""
+
+    message: str
 
 
-class _Steps(Dataset[Batch]):
+class _Steps(Dataset["Batch | _Failure"]):
     """The batch of each step; what the workers run."""
 
     def __init__(
@@ -345,19 +241,44 @@ class _Steps(Dataset[Batch]):
         exif: bool,
     ) -> None:
         self.images, self.source, self.order = images, source, order
-        self.images_per_batch, self.m, self.size, self.exif = images_per_batch, m, size, exif
+        self.images_per_batch, self.m, self.size, self.exif = (
+            images_per_batch,
+            m,
+            size,
+            exif,
+        )
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch | _Failure:
+        try:
+            return self._batch(step)
+        except (
+            InputError
+        ) as error:  # as a value: a worker's exception would arrive as a traceback
+            return _Failure(str(error))
+
+    def _batch(self, step: int) -> Batch:
         count, m, size = self.images_per_batch, self.m, self.size
         rows, visits = self.order.at(step * count, count)
         chosen = self.source.choose(rows, visits, m)
         pixels = np.empty((count * m, size, size, 3), np.uint8)
+        unreadable: list[Unreadable] = []
         for i in range(count):
             place, image_id = self.source.image(int(rows[i]))
-            image = self._decoded(place, image_id, chosen, i)
-            boxes, flips = self._boxes(image, image_id, chosen, i)
+            image = self._decoded(place, image_id)
+            if isinstance(image, Unreadable):
+                if not self.source.replaceable:
+                    raise InputError(
+                        f"{image_id} of {self.images.name} was labelled but cannot be read now "
+                        f"({image.reason}); restore the file"
+                    )
+                image, rows[i] = self._stand_in(int(rows[i]), unreadable)
+            boxes, flips = self.source.boxes(chosen, i, image_id, image.shape[:2])
             for c in range(m):
                 cut(image, boxes[c], bool(flips[c]), size, out=pixels[i * m + c])
+        if unreadable:  # the stand-ins have targets of their own
+            chosen = replace(
+                chosen, targets=self.source.choose(rows, visits, m).targets
+            )
         return Batch(
             images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
             labels=chosen.labels,
@@ -367,45 +288,28 @@ class _Steps(Dataset[Batch]):
             regions=None
             if chosen.regions is None
             else torch.from_numpy(chosen.regions.reshape(-1)),
+            unreadable=tuple(unreadable),
         )
 
-    def _decoded(self, place: int, image_id: str, chosen: Chosen, i: int) -> NDArray[np.uint8]:
+    def _decoded(self, place: int, image_id: str) -> NDArray[np.uint8] | Unreadable:
         try:
-            image = decode(self.images.read(place), exif=self.exif)
+            return decode(self.images.read(place), exif=self.exif)
         except UnreadableImage as error:
-            raise InputError(
-                f"{image_id} of {self.images.name} cannot be read ({error}); repair or remove it"
-            ) from None
-        if chosen.sizes is not None and image.shape[:2] != tuple(chosen.sizes[i]):
-            raise InputError(
-                f"{image_id} of {self.images.name} is {image.shape[0]}x{image.shape[1]} pixels, "
-                f"but was labelled at {chosen.sizes[i][0]}x{chosen.sizes[i][1]}; use the images "
-                "that were labelled"
-            )
-        return image
+            return Unreadable(image_id, str(error))
 
-    def _boxes(
-        self, image: NDArray[np.uint8], image_id: str, chosen: Chosen, i: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        if chosen.boxes is not None and chosen.flips is not None:
-            return chosen.boxes[i], chosen.flips[i]
-        assert isinstance(self.source, FreshCrops)
-        boxes, flips = random_boxes(
-            [image.shape[0]],
-            [image.shape[1]],
-            crops=self.m,
-            seed=self.source.seed,
-            ids=[image_id],
-            distribution=self.source.distribution,
-            first=int(chosen.crops[i, 0]),
-        )
-        return boxes[0], flips[0]
+    def _stand_in(
+        self, row: int, unreadable: list[Unreadable]
+    ) -> tuple[NDArray[np.uint8], int]:
+        """The next image after ``row`` that can be read; the ones before it are listed."""
+        for step in range(len(self.source)):
+            candidate = (row + step) % len(self.source)
+            image = self._decoded(*self.source.image(candidate))
+            if not isinstance(image, Unreadable):
+                return image, candidate
+            unreadable.append(image)
+        raise InputError(f"no image of {self.images.name} can be read; check the files")
 
 
 def _one_thread(worker: int) -> None:
     """Workers are the parallelism; threads inside each would only fight over the cores."""
     cv2.setNumThreads(0)
-
-
-def _some(names: tuple[str, ...]) -> str:
-    return f"{len(names)}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"

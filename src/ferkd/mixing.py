@@ -60,7 +60,9 @@ class Mix(BaseModel):
         return images, labels
 
 
-def SelfMix(operator: Operator = "mixup", alpha: float = 1.0, probability: float = 1.0) -> Mix:  # noqa: N802
+def SelfMix(
+    operator: Operator = "mixup", alpha: float = 1.0, probability: float = 1.0
+) -> Mix:
     """FerKD's mixing: partners are other crops of the same image."""
     return Mix(kind="selfmix", operator=operator, alpha=alpha, probability=probability)
 
@@ -110,7 +112,9 @@ def cutmix(
     return _mix(images, labels, partners, "cutmix", alpha, probability, generator)
 
 
-def within_image(rows: int, crops_per_image: int, generator: np.random.Generator) -> NDArray[np.int64]:
+def within_image(
+    rows: int, crops_per_image: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
     """A partner row for each row among the other crops of its image, int64 [rows].
 
     One random rotation an image, so that every crop is a partner exactly once.
@@ -155,8 +159,14 @@ def cut_boxes(
     box_h, box_w = (height * side).astype(np.int64), (width * side).astype(np.int64)
     y = generator.integers(0, height, len(shares))
     x = generator.integers(0, width, len(shares))
-    top, bottom = np.clip(y - box_h // 2, 0, height), np.clip(y - box_h // 2 + box_h, 0, height)
-    left, right = np.clip(x - box_w // 2, 0, width), np.clip(x - box_w // 2 + box_w, 0, width)
+    top, bottom = (
+        np.clip(y - box_h // 2, 0, height),
+        np.clip(y - box_h // 2 + box_h, 0, height),
+    )
+    left, right = (
+        np.clip(x - box_w // 2, 0, width),
+        np.clip(x - box_w // 2 + box_w, 0, width),
+    )
     kept = 1 - (bottom - top) * (right - left) / (height * width)
     return np.stack([top, left, bottom, right], 1), kept
 

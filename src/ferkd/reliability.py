@@ -7,6 +7,7 @@ instead of searched for (docs/method.md).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 _BINS = 100
 _Z = 1.96  # 95 % confidence
-EASY_SHARE = 0.01  # of the training signal, sum of 1 - s, that the easiest crops may take along
+EASY_SHARE = (
+    0.01  # of the training signal, sum of 1 - s, that the easiest crops may take along
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Evidence:
     reason: str
 
 
-def isotonic(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def isotonic(
+    values: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """The non-decreasing sequence nearest to ``values`` in weighted least squares.
 
     Pool-adjacent-violators; source: Barlow et al., "Statistical inference under order
@@ -64,7 +69,9 @@ def isotonic(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArr
     return np.repeat(means, lengths)
 
 
-def wilson(rate: NDArray[np.float64], n: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+def wilson(
+    rate: NDArray[np.float64], n: NDArray[np.float64]
+) -> tuple[NDArray, NDArray]:
     """Wilson's 95 % interval of a proportion ``rate`` observed on ``n`` samples."""
     z2 = _Z**2
     centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
@@ -81,7 +88,7 @@ def reliability(
     right = correct.ravel()[order]
     image = order // scores.shape[1]
     edges = np.unique(np.linspace(0, len(s), min(bins, len(s)) + 1).astype(int))
-    slices = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    slices = [slice(a, b) for a, b in itertools.pairwise(edges)]
     crops = np.array([b.stop - b.start for b in slices])
     raw = np.array([right[b].mean() for b in slices])
     rate = isotonic(raw, crops.astype(np.float64))
@@ -141,4 +148,8 @@ def _between(curve: Reliability, below: NDArray[np.integer]) -> float:
     if not len(below):
         return 0.0
     last = int(below[-1])
-    return 1.0 if last + 1 == len(curve.s) else float((curve.s[last] + curve.s[last + 1]) / 2)
+    return (
+        1.0
+        if last + 1 == len(curve.s)
+        else float((curve.s[last] + curve.s[last + 1]) / 2)
+    )

@@ -26,7 +26,9 @@ class ImageOrder:
         self.count, self._key = count, image_keys(["image order"], seed)[0]
         self._orders: dict[int, NDArray[np.int64]] = {}
 
-    def at(self, start: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def at(
+        self, start: int, length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Image rows and their visit numbers (passes) at positions start .. start + length - 1."""
         positions = np.arange(start, start + length)
         visits, places = np.divmod(positions, self.count)
@@ -47,7 +49,11 @@ class ImageOrder:
 
 
 def draw_crops(
-    usable: NDArray[np.bool_], ids: Sequence[str], visits: NDArray[np.int64], m: int, seed: int
+    usable: NDArray[np.bool_],
+    ids: Sequence[str],
+    visits: NDArray[np.int64],
+    m: int,
+    seed: int,
 ) -> NDArray[np.int64]:
     """The ``m`` crops that each of B images shows at its visit, int64 [B, m].
 
@@ -74,7 +80,10 @@ def draw_crops(
 
 
 def _dealt(
-    usable: NDArray[np.bool_], keys: NDArray[np.uint64], cycle: NDArray[np.int64], m: int
+    usable: NDArray[np.bool_],
+    keys: NDArray[np.uint64],
+    cycle: NDArray[np.int64],
+    m: int,
 ) -> NDArray[np.int64]:
     """The order of a cycle [B, crops], usable crops first, clear of the cycle before.
 
@@ -94,7 +103,9 @@ def _dealt(
     np.put_along_axis(shown, before, is_last, 1)
     fresh = ~np.take_along_axis(shown, order[rows], 1)
     leads = fresh & (np.cumsum(fresh, 1) <= (m - r[rows])[:, None])
-    order[rows] = np.take_along_axis(order[rows], np.argsort(~leads, axis=1, kind="stable"), 1)
+    order[rows] = np.take_along_axis(
+        order[rows], np.argsort(~leads, axis=1, kind="stable"), 1
+    )
     return order
 
 
@@ -102,7 +113,8 @@ def _shuffled(
     usable: NDArray[np.bool_], keys: NDArray[np.uint64], cycle: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     crops = usable.shape[1]
-    counters = cycle.astype(np.uint64)[:, None] * np.uint64(crops) + np.arange(crops, dtype=np.uint64)
+    number = np.arange(crops, dtype=np.uint64)
+    counters = np.asarray(cycle.astype(np.uint64)[:, None] * np.uint64(crops) + number, np.uint64)
     values = hashes(keys[:, None], counters) >> np.uint64(1)
     values[~usable] = np.uint64(0xFFFFFFFFFFFFFFFF)
     return np.argsort(values, axis=1, kind="stable")

@@ -1,4 +1,4 @@
-"""The manifest: everything a store says of itself, as canonical JSON that carries its own digest."""
+"""The manifest: all that a store says of itself, as canonical JSON with a digest of its own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class Images(_Part):
 
     decoder: str
     exif: bool
-    listing: str = Field(description="SHA-256 of all image ids offered, each followed by NUL")
+    listing: str = Field(
+        description="SHA-256 of all image ids offered, each followed by NUL"
+    )
 
 
 class Settings(_Part):
@@ -113,8 +115,12 @@ def from_bytes(data: bytes, where: Path | str) -> Manifest:
         )
     intact = hashlib.sha256(_canonical(body)).hexdigest() == digest
     if not intact or _canonical({**body, "digest": digest}) != data:
-        raise InputError(f"{where} is damaged: its content does not match its own digest")
-    body = {key: value for key, value in body.items() if key not in ("format", "version")}
+        raise InputError(
+            f"{where} is damaged: its content does not match its own digest"
+        )
+    body = {
+        key: value for key, value in body.items() if key not in ("format", "version")
+    }
     try:
         return Manifest.model_validate(body)
     except ValueError as error:
@@ -122,4 +128,6 @@ def from_bytes(data: bytes, where: Path | str) -> Manifest:
 
 
 def _canonical(value: Any) -> bytes:
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+    return (
+        json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    ).encode()

@@ -22,7 +22,9 @@ MAX_CLASSES = 65_536  # class numbers are two bytes
 MAX_SIDE = 65_535  # so are box coordinates
 
 _TYPES: dict[str, str] = {"u8": "u1", "f16": "<f2", "f32": "<f4"}
-_SCALE = 48.0  # a u8 code c stands for the gap (c / 48)^2: 0 to 28.2 nats, finest near 0
+_SCALE = (
+    48.0  # a u8 code c stands for the gap (c / 48)^2: 0 to 28.2 nats, finest near 0
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,11 @@ class RecordFormat:
         value = _TYPES[self.values]
         if self.full:
             return np.dtype(
-                [("box", "<u2", (4,)), ("flip", "u1"), ("gaps", value, (self.num_classes,))]
+                [
+                    ("box", "<u2", (4,)),
+                    ("flip", "u1"),
+                    ("gaps", value, (self.num_classes,)),
+                ]
             )
         fields: list[Any] = [("box", "<u2", (4,)), ("classes", "<u2", (self.k,))]
         if self.k > 1:
@@ -99,29 +105,35 @@ class RecordFormat:
             records["flip"] = flips
             return records
         labels = labels.top(self.k)
-        log_probs = labels.log_probs.double().cpu().numpy()
-        order = np.argsort(-log_probs, axis=1, kind="stable")
-        log_probs = np.take_along_axis(log_probs, order, 1)
-        top = log_probs[:, :1]
+        unordered = labels.log_probs.double().cpu().numpy()
+        order = np.argsort(-unordered, axis=1, kind="stable")
+        ordered = np.take_along_axis(unordered, order, 1)
+        top = ordered[:, :1]
         records["classes"] = np.take_along_axis(labels.classes.cpu().numpy(), order, 1)
         if self.k > 1:
-            records["gaps"] = self._quantise(top - log_probs[:, 1:])
+            records["gaps"] = self._quantise(top - ordered[:, 1:])
         tail = labels.tail.double().cpu().numpy() - top / np.array(TAIL_TEMPERATURES)
         records["tail"] = self._quantise(math.log(self.num_classes - self.k) - tail)
         true = labels.true_log_prob
         # An unknown true class is stored as the largest gap; readers see it has no ground truth.
         true_gap = np.full(len(top), np.inf)
         if true is not None:
-            true_gap = np.nan_to_num(top[:, 0] - true.double().cpu().numpy(), nan=np.inf)
+            true_gap = np.nan_to_num(
+                top[:, 0] - true.double().cpu().numpy(), nan=np.inf
+            )
         if self.values == "u8":
-            code = np.clip(np.rint(np.sqrt(np.maximum(true_gap, 0)) * _SCALE / 2), 0, 127)
+            code = np.clip(
+                np.rint(np.sqrt(np.maximum(true_gap, 0)) * _SCALE / 2), 0, 127
+            )
             records["true_flip"] = code.astype(np.uint8) * 2 + flips
         else:
             records["true"] = self._quantise(true_gap)
             records["flip"] = flips
         return records
 
-    def decode(self, records: NDArray[Any], has_target: NDArray[np.bool_] | None = None) -> SoftLabels:
+    def decode(
+        self, records: NDArray[Any], has_target: NDArray[np.bool_] | None = None
+    ) -> SoftLabels:
         """The labels of records [B]; ``has_target`` [B] says which have a ground truth."""
         if self.full:
             log_probs = (-self._gaps(records["gaps"])).log_softmax(1)
@@ -142,7 +154,9 @@ class RecordFormat:
         if has_target is not None:
             true = true.masked_fill(torch.from_numpy(~has_target), math.nan)
         temperatures = torch.tensor(TAIL_TEMPERATURES)
-        return SoftLabels(classes, top - gaps, tail + top / temperatures, self.num_classes, true)
+        return SoftLabels(
+            classes, top - gaps, tail + top / temperatures, self.num_classes, true
+        )
 
     def flips(self, records: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether each crop is mirrored, of the records' shape."""

@@ -76,8 +76,14 @@ class LabelStore:
         file = self.path / MANIFEST
         if not file.is_file():
             state = "an unfinished" if (self.path / "settings.json").is_file() else "no"
-            remedy = "finish it with ferkd label --resume" if state != "no" else "check the path"
-            raise InputError(f"{self.path} holds {state} label store (no {MANIFEST}); {remedy}")
+            remedy = (
+                "finish it with ferkd label --resume"
+                if state != "no"
+                else "check the path"
+            )
+            raise InputError(
+                f"{self.path} holds {state} label store (no {MANIFEST}); {remedy}"
+            )
         self.manifest = manifests.from_bytes(file.read_bytes(), file)
         self.settings = self.manifest.settings
         self.record = self.settings.record.format
@@ -113,7 +119,9 @@ class LabelStore:
 
     @property
     def ids(self) -> Ids:
-        return Ids(self.images["id_end"], self._map(self.manifest.ids, np.dtype("u1"), ()))
+        return Ids(
+            self.images["id_end"], self._map(self.manifest.ids, np.dtype("u1"), ())
+        )
 
     @property
     def targets(self) -> NDArray[np.int32]:
@@ -129,7 +137,7 @@ class LabelStore:
     def records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
         """The raw records at (rows, crops); the two broadcast."""
         row, crop = np.broadcast_arrays(np.asarray(rows), np.asarray(crops))
-        if row.size and not (0 <= row.min() and row.max() < len(self)):
+        if row.size and (row.min() < 0 or row.max() >= len(self)):
             raise IndexError(f"image rows must lie in 0 .. {len(self) - 1}")
         files = self.manifest.records
         if len(files) == 1:
@@ -139,7 +147,9 @@ class LabelStore:
         out = np.empty(row.shape, self.record.dtype)
         for number in np.unique(where):
             here = where == number
-            out[here] = self._records(int(number))[row[here] - starts[number], crop[here]]
+            out[here] = self._records(int(number))[
+                row[here] - starts[number], crop[here]
+            ]
         return out
 
     def boxes(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.int32]:
@@ -174,13 +184,19 @@ class LabelStore:
             self.manifest.records[number], self.record.dtype, (self.crops_per_image,)
         )
 
-    def _map(self, file: manifests.File, dtype: np.dtype[Any], row: tuple[int, ...]) -> NDArray[Any]:
+    def _map(
+        self, file: manifests.File, dtype: np.dtype[Any], row: tuple[int, ...]
+    ) -> NDArray[Any]:
         if file.name not in self._maps:
             path = self.path / file.name
             try:
-                array = np.load(path, mmap_mode="r" if file.rows else None, allow_pickle=False)
+                array = np.load(
+                    path, mmap_mode="r" if file.rows else None, allow_pickle=False
+                )
             except (OSError, ValueError, EOFError) as error:
-                raise InputError(f"{path} cannot be read ({error}); fetch the store again") from None
+                raise InputError(
+                    f"{path} cannot be read ({error}); fetch the store again"
+                ) from None
             if array.dtype != dtype or array.shape != (file.rows, *row):
                 raise InputError(
                     f"{path} holds {array.shape} {array.dtype}, but the manifest says "

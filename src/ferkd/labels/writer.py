@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -27,7 +27,9 @@ from ferkd.labels.store import IMAGE, MANIFEST, LabelStore
 _SETTINGS = "settings.json"
 _PARTS = "parts"
 _LOCK = "lock"
-FILE_BYTES = 1 << 30  # a records file is closed when the next part would take it past this
+FILE_BYTES = (
+    1 << 30
+)  # a records file is closed when the next part would take it past this
 
 
 class StoreWriter:
@@ -58,10 +60,14 @@ class StoreWriter:
         """The number of parts of the whole store."""
         return -(-self.total // self.settings.part_images)
 
-    def __enter__(self) -> StoreWriter:
+    def __enter__(self) -> Self:
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file; the label store needs a folder of its own")
-        contents = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
+            raise InputError(
+                f"{self.path} is a file; the label store needs a folder of its own"
+            )
+        contents = (
+            {p.name for p in self.path.iterdir()} if self.path.exists() else set()
+        )
         if contents - {_LOCK} and not contents & {MANIFEST, _SETTINGS}:
             raise InputError(
                 f"{self.path} holds other files; give --out a new or empty folder for the labels"
@@ -89,7 +95,10 @@ class StoreWriter:
     def _prepare(self) -> None:
         begun = (self.path / MANIFEST).exists() or (self.path / _SETTINGS).exists()
         if begun and self._overwrite:
-            for name in (MANIFEST, _SETTINGS):  # the manifest first: what is left is unfinished
+            for name in (
+                MANIFEST,
+                _SETTINGS,
+            ):  # the manifest first: what is left is unfinished
                 (self.path / name).unlink(missing_ok=True)
             self._remove_data()
             begun = False
@@ -101,7 +110,9 @@ class StoreWriter:
         if begun:
             self._check_same(self._written_settings())
         else:
-            text = json.dumps(self.settings.model_dump(mode="json"), indent=1, ensure_ascii=False)
+            text = json.dumps(
+                self.settings.model_dump(mode="json"), indent=1, ensure_ascii=False
+            )
             _write_whole(self.path / _SETTINGS, text.encode())
         (self.path / _PARTS).mkdir(exist_ok=True)
 
@@ -117,7 +128,10 @@ class StoreWriter:
             ) from None
 
     def _check_same(self, old: manifests.Settings) -> None:
-        before, now = _flat(old.model_dump(mode="json")), _flat(self.settings.model_dump(mode="json"))
+        before, now = (
+            _flat(old.model_dump(mode="json")),
+            _flat(self.settings.model_dump(mode="json")),
+        )
         changed = sorted(key for key in before | now if before.get(key) != now.get(key))
         if changed == ["images.listing"]:
             raise InputError(
@@ -125,7 +139,9 @@ class StoreWriter:
                 "removed or renamed); restore them, or start again with --overwrite"
             )
         if changed:
-            listed = ", ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed[:4])
+            listed = ", ".join(
+                f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in changed[:4]
+            )
             raise InputError(
                 f"{self.path} was begun with other settings ({listed}); resume with the same "
                 "settings, or start again with --overwrite"
@@ -137,7 +153,11 @@ class StoreWriter:
 
     def missing(self) -> list[int]:
         """The numbers of the parts still to be written."""
-        return [] if self.finished() else [p for p in range(self.parts) if not self._part(p).exists()]
+        return (
+            []
+            if self.finished()
+            else [p for p in range(self.parts) if not self._part(p).exists()]
+        )
 
     def part_range(self, part: int) -> range:
         """The images, by their place among those offered, that belong to a part."""
@@ -152,11 +172,13 @@ class StoreWriter:
         records: NDArray[Any],
         skipped: list[manifests.Skipped],
     ) -> None:
-        """Write one part: n ids, image rows [n] (``id_end`` is filled in here), records [n, crops]."""
+        """Write one part: n ids, image rows [n] (less ``id_end``) and records [n, crops]."""
         encoded = [i.encode() for i in ids]
         images = images.copy()
         images["id_end"] = np.cumsum([len(i) for i in encoded], dtype=np.uint64)
-        reasons = json.dumps([s.model_dump() for s in skipped], ensure_ascii=False).encode()
+        reasons = json.dumps(
+            [s.model_dump() for s in skipped], ensure_ascii=False
+        ).encode()
         with _whole_file(self._part(part)) as file:
             np.savez(
                 file,
@@ -200,7 +222,9 @@ class StoreWriter:
         files = []
         for number, members in enumerate(_grouped(counts, crops * dtype.itemsize)):
             rows = sum(counts[m] for m in members)
-            with _npy(self.path / f"records-{number:05d}.npy", dtype, (rows, crops)) as output:
+            with _npy(
+                self.path / f"records-{number:05d}.npy", dtype, (rows, crops)
+            ) as output:
                 for member in members:
                     with np.load(self._part(member), allow_pickle=False) as part:
                         output.write(np.ascontiguousarray(part["records"]).tobytes())
@@ -228,7 +252,7 @@ class StoreWriter:
                 file.unlink()
 
 
-def listing(ids: list[str] | tuple[str, ...]) -> str:
+def listing(ids: Sequence[str]) -> str:
     """SHA-256 over image ids, each followed by NUL: what `Images.listing` holds."""
     digest = hashlib.sha256()
     for image_id in ids:
@@ -261,7 +285,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _described(path: Path, rows: int) -> manifests.File:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return manifests.File(name=path.name, rows=rows, size=path.stat().st_size, sha256=digest)
+    return manifests.File(
+        name=path.name, rows=rows, size=path.stat().st_size, sha256=digest
+    )
 
 
 @contextmanager
@@ -287,9 +313,15 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _npy(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+def _npy(
+    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Iterator[BinaryIO]:
     """A .npy file whose header is written and whose body the caller streams."""
     with _whole_file(path) as file:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": shape,
+        }
         np.lib.format.write_array_header_1_0(file, header)
         yield file

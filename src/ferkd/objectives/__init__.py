@@ -10,7 +10,11 @@ from torch import Tensor
 
 from ferkd.errors import InputError
 from ferkd.labels.soft import SoftLabels
-from ferkd.objectives.soft_ce import SoftCrossEntropy, soft_cross_entropy, sparse_cross_entropy
+from ferkd.objectives.soft_ce import (
+    SoftCrossEntropy,
+    soft_cross_entropy,
+    sparse_cross_entropy,
+)
 
 Objective = Callable[[Tensor, SoftLabels, Tensor | None], Tensor]
 
@@ -22,8 +26,16 @@ def build(name: str, **options: Any) -> Objective:
     if name not in _OBJECTIVES:
         near = difflib.get_close_matches(name, _OBJECTIVES, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown objective {name!r}; known: {', '.join(_OBJECTIVES)}{hint}")
+        raise InputError(
+            f"unknown objective {name!r}; known: {', '.join(_OBJECTIVES)}{hint}"
+        )
     return _OBJECTIVES[name](**options)
 
 
-__all__ = ["Objective", "SoftCrossEntropy", "build", "soft_cross_entropy", "sparse_cross_entropy"]
+__all__ = [
+    "Objective",
+    "SoftCrossEntropy",
+    "build",
+    "soft_cross_entropy",
+    "sparse_cross_entropy",
+]

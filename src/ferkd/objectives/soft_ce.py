@@ -24,13 +24,21 @@ class SoftCrossEntropy(BaseModel):
     temperature: float = Field(default=1.0, gt=0.0)
     tail: Tail = "uniform"
 
-    def __call__(self, logits: Tensor, labels: SoftLabels, targets: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, logits: Tensor, labels: SoftLabels, targets: Tensor | None = None
+    ) -> Tensor:
         """The mean loss; ``targets`` is not used."""
-        return soft_cross_entropy(logits, labels, temperature=self.temperature, tail=self.tail)
+        return soft_cross_entropy(
+            logits, labels, temperature=self.temperature, tail=self.tail
+        )
 
 
 def soft_cross_entropy(
-    logits: Tensor, labels: SoftLabels, *, temperature: float = 1.0, tail: Tail = "uniform"
+    logits: Tensor,
+    labels: SoftLabels,
+    *,
+    temperature: float = 1.0,
+    tail: Tail = "uniform",
 ) -> Tensor:
     """Mean over the batch of -sum_c p_c log softmax(logits / temperature)_c; a scalar.
 
@@ -46,7 +54,9 @@ def soft_cross_entropy(
     return sparse_cross_entropy(logits, labels.targets(temperature, tail), temperature)
 
 
-def sparse_cross_entropy(logits: Tensor, targets: SparseTargets, temperature: float = 1.0) -> Tensor:
+def sparse_cross_entropy(
+    logits: Tensor, targets: SparseTargets, temperature: float = 1.0
+) -> Tensor:
     """The same from targets in the form base + corrections."""
     loss: Tensor = _SparseCrossEntropy.apply(
         logits, targets.base, targets.classes, targets.weights, temperature
@@ -63,7 +73,12 @@ class _SparseCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, base: Tensor, classes: Tensor, weights: Tensor, temperature: float
+        ctx: Any,
+        logits: Tensor,
+        base: Tensor,
+        classes: Tensor,
+        weights: Tensor,
+        temperature: float,
     ) -> Tensor:
         z = logits.float()
         # Both sums below are taken of z - max, which loses nothing since targets sum to 1.

@@ -1,0 +1,187 @@
+"""The commands in README.md and docs/*.md: list, check and run them.
+
+    docs_commands.py block HEADING    print the one fenced block under a heading of README.md
+    docs_commands.py check            every `ferkd ...` line names real commands and options
+    docs_commands.py run              run every block that is not marked `no-run`
+
+A block is fenced with ```bash; ```bash no-run keeps it from being run (hours of work, data that
+is not here), not from being checked. The blocks of one file run in order in one folder, a copy
+of the working tree, so a later block may use what an earlier one wrote. The block under "Test it"
+is left out of `run`: .ci/run has run it before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FENCE = re.compile(r"^(?P<indent> *)```(?:bash|sh|shell|console)(?P<info>[^`\n]*)$")
+HEADING = re.compile(r"^#+ +(?P<title>.*?)\s*$")
+# Words that may stand before a command's name in one simple command.
+LEADING = re.compile(r"^(if|then|else|do|while|until|!|time|nice|exec|[A-Za-z_]\w*=.*)$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its file, the number of its first line, its heading and its text."""
+
+    file: Path
+    line: int
+    heading: str
+    run: bool
+    text: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.file.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(file: Path) -> Iterator[Block]:
+    """The shell blocks of a Markdown file, in order; console prompts and outputs are dropped."""
+    heading, lines = "", file.read_text(encoding="utf-8").splitlines()
+    number = 0
+    while number < len(lines):
+        line = lines[number]
+        number += 1
+        if title := HEADING.match(line):
+            heading = title["title"]
+        elif line.lstrip().startswith("```"):
+            fence, start = FENCE.match(line), number
+            while number < len(lines) and lines[number].strip() != "```":
+                number += 1
+            body = (
+                [text.removeprefix(fence["indent"]) for text in lines[start:number]]
+                if fence
+                else []
+            )
+            number += 1
+            if any(text.startswith("$ ") for text in body):
+                body = [text[2:] for text in body if text.startswith("$ ")]
+            if fence:
+                runs = "no-run" not in fence["info"].split()
+                yield Block(file, start + 1, heading, runs, "\n".join(body))
+
+
+def all_blocks() -> list[Block]:
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+    return [block for file in files for block in blocks(file)]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The simple commands of the lines that speak of ferkd, as words from a command's name on."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if "ferkd" not in line:
+            continue
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if re.fullmatch(r"[();<>|&]+", word):
+                while words and LEADING.match(words[0]):
+                    words.pop(0)
+                if words:
+                    yield words
+                words = []
+            else:
+                words.append(word)
+
+
+def complaint(words: list[str], command: Any) -> str | None:
+    """What is wrong with the command line ``words`` after `ferkd`, judged by the click command."""
+    path, rest = ["ferkd"], list(words)
+    while hasattr(command, "commands") and rest and not rest[0].startswith("-"):
+        name = rest.pop(0)
+        if name not in command.commands:
+            return f"`{' '.join(path)}` has no command {name!r}"
+        command = command.commands[name]
+        path.append(name)
+    known = {"--help"}.union(*([*p.opts, *p.secondary_opts] for p in command.params))
+    for word in rest:
+        option = word.split("=", 1)[0]
+        if option.startswith("--") and option != "--" and option not in known:
+            return f"`{' '.join(path)}` has no option {option}"
+        if re.fullmatch(r"-[A-Za-z]", option) and option not in known:
+            return f"`{' '.join(path)}` has no option {option}"
+    return None
+
+
+def check() -> int:
+    from typer.main import get_command
+
+    from ferkd.cli import app
+
+    command = get_command(app)
+    checked, wrong = 0, 0
+    for block in all_blocks():
+        for words in commands(block.text):
+            if words[0] == "ferkd":
+                checked += 1
+                if message := complaint(words[1:], command):
+                    wrong += 1
+                    print(f"{block.place}: {message} (in: {shlex.join(words)})")
+    print(f"{checked} ferkd command lines in the documents, {wrong} wrong")
+    return 1 if wrong or not checked else 0
+
+
+def run() -> int:
+    runnable = [b for b in all_blocks() if b.run and b.heading != "Test it"]
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in dict.fromkeys(block.file for block in runnable):
+            folder = Path(scratch) / file.stem
+            copy_tree(folder)
+            for block in (b for b in runnable if b.file == file):
+                print(f"{block.place}: {block.heading}", flush=True)
+                start = time.monotonic()
+                done = subprocess.run(["bash", "-euo", "pipefail", "-c", block.text], cwd=folder)
+                seconds = time.monotonic() - start
+                if done.returncode:
+                    print(f"{block.place}: exit status {done.returncode} in:\n{block.text}")
+                    return 1
+                print(f"{block.place}: done in {seconds:.0f} s", flush=True)
+    print(f"{len(runnable)} blocks of the documents run")
+    return 0
+
+
+def copy_tree(target: Path) -> None:
+    """Copy what git would keep of the working tree: no build output, nothing ignored."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    for name in os.fsdecode(listing.stdout).split("\0"):
+        if name and (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def only_block(title: str) -> str:
+    """The text of the one shell block under the heading ``title`` of README.md."""
+    found = [block.text for block in blocks(ROOT / "README.md") if block.heading == title]
+    if len(found) != 1:
+        sys.exit(f"README.md has {len(found)} shell blocks under '## {title}'; 1 is needed")
+    return found[0]
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["block", title]:
+            print(only_block(title))
+        case ["check"]:
+            sys.exit(check())
+        case ["run"]:
+            sys.exit(run())
+        case _:
+            sys.exit(__doc__)

@@ -1,0 +1,358 @@
+"""The command line: one thin function a command.
+
+Progress goes to stderr and the result to stdout; ``--json`` makes it one JSON object. Exit status:
+0 done, 1 failed at run time, 2 bad usage, configuration or input, 130 interrupted with the state
+saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ferkd import __version__
+from ferkd.console import meter, say, show, table
+from ferkd.errors import InputError
+
+app = typer.Typer(
+    name="ferkd",
+    help="Stored soft-label distillation: label crops once with a heavy teacher, train many "
+    "small students from the labels.",
+    epilog="--debug, anywhere on the line, shows a traceback with an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(help="Shipped recipes: ls, show, copy.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Workers = Annotated[int, typer.Option(help="Threads or processes that load images.")]
+Thresholds = Annotated[str, typer.Option(help="L,M,T (0 to 1, ascending) or auto.")]
+
+
+def main() -> None:
+    """The entry point of the ``ferkd`` command."""
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app(arguments, prog_name="ferkd")
+    except InputError as error:
+        _fail(f"error: {error}", 2, debug)
+    except Exception as error:
+        _fail(f"failed: {type(error).__name__}: {error}", 1, debug)
+
+
+def _fail(message: str, status: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    elif status == 1:
+        message += " (--debug shows where)"
+    say(message)
+    raise SystemExit(status)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        print(f"ferkd {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def label(
+    images: Annotated[str, typer.Argument(help="A folder CLASS/…/*.jpg, or an fsspec URL.")],
+    teacher: Annotated[
+        str, typer.Option(help="timm/NAME, torchvision/NAME, hf/…, a run, a module.")
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder for the labels.")],
+    crops: Annotated[int, typer.Option(help="Random crops per image.")] = 50,
+    top_k: Annotated[int, typer.Option(help="Classes kept per crop; 0 keeps all.")] = 5,
+    values: Annotated[str, typer.Option(help="Number type: auto, u8, f16 or f32.")] = "auto",
+    scale: Annotated[tuple[float, float], typer.Option(help="Crop area, share of the image.")] = (
+        0.08,
+        1.0,
+    ),
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels; the teacher's own if unset.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Crops per forward pass.")] = 128,
+    workers: Workers = 2,
+    seed: Annotated[int, typer.Option(help="Of the crops.")] = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    no_targets: Annotated[
+        bool, typer.Option("--no-targets", help="The folders are not the teacher's classes.")
+    ] = False,
+    no_exif: Annotated[
+        bool, typer.Option("--no-exif", help="Ignore the EXIF orientation of images.")
+    ] = False,
+    max_unreadable: Annotated[
+        float, typer.Option(help="Largest share of unreadable images.")
+    ] = 0.01,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Label random crops of every image with a teacher."""
+    from ferkd import labelling
+    from ferkd.crops import CropDistribution
+
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
+    begun = time.perf_counter()
+    last = labelling.Progress(0, 0, 0, 0.0)
+    with meter("labelling") as advance:
+
+        def progress(now: labelling.Progress) -> None:
+            nonlocal last
+            last = now
+            advance(now.done, now.total, f"images, {now.crops_per_second:.0f} crops/s")
+
+        store = labelling.label(
+            images,
+            teacher,
+            out,
+            crops=crops,
+            top_k=top_k or None,
+            values=values,
+            distribution=CropDistribution(scale=scale),
+            image_size=image_size,
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            device=device,
+            precision=precision,
+            targets=not no_targets,
+            exif=not no_exif,
+            max_unreadable=max_unreadable,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    skipped = [s.model_dump() for s in store.manifest.skipped]
+    for skip in skipped:
+        say(f"left out {skip['id']}: {skip['reason']}")
+    result = {
+        "images": len(store),
+        "skipped": skipped,
+        "crops_per_image": store.crops_per_image,
+        "seconds": time.perf_counter() - begun,
+        "crops_per_second": last.crops_per_second,
+        "bytes_per_crop": store.bytes_on_disk / max(1, len(store) * store.crops_per_image),
+        "store": str(store.path),
+    }
+    text = (
+        f"{len(store)} images x {store.crops_per_image} crops labelled into {store.path} "
+        f"({result['bytes_per_crop']:.1f} bytes per crop, {last.crops_per_second:.0f} crops/s)"
+    )
+    show(result, text, as_json)
+
+
+@app.command()
+def inspect(
+    store: Annotated[Path, typer.Argument(help="A label store.")],
+    images: Annotated[str | None, typer.Option(help="Its images, for the page's gallery.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
+    thresholds: Thresholds = "auto",
+    score: Annotated[str, typer.Option(help="max_prob or true_prob.")] = "max_prob",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a label store holds: sizes, regions, reliability, suspicious labels."""
+    from ferkd import inspection
+
+    regions = _regions(thresholds, score)
+    result = inspection.inspect(store, regions)
+    if html is not None:
+        if html.exists() and not overwrite:
+            raise InputError(f"{html} exists; give another file or --overwrite")
+        inspection.write_page(store, html, images=images, regions=regions)
+        result["html"] = str(html)
+    right = result["teacher_right"]
+    rows: list[tuple[str, Any]] = [
+        ("images", result["images"]),
+        ("left out", len(result["skipped"])),
+        ("crops per image", result["crops_per_image"]),
+        ("classes", result["classes"]),
+        ("teacher", result["teacher"].get("spec")),
+        ("teacher right", "no ground truth" if right is None else f"{right:.1%} of the crops"),
+        ("bytes per crop", f"{result['bytes_per_crop']:.2f}"),
+        ("thresholds", " / ".join(f"{t:.3f}" for t in result["thresholds"])),
+        ("  from", result["threshold_source"]),
+        *((name, f"{share:.1%}") for name, share in result["regions"].items()),
+        *(
+            ("suspicious", f"{s['id']}: the teacher says {s['teacher_says']}")
+            for s in result["suspicious"]
+        ),
+    ]
+    show(result, table(rows), as_json)
+
+
+def _regions(thresholds: str, score: str) -> Any:
+    from ferkd.regions import Regions, check_thresholds
+
+    if score not in ("max_prob", "true_prob"):
+        raise InputError(f"--score {score!r}: it must be max_prob or true_prob")
+    if thresholds == "auto":
+        return Regions.model_validate({"score": score})
+    try:
+        low, middle, top = (float(t) for t in thresholds.split(","))
+    except ValueError:
+        raise InputError(
+            f"--thresholds {thresholds!r}: give three numbers L,M,T or the word auto"
+        ) from None
+    given = check_thresholds(low, middle, top)
+    return Regions.model_validate({"score": score, "thresholds": given})
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe's name.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the run.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, e.g. optimizer.lr=0.01.")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a student from a recipe."""
+    from ferkd.config import load_recipe
+    from ferkd.train import train as run
+
+    loaded = load_recipe(recipe, set_ or [])
+    with meter("training") as advance:
+        result = run(loaded, out, resume=resume, overwrite=overwrite, progress=_training(advance))
+    show(result, table([(k, _short(v)) for k, v in result.items()]), as_json)
+
+
+def _training(advance: Any) -> Any:
+    """Draws the trainer's progress lines."""
+    steps, note, evaluated = 0, "", ""
+
+    def progress(line: dict[str, Any]) -> None:
+        nonlocal steps, note, evaluated
+        if line["kind"] == "start":
+            steps = line["steps"]
+            if "regions" in line:
+                say(f"regions: {line['regions']}")
+        elif line["kind"] == "eval":
+            evaluated = f", top-1 {line['top1']:.2%}"
+        else:
+            rate = line["crops"] / line["seconds"] if line["seconds"] else 0.0
+            note = f"steps, loss {line['loss']:.3f}, {rate:.0f} crops/s"
+        advance(line["step"], steps, note + evaluated)
+
+    return progress
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run's folder or its weights.")],
+    images: Annotated[str, typer.Argument(help="A folder of class folders.")],
+    store: Annotated[
+        Path | None, typer.Option(help="The teacher's labels of these images: adds agreement.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels; the run's own if unset.")] = None,
+    crop_fraction: Annotated[
+        float | None, typer.Option(help="Central crop, share of a side.")
+    ] = None,
+    batch_size: int = 256,
+    workers: Workers = 2,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy and calibration of a run on images."""
+    from ferkd.evaluate import evaluate as run_evaluation
+
+    result = run_evaluation(
+        run,
+        images,
+        store=store,
+        image_size=image_size,
+        crop_fraction=crop_fraction,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]
+    )
+    rows = [(k, _short(v)) for k, v in result.items() if k != "per_class"]
+    rows += [(f"  {name}", _short(v)) for name, v in result["per_class"].items()]
+    show(result, table(rows), as_json)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="A new folder for everything.")] = Path("ferkd-demo"),
+    images: Annotated[
+        Path | None, typer.Option(help="Your folder: train/ and val/, or class folders.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Repeat the students with this many seeds.")] = 1,
+    held_out: Annotated[
+        float, typer.Option(help="Share held out as val/ where there is none.")
+    ] = 0.2,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """The whole pipeline on embedded data or your folder: teacher, labels, students, report."""
+    from ferkd.demo.pipeline import run_demo
+
+    result = run_demo(
+        out,
+        images=images,
+        seeds=seeds,
+        held_out=held_out,
+        resume=resume,
+        overwrite=overwrite,
+        say=say,
+    )
+    show(result, result.pop("table"), as_json)
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List the shipped recipes."""
+    from ferkd.config import shipped_recipe, shipped_recipes
+
+    for name in shipped_recipes():
+        print(f"{name:<20} {shipped_recipe(name).splitlines()[0].lstrip('# ')}")
+
+
+@recipes_app.command("show")
+def recipes_show(name: str) -> None:
+    """Print a shipped recipe."""
+    from ferkd.config import shipped_recipe
+
+    print(shipped_recipe(name), end="")
+
+
+@recipes_app.command("copy")
+def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
+    """Copy a shipped recipe to a file of yours."""
+    from ferkd.config import shipped_recipe
+
+    text = shipped_recipe(name)
+    if to.exists() and not overwrite:
+        raise InputError(f"{to} exists; give another file or --overwrite")
+    to.write_text(text, encoding="utf-8")

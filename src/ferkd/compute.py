@@ -1,0 +1,79 @@
+"""Where and in which precision a model runs, and how a uint8 batch becomes its input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ferkd.errors import InputError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device to use; "auto" is the first CUDA device if there is one, else the CPU.
+
+    Raises InputError for an unknown device or one that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(
+            f"device {name!r} is not known; use auto, cpu, cuda, cuda:N or mps"
+        ) from None
+    missing = {
+        "cuda": device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count(),
+        "mps": device.type == "mps" and not torch.backends.mps.is_available(),
+    }
+    if missing.get(device.type, device.type not in ("cpu", "cuda", "mps")):
+        raise InputError(f"device {name!r} is not available on this machine; use auto or cpu")
+    return device
+
+
+def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of the forward pass; "auto" is bfloat16 on a CUDA device with it, else float32.
+
+    Raises InputError for fp16 off CUDA, where gradients cannot be scaled.
+    """
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if name == "fp16" and device.type != "cuda":
+        raise InputError(
+            f"precision fp16 needs a CUDA device, and the device is {device.type}; "
+            "use bf16, fp32 or auto"
+        )
+    return _DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """A context that runs a forward pass in ``dtype``; nothing for float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+class Normalise:
+    """uint8 images [B, 3, H, W] to the device as float32 (x / 255 - mean) / std.
+
+    The memory format is kept. Always float32: in half precision the subtraction would lose bits,
+    and autocast casts the result for the first layer anyway.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        offset, spread = torch.tensor(mean), torch.tensor(std)
+        self.device = device
+        self._scale = (1 / (255 * spread)).view(1, 3, 1, 1).to(device)
+        self._shift = (-offset / spread).view(1, 3, 1, 1).to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, non_blocking=True)
+        return images.to(torch.float32).mul_(self._scale).add_(self._shift)

@@ -1,0 +1,79 @@
+"""What the command line shows: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
+
+
+class Meter:
+    """Progress of one task: a bar on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, title: str, bar: Progress | None) -> None:
+        self._title, self._bar = title, bar
+        self._task = bar.add_task(title, total=None, note="") if bar else None
+        self._begun = time.monotonic()
+        self._first: float | None = None  # where this run began, which a resumed one does not at 0
+        self._shown = 0.0
+
+    def __call__(self, done: float, total: float, note: str = "") -> None:
+        """Show that ``done`` of ``total`` is done; ``note`` is for rates and losses."""
+        if self._first is None:
+            self._first = done
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, note=note)
+            return
+        now = time.monotonic()
+        if now - self._shown >= _PLAIN_SECONDS or done >= total:
+            self._shown = now
+            say(f"{self._title}: {done:.0f}/{total:.0f} {note}{self._left(done, total, now)}")
+
+    def _left(self, done: float, total: float, now: float) -> str:
+        gained = done - (self._first or 0)
+        if gained <= 0 or done >= total:
+            return ""
+        return f", {(now - self._begun) / gained * (total - done):.0f} s left"
+
+
+@contextmanager
+def meter(title: str) -> Iterator[Meter]:
+    """A progress display that is cleared away at the end."""
+    if not sys.stderr.isatty():
+        yield Meter(title, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield Meter(title, bar)
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """The result on stdout: one JSON object, or text for people."""
+    if as_json:
+        print(json.dumps(result, indent=1, ensure_ascii=False, default=str, allow_nan=False))
+    else:
+        print(text)
+
+
+def table(rows: list[tuple[str, Any]]) -> str:
+    """Names and values as two aligned columns."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -1,0 +1,317 @@
+"""The labelling pass: every image's crops through the teacher once, into a label store.
+
+Work is done part by part. Within a part, crops of many images share the teacher's batches; a
+batch never crosses into another part, so a store's bytes do not depend on where a job was killed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ferkd import __version__
+from ferkd.crops import CUT_RULE, CropDistribution, cut, random_boxes
+from ferkd.errors import InputError
+from ferkd.images import (
+    DECODER,
+    ImageSource,
+    Unreadable,
+    UnreadableImage,
+    check_unreadable_share,
+    decode,
+    fingerprint,
+    open_images,
+)
+from ferkd.labels import manifest as manifests
+from ferkd.labels.records import MAX_SIDE, RecordFormat
+from ferkd.labels.soft import SoftLabels
+from ferkd.labels.store import IMAGE, LabelStore
+from ferkd.labels.writer import StoreWriter, listing
+from ferkd.teachers import Teacher, check_classes, load_teacher
+
+PART_IMAGES = 256  # images to a part: what a kill can cost at most
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a labelling pass is: images done of all, and the crops labelled in this run."""
+
+    done: int
+    total: int
+    crops: int
+    seconds: float
+
+    @property
+    def crops_per_second(self) -> float:
+        return self.crops / self.seconds if self.seconds else 0.0
+
+
+def label(
+    images: str | Path | ImageSource,
+    teacher: str | Path | nn.Module | Teacher,
+    out: str | Path,
+    *,
+    crops: int = 50,
+    top_k: int | None = 5,
+    values: str = "auto",
+    distribution: CropDistribution | None = None,
+    image_size: int | None = None,
+    batch_size: int = 128,
+    workers: int = 2,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    targets: bool = True,
+    exif: bool = True,
+    max_unreadable: float = 0.01,
+    part_images: int = PART_IMAGES,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> LabelStore:
+    """Label ``crops`` random crops of every image with a teacher; returns the finished store.
+
+    ``images`` is a folder (or source), ``teacher`` a spec (see ferkd.teachers) or module, ``out``
+    a new folder. ``top_k`` None keeps all classes. ``workers`` threads decode and cut. With
+    ``targets=False`` the folders are not classes and the store holds no ground truth.
+    Images that cannot be read are listed in the store and left out, unless they are more than
+    the share ``max_unreadable``. Raises InputError; a killed run is continued with ``resume``.
+    """
+    if crops < 1:
+        raise InputError(f"crops is {crops}; label at least 1 crop per image")
+    if batch_size < 1 or workers < 1 or part_images < 1:
+        raise InputError(
+            f"batch_size {batch_size}, workers {workers} and part_images {part_images} must be at "
+            "least 1"
+        )
+    source = open_images(images, targets=targets)
+    loaded = load_teacher(
+        teacher, image_size=image_size, device=device, precision=precision
+    )
+    if targets:
+        check_classes(loaded, source.class_names)
+    settings = manifests.Settings(
+        record=manifests.Record(
+            **vars(RecordFormat.choose(top_k, loaded.num_classes, values))
+        ),
+        crops=manifests.Crops(
+            count=crops,
+            distribution=distribution or CropDistribution(),
+            seed=seed,
+            rule=CUT_RULE,
+        ),
+        images=manifests.Images(
+            decoder=DECODER, exif=exif, listing=listing(source.ids)
+        ),
+        # The batch size is here because float rounding may depend on it.
+        teacher={**loaded.describe(), "batch_size": batch_size},
+        class_names=source.class_names if targets else loaded.class_names,
+        targets=targets,
+        part_images=part_images,
+        software=f"ferkd {__version__}, torch {torch.__version__}",
+    )
+    with (
+        StoreWriter(
+            out, settings, len(source), resume=resume, overwrite=overwrite
+        ) as writer,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        labeller = _Labeller(source, loaded, settings, batch_size, workers, pool)
+        missing = writer.missing()
+        done = len(source) - sum(len(writer.part_range(number)) for number in missing)
+        unreadable: list[Unreadable] = []
+        crops_done, begun = 0, time.perf_counter()
+        for number in missing:
+            part = labeller.label(writer.part_range(number))
+            unreadable += part.skipped
+            check_unreadable_share(unreadable, len(source), max_unreadable)
+            skipped = [
+                manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped
+            ]
+            writer.write(number, part.ids, part.table(), part.joined(), skipped)
+            done += len(writer.part_range(number))
+            crops_done += len(part.ids) * crops
+            if progress:
+                elapsed = time.perf_counter() - begun
+                progress(Progress(done, len(source), crops_done, elapsed))
+        if not writer.finished():
+            check_unreadable_share(
+                _listed(writer.skipped()), len(source), max_unreadable
+            )
+        return writer.finish()
+
+
+def _listed(skipped: list[manifests.Skipped]) -> list[Unreadable]:
+    return [Unreadable(s.id, s.reason) for s in skipped]
+
+
+class _Decoded(NamedTuple):
+    place: int  # among the images offered
+    pixels: NDArray[np.uint8]
+    fingerprint: int
+
+
+class _Segment(NamedTuple):
+    """Some crops of one image, to be cut into a batch."""
+
+    pixels: NDArray[np.uint8]
+    boxes: NDArray[np.int32]
+    flips: NDArray[np.bool_]
+    target: int
+
+
+class _Batch(NamedTuple):
+    """Crops of several images: images uint8 [B, 3, S, S] and what their records need, [B]."""
+
+    images: Tensor
+    boxes: NDArray[np.int32]
+    flips: NDArray[np.bool_]
+    targets: NDArray[np.int64]
+
+
+@dataclass
+class _Part:
+    """The labels of one part as they grow."""
+
+    dtype: np.dtype[Any]
+    crops: int
+    ids: list[str] = field(default_factory=list)
+    rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    records: list[NDArray[Any]] = field(default_factory=list)
+    skipped: list[Unreadable] = field(default_factory=list)
+
+    def table(self) -> NDArray[Any]:
+        return np.array(self.rows, IMAGE)
+
+    def joined(self) -> NDArray[Any]:
+        empty = np.zeros(0, self.dtype)
+        return np.concatenate([empty, *self.records]).reshape(len(self.ids), self.crops)
+
+
+class _Labeller:
+    """Images in, records out; decoding and cutting run ahead of the teacher in threads.
+
+    At most ``2 * workers`` decoded images and 2 batches of crops are held at a time.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        teacher: Teacher,
+        settings: manifests.Settings,
+        batch_size: int,
+        workers: int,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._source, self._teacher, self._settings = source, teacher, settings
+        self._batch_size, self._workers, self._pool = batch_size, workers, pool
+        self._format = settings.record.format
+
+    def label(self, members: range) -> _Part:
+        """Label the images at these places."""
+        part = _Part(self._format.dtype, self._settings.crops.count)
+        for batch in self._batches(self._segments(part, members)):
+            logits = self._teacher(batch.images)
+            targets = torch.from_numpy(batch.targets).to(logits.device)
+            labels = SoftLabels.from_logits(logits, targets, self._format.k)
+            part.records.append(self._format.encode(labels, batch.boxes, batch.flips))
+        return part
+
+    def _segments(self, part: _Part, members: range) -> Iterator[_Segment]:
+        crops = self._settings.crops
+        ahead = 2 * self._workers
+        for image in _ahead(
+            (self._pool.submit(self._decode, m) for m in members), ahead
+        ):
+            if isinstance(image, Unreadable):
+                part.skipped.append(image)
+                continue
+            image_id = self._source.ids[image.place]
+            height, width = image.pixels.shape[:2]
+            boxes, flips = random_boxes(
+                [height],
+                [width],
+                crops=crops.count,
+                seed=crops.seed,
+                ids=[image_id],
+                distribution=crops.distribution,
+            )
+            target = int(self._source.targets[image.place])
+            part.ids.append(image_id)
+            part.rows.append((0, image.fingerprint, target, height, width))
+            yield _Segment(image.pixels, boxes[0], flips[0], target)
+
+    def _decode(self, place: int) -> _Decoded | Unreadable:
+        image_id = self._source.ids[place]
+        data = self._source.read(place)
+        try:
+            pixels = decode(data, exif=self._settings.images.exif)
+        except UnreadableImage as error:
+            return Unreadable(image_id, str(error))
+        if max(pixels.shape[:2]) > MAX_SIDE:
+            return Unreadable(image_id, f"a side is longer than {MAX_SIDE} pixels")
+        return _Decoded(place, pixels, fingerprint(data))
+
+    def _batches(self, segments: Iterator[_Segment]) -> Iterator[_Batch]:
+        return _ahead(
+            (self._pool.submit(self._cut, g) for g in self._grouped(segments)), 2
+        )
+
+    def _grouped(self, segments: Iterator[_Segment]) -> Iterator[list[_Segment]]:
+        """Lists of segments of ``batch_size`` crops together, the last one possibly fewer."""
+        group: list[_Segment] = []
+        free = self._batch_size
+        for segment in segments:
+            start, count = 0, len(segment.boxes)
+            while start < count:
+                stop = min(start + free, count)
+                taken = slice(start, stop)
+                group.append(
+                    segment._replace(
+                        boxes=segment.boxes[taken], flips=segment.flips[taken]
+                    )
+                )
+                free -= stop - start
+                start = stop
+                if not free:
+                    yield group
+                    group, free = [], self._batch_size
+        if group:
+            yield group
+
+    def _cut(self, group: list[_Segment]) -> _Batch:
+        boxes = np.concatenate([s.boxes for s in group])
+        flips = np.concatenate([s.flips for s in group])
+        targets = np.repeat([s.target for s in group], [len(s.boxes) for s in group])
+        size = self._teacher.image_size
+        images = np.empty((len(boxes), size, size, 3), np.uint8)
+        at = 0
+        for segment in group:
+            for box, flip in zip(segment.boxes, segment.flips, strict=True):
+                cut(segment.pixels, box, bool(flip), size, out=images[at])
+                at += 1
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return _Batch(pixels, boxes, flips, targets.astype(np.int64))
+
+
+def _ahead(futures: Iterator[Future[_T]], depth: int) -> Iterator[_T]:
+    """The futures' results in order, with at most ``depth`` more begun than are taken."""
+    waiting: deque[Future[_T]] = deque()
+    for future in futures:
+        waiting.append(future)
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,67 @@
+"""One self-contained HTML page from plain data: what was compared, on what evidence, and why."""
+
+from ferkd.report.gallery import crop_thumb, gallery_item, jpeg_uri, pick_crops
+from ferkd.report.model import (
+    Choice,
+    Column,
+    Comparison,
+    ConfidencePanel,
+    CropThumb,
+    Curve,
+    Fact,
+    Gallery,
+    GalleryCrop,
+    GalleryItem,
+    MethodRow,
+    MiningPanel,
+    RegionShares,
+    Reliability,
+    Report,
+    Series,
+    Stat,
+)
+from ferkd.report.page import render, write_report
+from ferkd.report.panels import (
+    COLUMNS,
+    comparison_from_results,
+    confidence_panel,
+    curves_from_runs,
+    mining_panel,
+)
+from ferkd.report.stats import auroc, object_share, roc_curve, sample_deviation, wilson_interval
+
+__all__ = [
+    "COLUMNS",
+    "Choice",
+    "Column",
+    "Comparison",
+    "ConfidencePanel",
+    "CropThumb",
+    "Curve",
+    "Fact",
+    "Gallery",
+    "GalleryCrop",
+    "GalleryItem",
+    "MethodRow",
+    "MiningPanel",
+    "RegionShares",
+    "Reliability",
+    "Report",
+    "Series",
+    "Stat",
+    "auroc",
+    "comparison_from_results",
+    "confidence_panel",
+    "crop_thumb",
+    "curves_from_runs",
+    "gallery_item",
+    "jpeg_uri",
+    "mining_panel",
+    "object_share",
+    "pick_crops",
+    "render",
+    "roc_curve",
+    "sample_deviation",
+    "wilson_interval",
+    "write_report",
+]

@@ -1,0 +1,212 @@
+"""What a report holds: plain frozen data, ``json.dumps(dataclasses.asdict(report))`` works.
+
+Every section is optional; None or an empty tuple leaves it out of the page. Probabilities and
+shares are fractions 0..1; nan stands for "not measured" and is shown as n/a. Names (files,
+classes, methods) may be any text: the page escapes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+# By region code: DISCARDED = 0, HARD = 1, IMPORTANT = 2.
+REGION_NAMES = ("discarded", "hard", "important")
+JPEG_URI = "data:image/jpeg;base64,"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One number in the head of the report, already worded for a reader."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the comparison: which metric, its heading, and which direction is better."""
+
+    key: str
+    title: str
+    form: Literal["percent", "number", "seconds", "count"] = "number"
+    better: Literal["higher", "lower"] | None = None
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean over seeds and sample deviation (None for one seed)."""
+
+    mean: float
+    deviation: float | None = None
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method: ``stats`` is in the order of the comparison's columns."""
+
+    method: str
+    seeds: int
+    stats: Sequence[Stat]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    columns: Sequence[Column]
+    rows: Sequence[MethodRow]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Mean over runs with the smallest and largest run, one entry per evaluation."""
+
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method's evaluations: ``steps`` and mean ``seconds`` are the two horizontal axes."""
+
+    method: str
+    runs: int
+    steps: Sequence[float]
+    seconds: Sequence[float]
+    top1: Series
+    nll: Series
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """r(s) = P(argmax = y | s) at the scores ``at``, with its confidence band."""
+
+    at: Sequence[float]
+    rate: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
+class ConfidencePanel:
+    """Histogram of the teacher's score over all stored crops, split by region.
+
+    ``edges`` has one entry more than each of the three ``counts`` (one row per region code).
+    ``thresholds`` are (T_L, T_M, T_T), or None where they are ranks within an image and so have no
+    place on this axis. ``chance`` is 1 / classes.
+    """
+
+    edges: Sequence[float]
+    counts: Sequence[Sequence[int]]
+    thresholds: tuple[float, float, float] | None
+    reliability: Reliability | None = None
+    chance: float | None = None
+    score: str = "max_prob"
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RegionShares:
+    """How much of the true object the crops of one region hold; nan where it has no crop."""
+
+    region: int
+    crops: int
+    mean: float
+    quartiles: tuple[float, float, float]
+    holding: float
+    histogram: Sequence[int]
+
+
+@dataclass(frozen=True)
+class MiningPanel:
+    """Region mining judged by the true boxes.
+
+    ``holds`` is the share of the object from which a crop counts as holding it, ``positives`` the
+    share of such crops; the ROC is that of the score for them.
+    """
+
+    regions: Sequence[RegionShares]
+    auroc: float
+    positives: float
+    false_rate: Sequence[float]
+    true_rate: Sequence[float]
+    holds: float = 0.5
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class GalleryCrop:
+    """One crop: box as (top, left, height, width) in pixels of the image, best classes first."""
+
+    box: tuple[int, int, int, int]
+    flip: bool
+    region: int
+    score: float
+    top: Sequence[tuple[str, float]] = ()
+
+
+@dataclass(frozen=True)
+class GalleryItem:
+    """An image, its thumbnail as a JPEG data URI, its crops, and the true box if known."""
+
+    name: str
+    image: str
+    height: int
+    width: int
+    crops: Sequence[GalleryCrop]
+    target: str = ""
+    object_box: tuple[int, int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        _check_uri(self.image)
+
+
+@dataclass(frozen=True)
+class CropThumb:
+    """One crop as the student sees it."""
+
+    name: str
+    image: str
+    crop: GalleryCrop
+    target: str = ""
+
+    def __post_init__(self) -> None:
+        _check_uri(self.image)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    items: Sequence[GalleryItem]
+    thumbs: Sequence[CropThumb] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen and why."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+    verdict: str = ""
+    facts: Sequence[Fact] = ()
+    comparison: Comparison | None = None
+    curves: Sequence[Curve] = ()
+    confidence: ConfidencePanel | None = None
+    mining: MiningPanel | None = None
+    gallery: Gallery | None = None
+    choices: Sequence[Choice] = ()
+    commands: Sequence[str] = ()
+
+
+def _check_uri(uri: str) -> None:
+    # Anything else would make the page reach out of itself.
+    if not uri.startswith(JPEG_URI):
+        raise ValueError(f"{uri[:40]!r} is not an embedded image: it must begin with {JPEG_URI!r}")

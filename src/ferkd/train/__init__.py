@@ -1,0 +1,8 @@
+"""Training: the loop (:class:`Trainer`) and whole runs from a recipe (:func:`train`)."""
+
+from __future__ import annotations
+
+from ferkd.train.run import train
+from ferkd.train.trainer import NonFiniteLoss, Trainer
+
+__all__ = ["NonFiniteLoss", "Trainer", "train"]

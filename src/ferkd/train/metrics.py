@@ -1,0 +1,94 @@
+"""The record of a run: one JSON object a line, and TensorBoard if asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ferkd.errors import InputError
+from ferkd.train.checkpoint import atomic_write
+
+Line = dict[str, Any]
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The lines of a metrics file; a torn last line (of a killed run) is left out."""
+    lines: list[Line] = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+class MetricsLog:
+    """Appends lines to ``path``; on opening, lines after step ``keep`` are cut away.
+
+    A run continued from a checkpoint of step s opens with ``keep=s``, so that no step is listed
+    twice. ``tensorboard`` is a folder for TensorBoard's event files, or None.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 0, tensorboard: Path | None = None) -> None:
+        self._board = _summary_writer(tensorboard, keep) if tensorboard else None
+        kept = [line for line in read_metrics(path) if line["step"] <= keep] if keep else []
+        text = "".join(_dump(line) for line in kept)
+        atomic_write(path, lambda file: file.write(text.encode()))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, line: Line) -> None:
+        """Append one line; it has at least "kind" and "step"."""
+        self._file.write(_dump(line))
+        self._file.flush()
+        if self._board is not None:
+            for key, value in line.items():
+                if key not in ("kind", "step") and isinstance(value, int | float):
+                    self._board.add_scalar(f"{line['kind']}/{key}", value, line["step"])
+
+    def sync(self) -> None:
+        """Bring what was written to the disk, before a checkpoint that relies on it."""
+        os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def require_tensorboard() -> None:
+    """Raise InputError, naming the extra, if TensorBoard is not installed."""
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "tensorboard: true needs the package tensorboard, which is not installed; "
+            'pip install "ferkd[tensorboard]", or set tensorboard: false'
+        ) from None
+
+
+def _summary_writer(folder: Path, keep: int) -> Any:
+    require_tensorboard()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=keep + 1 if keep else None)
+
+
+def _dump(line: Line) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"

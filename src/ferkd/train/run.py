@@ -1,0 +1,317 @@
+"""A whole training run: from a recipe to a folder with weights, metrics and a result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ferkd import objectives
+from ferkd.compute import Normalise, resolve_device, resolve_precision
+from ferkd.errors import InputError
+from ferkd.evaluate import CenterCrops, match_classes, measure, predict
+from ferkd.images import ImageSource, open_images
+from ferkd.labels import SoftLabels
+from ferkd.students import ModelConfig, build_student, check_input, normalisation
+from ferkd.train import folder as folders
+from ferkd.train.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_json
+from ferkd.train.data import TrainingData, mixer, open_data
+from ferkd.train.interrupt import Interrupt
+from ferkd.train.metrics import MetricsLog, require_tensorboard
+from ferkd.train.optim import build_optimizer
+from ferkd.train.schedule import learning_rate
+from ferkd.train.trainer import Objective, Trainer
+
+if TYPE_CHECKING:
+    from ferkd.config import Recipe
+
+Progress = Callable[[dict[str, Any]], None]
+
+log = logging.getLogger("ferkd")
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train the student of ``recipe`` and leave the run in the folder ``out``; returns its result.
+
+    ``progress`` is called with the lines of metrics.jsonl ("kind" train or eval) and before them
+    with {"kind": "start", "steps", "step", ...}. With ``resume`` an interrupted run continues (to
+    the bit on the CPU), a finished one returns its result at once, and a missing one starts.
+    On SIGINT and SIGTERM the state is saved and KeyboardInterrupt raised. Raises InputError for
+    anything that the recipe, the folder or the data get wrong, before anything is written;
+    RuntimeError when training diverges.
+    """
+    out = Path(out)
+    settings = recipe.to_dict()
+    folders.prepare(out, settings, resume=resume, overwrite=overwrite)
+    if resume and (out / folders.RESULT).is_file():
+        return dict(json.loads((out / folders.RESULT).read_text(encoding="utf-8")))
+    if recipe.tensorboard:
+        require_tensorboard()
+
+    data = open_data(recipe)
+    torch.manual_seed(recipe.seed)
+    size = recipe.data.image_size
+    model = build_student(recipe.student, data.num_classes, image_size=size)
+    check_input(model, recipe.student.name, size, data.num_classes)
+    mean, std = normalisation(recipe.student, model)
+    config = ModelConfig(
+        architecture=recipe.student.name,
+        num_classes=data.num_classes,
+        class_names=data.class_names,
+        image_size=size,
+        mean=mean,
+        std=std,
+        crop_fraction=recipe.evaluation.crop_fraction,
+        model_args=recipe.student.model_args,
+    )
+    trainer = _trainer(recipe, model, data, config)
+    evaluation = _evaluation(recipe, trainer, config)
+
+    checkpoint = out / folders.CHECKPOINT
+    state = load_checkpoint(checkpoint) if resume and checkpoint.is_file() else None
+    if state is not None:
+        _check_same(state, folders.recipe_hash(settings), data.identity, checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        folders.clear(out)
+    folders.write_recipe(out, settings)
+    write_json(out / folders.CONFIG, config.model_dump(mode="json"))
+    return _Run(recipe, out, data, trainer, evaluation, progress).go(state)
+
+
+def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: ModelConfig) -> Trainer:
+    device = resolve_device(recipe.device)
+    dtype = resolve_precision(recipe.precision, device)
+    model = model.to(device)
+    loader, schedule = data.loader, recipe.schedule
+    steps = schedule.total_steps(loader.images, loader.batch_size)
+    warmup = schedule.warmup_steps(loader.images, loader.batch_size)
+
+    def rate(step: int) -> float:
+        return learning_rate(
+            step, total=steps, warmup=warmup, peak=recipe.optimizer.lr, floor=schedule.min_lr
+        )
+
+    smoothing = recipe.loss.label_smoothing
+    return Trainer(
+        model,
+        loader,
+        _objective(recipe),
+        optimizer=build_optimizer(recipe.optimizer, model),
+        learning_rate=rate,
+        steps=steps,
+        normalise=Normalise(config.mean, config.std, device),
+        dtype=dtype,
+        mixer=mixer(
+            recipe.mix,
+            crops_per_image=recipe.data.crops_per_image,
+            seed=recipe.seed,
+            num_classes=data.num_classes,
+            label_smoothing=smoothing,
+        ),
+        ema=recipe.ema,
+        clip_grad=recipe.clip_grad,
+        channels_last=recipe.channels_last,
+        compile=recipe.compile,
+    )
+
+
+def _objective(recipe: Recipe) -> Objective:
+    """Cross-entropy with the ground truth where a batch has no labels, else the soft objective.
+
+    Hard targets that were mixed are soft labels, of which the plain soft cross-entropy is the
+    cross-entropy.
+    """
+    smoothing = recipe.loss.label_smoothing
+    if recipe.method == "hard":
+        soft = objectives.build("soft_ce")
+    else:
+        soft = objectives.build(recipe.loss.objective, **recipe.loss.options)
+
+    def objective(logits: Tensor, labels: SoftLabels | None, targets: Tensor) -> Tensor:
+        if labels is None:
+            return nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+        return soft(logits, labels, targets)
+
+    return objective
+
+
+Evaluate = Callable[[], dict[str, float]]
+
+
+def _evaluation(recipe: Recipe, trainer: Trainer, config: ModelConfig) -> Evaluate | None:
+    """What evaluates the student on the validation images; None where the recipe has none."""
+    if recipe.data.val is None:
+        return None
+    images: ImageSource = open_images(recipe.data.val)
+    targets = torch.from_numpy(images.targets.astype(np.int64))
+    if config.class_names:
+        targets = match_classes(targets, images.class_names, config.class_names, source=images.name)
+    elif len(images.class_names) != config.num_classes:
+        raise InputError(
+            f"{images.name} has {len(images.class_names)} classes, the labels have "
+            f"{config.num_classes}; give validation images of the labels' classes as data.val"
+        )
+    crops = CenterCrops(
+        images,
+        image_size=config.image_size,
+        crop_fraction=config.crop_fraction,
+        workers=recipe.data.workers,
+    )
+
+    def evaluate() -> dict[str, float]:
+        found = predict(
+            trainer.best_model,
+            crops,
+            normalise=trainer.normalise,
+            dtype=trainer.dtype,
+            batch_size=recipe.evaluation.batch_size,
+        )
+        return measure(found.logits, targets[found.rows])
+
+    return evaluate
+
+
+def _check_same(state: dict[str, Any], recipe: str, data: str, checkpoint: Path) -> None:
+    if state["recipe"] != recipe:
+        raise InputError(
+            f"{checkpoint} belongs to another recipe than the recipe.yaml beside it; start anew "
+            "with --overwrite"
+        )
+    if state["data"] != data:
+        raise InputError(
+            f"the images or their classes are not those that {checkpoint} was trained on; restore "
+            "them, or start anew with --overwrite"
+        )
+
+
+class _Run:
+    """The outer loop: logs, evaluates and saves between the trainer's steps."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        data: TrainingData,
+        trainer: Trainer,
+        evaluate: Evaluate | None,
+        progress: Progress | None,
+    ) -> None:
+        self.recipe, self.out, self.data, self.trainer = recipe, out, data, trainer
+        self.evaluate = evaluate
+        self.progress = progress or (lambda line: None)
+        self.figures: dict[str, float] = {}  # of the last evaluation
+        every, loader = recipe.evaluation.every_epochs, data.loader
+        steps_per_epoch = loader.images / loader.batch_size
+        self.eval_steps = trainer.steps if every is None else max(1, round(every * steps_per_epoch))
+
+    def go(self, state: dict[str, Any] | None) -> dict[str, Any]:
+        """Train from ``state`` (None: from the start) to the end."""
+        trainer, recipe = self.trainer, self.recipe
+        if state is not None:
+            trainer.load_state(state)
+            self.figures = state["figures"]
+        self._announce()
+        board = self.out / folders.TENSORBOARD if recipe.tensorboard else None
+        path = self.out / folders.METRICS
+        with (
+            MetricsLog(path, keep=trainer.step, tensorboard=board) as self.metrics,
+            Interrupt() as interrupt,
+            closing(cast(Any, trainer.run())) as steps,
+        ):
+            saved = time.monotonic()
+            for step in steps:
+                last = step == trainer.steps
+                if last or step % recipe.log_steps == 0:
+                    self._log_training()
+                if self.evaluate and (last or step % self.eval_steps == 0):
+                    self._log_evaluation(self.evaluate)
+                due = time.monotonic() - saved > recipe.checkpoint_seconds
+                if last or due or interrupt.requested:
+                    self._save()
+                    saved = time.monotonic()
+                if interrupt.requested and not last:
+                    log.warning("interrupted at step %d; the state is saved", step)
+                    raise KeyboardInterrupt
+        return self._finish()
+
+    def _announce(self) -> None:
+        trainer = self.trainer
+        start: dict[str, Any] = {
+            "kind": "start",
+            "step": trainer.step,
+            "steps": trainer.steps,
+            "images": self.data.loader.images,
+            "batch_size": self.data.loader.batch_size,
+            "device": str(trainer.device),
+            "precision": str(trainer.dtype).removeprefix("torch."),
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        }
+        if self.data.mining is not None:
+            start["regions"] = self.data.mining.describe()
+            log.info("%s", start["regions"])
+        self.progress(start)
+
+    @property
+    def _epoch(self) -> float:
+        loader = self.data.loader
+        return self.trainer.step * loader.batch_size / loader.images
+
+    def _write(self, kind: str, figures: dict[str, float]) -> None:
+        trainer = self.trainer
+        where = {"kind": kind, "step": trainer.step, "epoch": self._epoch}
+        line = {**where, **figures, "seconds": trainer.seconds, "crops": trainer.crops}
+        self.metrics.write(line)
+        self.progress(line)
+
+    def _log_training(self) -> None:
+        trainer = self.trainer
+        rate = trainer.learning_rate(trainer.step - 1)
+        self._write("train", {"loss": trainer.mean_loss(), "lr": rate})
+
+    def _log_evaluation(self, evaluate: Evaluate) -> None:
+        self.figures = evaluate()
+        self._write("eval", self.figures)
+
+    def _save(self) -> None:
+        state = self.trainer.state()
+        self.metrics.sync()
+        state["figures"] = self.figures
+        state["recipe"] = folders.recipe_hash(self.recipe.to_dict())
+        state["data"] = self.data.identity
+        save_checkpoint(self.out / folders.CHECKPOINT, state)
+
+    def _finish(self) -> dict[str, Any]:
+        trainer, mining = self.trainer, self.data.mining
+        save_weights(self.out / folders.WEIGHTS, trainer.best_model)
+        result: dict[str, Any] = {
+            "method": self.recipe.method,
+            "student": self.recipe.student.name,
+            "seed": self.recipe.seed,
+            **self.figures,
+            "epochs": self._epoch,
+            "steps": trainer.steps,
+            "seconds": trainer.seconds,
+            "crops_per_second": trainer.crops / trainer.seconds,
+            "run": str(self.out),
+        }
+        if mining is not None:
+            result["thresholds"] = list(mining.thresholds)
+            result["regions"] = mining.shares
+        write_json(self.out / folders.RESULT, result)
+        return result

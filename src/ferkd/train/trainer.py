@@ -1,0 +1,205 @@
+"""The training loop: a model, a stream of batches, an objective and an optimiser.
+
+Usable alone, with any model and any object that has ``batches(start, stop)``::
+
+    trainer = Trainer(model, loader, objective, optimizer=optimizer, steps=1000,
+                      learning_rate=lambda step: 0.1, normalise=Normalise(mean, std, device))
+    for step in trainer.run():
+        if step % 100 == 0:
+            print(step, trainer.mean_loss())
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import chain
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from ferkd.compute import Normalise, autocast
+from ferkd.labels.soft import SoftLabels
+from ferkd.train.checkpoint import random_state, restore_random_state
+from ferkd.train.ema import Ema
+
+Objective = Callable[[Tensor, SoftLabels | None, Tensor], Tensor]
+# (step, images, labels, targets) -> mixed images and labels
+Mixer = Callable[[int, Tensor, SoftLabels | None, Tensor], tuple[Tensor, SoftLabels]]
+
+
+class BatchLike(Protocol):
+    """What the trainer takes of a batch: images uint8 [B, 3, S, S], labels, targets int64 [B]."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> SoftLabels | None: ...
+    @property
+    def targets(self) -> Tensor: ...
+
+
+class StepLoader(Protocol):
+    """A stream of batches addressed by step: the same step is always the same batch."""
+
+    def batches(self, start: int, stop: int) -> Iterator[Any]: ...
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became infinite or NaN: training has diverged."""
+
+
+class Trainer:
+    """Trains ``model`` on ``steps`` batches of ``loader``; :meth:`run` yields after each step.
+
+    ``objective(logits float32 [B, C], labels, targets)`` gives the loss; ``learning_rate(step)``
+    the rate of each 0-based step. ``dtype`` other than float32 turns autocast on (float16 scales
+    the loss). ``mixer`` mixes normalised images and labels, on the device; ``ema`` is the decay of
+    an average of the weights, ``clip_grad`` the largest norm of the gradient. ``model`` is moved
+    to the normaliser's device. ``seconds`` counts the time spent in steps, waiting for data
+    included and everything that the caller does between steps left out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: StepLoader,
+        objective: Objective,
+        *,
+        optimizer: torch.optim.Optimizer,
+        learning_rate: Callable[[int], float],
+        steps: int,
+        normalise: Normalise,
+        dtype: torch.dtype = torch.float32,
+        mixer: Mixer | None = None,
+        ema: float | None = None,
+        clip_grad: float | None = None,
+        channels_last: bool = True,
+        compile: bool = False,
+    ) -> None:
+        self.device = normalise.device
+        self.model = model.to(self.device)
+        if channels_last:
+            # Conv weights only change their layout, so this is in place for the optimizer too.
+            self.model = cast(Any, self.model).to(memory_format=torch.channels_last)
+        self.loader = loader
+        self.objective = objective
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.steps = steps
+        self.normalise = normalise
+        self.dtype = dtype
+        self.mixer = mixer
+        self.clip_grad = clip_grad
+        self.channels_last = channels_last
+        self.ema = None if ema is None else Ema(self.model, ema)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.step = 0
+        self.crops = 0
+        self.seconds = 0.0
+        self._losses: list[Tensor] = []
+        if compile:
+            self.model.compile()
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The model to evaluate and to keep: the average if there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def run(self) -> Iterator[int]:
+        """Train from the current step to the last, yielding the number of steps done."""
+        self.model.train()
+        with closing(cast(Any, self.loader.batches(self.step, self.steps))) as batches:
+            started = time.perf_counter()
+            # Starting a torch DataLoader draws from the global generator, which would shift
+            # dropout's stream in a continued run.
+            random = random_state()
+            first = next(batches, None)
+            restore_random_state(random)
+            for batch in chain([] if first is None else [first], batches):
+                self._take(batch)
+                self.seconds += time.perf_counter() - started
+                yield self.step
+                started = time.perf_counter()
+
+    def _take(self, batch: BatchLike) -> None:
+        """One optimiser step. Nothing here waits for the device."""
+        rate = self.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        images = self.normalise(batch.images)
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        targets = batch.targets.to(self.device, non_blocking=True)
+        labels = batch.labels
+        if labels is not None:
+            labels = labels.to(self.device, non_blocking=True)
+        if self.mixer is not None:
+            images, labels = self.mixer(self.step, images, labels, targets)
+        with autocast(self.device, self.dtype):
+            logits = self.model(images)
+        loss = self.objective(logits.float(), labels, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self._losses.append(loss.detach())
+        self.step += 1
+        self.crops += len(batch.images)
+
+    def mean_loss(self) -> float:
+        """The mean loss of the steps since the last call. Raises NonFiniteLoss."""
+        losses = self._read_losses()
+        self._losses = []
+        return sum(losses) / len(losses) if losses else float("nan")
+
+    def _read_losses(self) -> list[float]:
+        """The losses not yet reported; waits for the device, which counts as training time."""
+        if not self._losses:
+            return []
+        started = time.perf_counter()
+        losses = torch.stack(self._losses).double().cpu()
+        self.seconds += time.perf_counter() - started
+        finite = losses.isfinite()
+        if not bool(finite.all()):
+            step = self.step - len(losses) + int((~finite).int().argmax())
+            raise NonFiniteLoss(
+                f"the loss became {float(losses[~finite][0])} at step {step + 1} of {self.steps} "
+                f"(learning rate {self.learning_rate(step):.3g}): training has diverged. Lower "
+                "optimizer.lr, lengthen schedule.warmup, set clip_grad (for instance 1.0), or use "
+                "precision fp32"
+            )
+        return [float(v) for v in losses]
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on. Raises NonFiniteLoss when diverged."""
+        losses = self._read_losses()
+        return {
+            "step": self.step,
+            "crops": self.crops,
+            "seconds": self.seconds,
+            "losses": losses,
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state`; the rest of the run is then as if it had not stopped."""
+        self.step, self.crops, self.seconds = state["step"], state["crops"], state["seconds"]
+        self._losses = [torch.tensor(v, device=self.device) for v in state["losses"]]
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        restore_random_state(state["random"])

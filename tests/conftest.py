@@ -1,0 +1,46 @@
+"""What all tests share: real photographs where they are at hand, small ones where they are not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when a hub library is first imported; no test downloads
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def flowers() -> Path:
+    """The folder of flower photographs with train/ and val/, or a skip where it is absent."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "flowers"
+    if not (folder / "train").is_dir():
+        pytest.skip("needs the flower photographs in ../shared/data/flowers")
+    return folder
+
+
+@pytest.fixture
+def tiny_images(tmp_path: Path) -> Callable[..., Path]:
+    """``write(classes, size=(width, height), seed=0)`` -> the root of small JPEGs in class folders.
+
+    ``classes`` gives the number of images by class name. The images are coarse smooth noise, so
+    that JPEG keeps them nearly whole.
+    """
+
+    def write(classes: Mapping[str, int], size: tuple[int, int] = (48, 40), seed: int = 0) -> Path:
+        root = tmp_path / "images"
+        generator = np.random.default_rng(seed)
+        for name, count in classes.items():
+            (root / name).mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                coarse = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+                image = coarse.resize(size, Image.Resampling.BICUBIC)
+                image.save(root / name / f"{index:04}.jpg", quality=95)
+        return root
+
+    return write

@@ -1,0 +1,51 @@
+"""Optimisers: which parameters are decayed, and a step of each by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ferkd.train.optim import OptimizerConfig, build_optimizer, parameter_groups
+
+
+def test_norms_and_biases_are_not_decayed():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    decayed, others = parameter_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0.0
+    assert {id(p) for p in decayed["params"]} == {id(model[0].weight), id(model[3].weight)}
+    assert {id(p) for p in others["params"]} == {
+        id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model[3].bias)
+    }
+
+
+def test_frozen_parameters_and_empty_groups_are_left_out():
+    model = nn.Linear(2, 2)
+    model.weight.requires_grad_(False)
+    (only,) = parameter_groups(model, 0.1)
+    assert only["params"] == [model.bias] and only["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_one_step_by_hand(name):
+    """Weight 1 (decay .5), bias 1 (none), gradients 2, rate .1."""
+    model = nn.Linear(1, 1)
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+        parameter.grad = torch.full_like(parameter, 2.0)
+    build_optimizer(OptimizerConfig(name=name, lr=0.1, weight_decay=0.5), model).step()
+    # SGD: 1 - .1 (2 + .5 * 1) and 1 - .1 * 2. AdamW's first step is the rate itself:
+    # 1 (1 - .1 * .5) - .1 and 1 - .1.
+    expected = {"sgd": (0.75, 0.8), "adamw": (0.85, 0.9)}[name]
+    assert (model.weight.item(), model.bias.item()) == pytest.approx(expected)
+
+
+def test_sgd_momentum_by_hand():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    config = OptimizerConfig(name="sgd", lr=0.1, weight_decay=0.0, momentum=0.5)
+    optimizer = build_optimizer(config, model)
+    for _ in range(2):  # velocities 1 and 1.5
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+    assert model.weight.item() == pytest.approx(1 - 0.1 - 0.15)
