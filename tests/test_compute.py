@@ -19,12 +19,14 @@ def test_normalisation_by_hand():
 
 
 def test_normalisation_keeps_the_memory_format_and_its_input():
-    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    images = images.contiguous(memory_format=torch.channels_last)
-    before = images.clone()
-    out = Normalise((0.5,) * 3, (0.5,) * 3, CPU)(images)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(images, before)
+    planes = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    interleaved = planes.contiguous(memory_format=torch.channels_last)
+    before = interleaved.clone()
+    normalise = Normalise((0.5, 0.1, 0.2), (0.5, 0.3, 0.4), CPU)
+    assert torch.equal(normalise(interleaved), normalise(planes))
+    assert normalise(interleaved).is_contiguous(memory_format=torch.channels_last)
+    assert normalise(planes).is_contiguous()
+    assert torch.equal(interleaved, before)
 
 
 def test_unknown_and_absent_devices_are_refused():

@@ -14,9 +14,7 @@ from ferkd.errors import InputError
 from ferkd.labels.records import RecordFormat
 from ferkd.labels.soft import SoftLabels
 
-D = torch.tensor(
-    [[2.5, 1.0, -1.0, 0.5, -2.0]]
-)  # test vector D of the objectives' specification
+D = torch.tensor([[2.5, 1.0, -1.0, 0.5, -2.0]])  # test vector D of the objectives' specification
 D_PROBS = [0.714402, 0.159405, 0.021573, 0.096684, 0.007936]
 
 
@@ -28,9 +26,7 @@ def test_full_labels_are_the_softmax():
     labels = SoftLabels.from_logits(D)
     close(labels.dense()[0], D_PROBS)
     for temperature in (0.5, 2.0, 3.0, 20.0):
-        assert torch.allclose(
-            labels.dense(temperature), (D / temperature).softmax(1), atol=1e-6
-        )
+        assert torch.allclose(labels.dense(temperature), (D / temperature).softmax(1), atol=1e-6)
 
 
 def test_marginal_smoothing_and_renorm_by_hand():
@@ -55,14 +51,10 @@ def test_the_invented_tail_of_published_systems_is_not_ours():
     p = torch.full((1000,), 0.02 / 995)
     p[:5] = torch.tensor([0.9, 0.05, 0.015, 0.01, 0.005])
     ours = SoftLabels.from_logits(p.log()[None], k=5).dense(4.0)[0]
-    close(
-        ours[0], 0.014116, 1e-5
-    )  # here the tail truly is uniform, so the figure is right
+    close(ours[0], 0.014116, 1e-5)  # here the tail truly is uniform, so the figure is right
     peaked = p.clone()
     peaked[5:] = 1e-9
-    peaked[5] = (
-        1 - peaked.sum() + peaked[5]
-    )  # the same tail mass on one class: at T = 4 little
+    peaked[5] = 1 - peaked.sum() + peaked[5]  # the same tail mass on one class: at T = 4 little
     exact = peaked.pow(0.25) / peaked.pow(0.25).sum()
     stored = [0, 1, 5, 2, 3]
     ours = SoftLabels.from_logits(peaked.log()[None], k=5).dense(4.0)[0, stored]
@@ -127,9 +119,7 @@ def test_probability_of_the_truth_outside_the_stored_classes():
 
 
 def test_equal_logits_keep_the_lowest_class_numbers():
-    assert SoftLabels.from_logits(torch.zeros(1, 6), k=3).classes.tolist() == [
-        [0, 1, 2]
-    ]
+    assert SoftLabels.from_logits(torch.zeros(1, 6), k=3).classes.tolist() == [[0, 1, 2]]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -93,7 +93,12 @@ def test_a_store_gives_back_what_was_written(tmp_path):
     assert (store.labels(rows, crops).dense() - expected).abs().max() < 0.02
     everything = store.labels(np.arange(5)[:, None], np.arange(CROPS)[None])
     assert torch.equal(everything.top1(), labels.top1())
-    assert set(bytes_of(store.path)) == {"manifest.json", "images.npy", "ids.npy", "records-00000.npy"}
+    assert set(bytes_of(store.path)) == {
+        "manifest.json",
+        "images.npy",
+        "ids.npy",
+        "records-00000.npy",
+    }
     assert store.bytes_on_disk == sum(map(len, bytes_of(store.path).values()))
 
 
@@ -114,8 +119,12 @@ def test_several_record_files_are_one_store(tmp_path, monkeypatch):
     assert (split.records(rows, crops) == whole.records(rows, crops)).all()
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), unique=True, max_size=9))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), unique=True, max_size=9)
+)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None
+)
 def test_any_ids_are_found(tmp_path_factory, ids):
     ids = sorted(ids)
     store = write_store(tmp_path_factory.mktemp("ids") / "s", ids)
@@ -208,7 +217,10 @@ def test_a_folder_of_something_else_is_never_touched(tmp_path):
         ):
             pass
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="is a file"), StoreWriter(tmp_path / "file", store_settings(), 5):
+    with (
+        pytest.raises(InputError, match="is a file"),
+        StoreWriter(tmp_path / "file", store_settings(), 5),
+    ):
         pass
     assert bytes_of(tmp_path) == {"photos/images.npy": b"precious", "file": b"x"}
 

@@ -29,11 +29,7 @@ def one_hot_labels(rows: int) -> SoftLabels:
 
 def constant_images(rows: int, size: int = 8) -> torch.Tensor:
     """Row r is all r + 1, so a mixed pixel shows its partner and its share."""
-    return (
-        (torch.arange(rows) + 1.0)[:, None, None, None]
-        .expand(-1, 3, size, size)
-        .clone()
-    )
+    return (torch.arange(rows) + 1.0)[:, None, None, None].expand(-1, 3, size, size).clone()
 
 
 @given(st.integers(1, 9), st.integers(2, 8), st.integers(0, 99))
@@ -76,9 +72,7 @@ def test_across_images_labels_follow_the_pixels_too(mix):
 
 
 def test_cutmix_pastes_a_box_and_nothing_else():
-    mixed, out = cutmix(
-        constant_images(4), one_hot_labels(4), generator=np.random.default_rng(2)
-    )
+    mixed, out = cutmix(constant_images(4), one_hot_labels(4), generator=np.random.default_rng(2))
     for row in range(4):
         values = set(mixed[row, 0].unique().tolist())
         assert values <= {row + 1.0, float(out.partner.classes[row, 0]) + 1}
@@ -101,9 +95,7 @@ def test_the_share_of_a_box_is_counted_in_pixels(height, width, seed):
 def test_probability_zero_changes_nothing_and_one_half_about_half():
     images, labels = constant_images(400, 4), one_hot_labels(400)
     rng = np.random.default_rng(0)
-    same, out = selfmix(
-        images, labels, crops_per_image=4, probability=0.0, generator=rng
-    )
+    same, out = selfmix(images, labels, crops_per_image=4, probability=0.0, generator=rng)
     assert torch.equal(same, images) and torch.equal(out.dense(), labels.dense())
     half, _ = selfmix(images, labels, crops_per_image=4, probability=0.5, generator=rng)
     changed = (half != images).flatten(1).any(1).float().mean()
@@ -111,9 +103,7 @@ def test_probability_zero_changes_nothing_and_one_half_about_half():
 
 
 def test_uint8_images_are_rounded_not_truncated():
-    images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(
-        -1, 3, 4, 4
-    )
+    images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
     mixed, out = selfmix(
         images, one_hot_labels(2), crops_per_image=2, generator=np.random.default_rng(3)
     )
@@ -139,9 +129,7 @@ def test_the_settings_apply_their_kind():
             images, labels, crops_per_image=2, generator=np.random.default_rng(0)
         )
         assert out.partner is not None and not torch.equal(mixed, images)
-    same, out = Mix()(
-        images, labels, crops_per_image=2, generator=np.random.default_rng(0)
-    )
+    same, out = Mix()(images, labels, crops_per_image=2, generator=np.random.default_rng(0))
     assert same is images and out is labels
     again = [
         Mix(kind="selfmix")(

@@ -51,9 +51,7 @@ def test_equal_thresholds_leave_one_score():
     ],
 )
 def test_thresholds_out_of_order_are_refused(bad):
-    with pytest.raises(
-        InputError, match="out of order; they must satisfy 0 <= low <= middle"
-    ):
+    with pytest.raises(InputError, match="out of order; they must satisfy 0 <= low <= middle"):
         check_thresholds(*bad)
     with pytest.raises(ValueError, match="out of order"):
         Regions(thresholds=bad)
@@ -63,9 +61,7 @@ def test_scores_by_largest_and_by_true_probability():
     logits = torch.tensor([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]).log()
     labels = SoftLabels.from_logits(logits, torch.tensor([1, -1]), k=1)
     targets = torch.tensor([1, -1])
-    assert torch.allclose(
-        score_of(labels, targets, "max_prob"), torch.tensor([0.7, 0.7])
-    )
+    assert torch.allclose(score_of(labels, targets, "max_prob"), torch.tensor([0.7, 0.7]))
     true = score_of(labels, targets, "true_prob")
     assert true[0] == pytest.approx(0.2) and math.isnan(true[1])
     regions = classify(labels, targets, low=0.1, middle=0.5, top=0.9, score="true_prob")
@@ -111,9 +107,7 @@ def test_calibrated_labels_are_tempered_exactly():
 @given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 9), st.data())
 def test_calibration_of_any_batch(rows, classes, k, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
-    labels = SoftLabels.from_logits(
-        torch.from_numpy(rng.normal(0, 3, (rows, classes))), k=k
-    )
+    labels = SoftLabels.from_logits(torch.from_numpy(rng.normal(0, 3, (rows, classes))), k=k)
     targets = torch.from_numpy(rng.integers(-1, classes, rows))
     regions = torch.from_numpy(rng.integers(0, 3, rows).astype(np.int8))
     before, after = labels.dense(), calibrate(labels, targets, regions, 0.1).dense()

@@ -23,9 +23,7 @@ def test_isotonic_by_hand():
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_isotonic_is_monotone_and_keeps_the_mean(values):
     out = isotonic(np.array(values), np.ones(len(values)))
-    assert (np.diff(out) >= -1e-12).all() and out.mean() == pytest.approx(
-        np.mean(values)
-    )
+    assert (np.diff(out) >= -1e-12).all() and out.mean() == pytest.approx(np.mean(values))
 
 
 def test_wilson_by_hand():
@@ -73,9 +71,7 @@ def test_a_teacher_at_chance_is_not_trusted_anywhere():
 def test_without_ground_truth_only_the_easiest_go():
     scores = np.random.default_rng(0).random((40, 10))
     evidence = propose(scores, np.zeros(scores.shape, bool), np.zeros(40, bool), 5)
-    assert (
-        evidence.thresholds[:2] == (0.0, 0.0) and "no ground truth" in evidence.reason
-    )
+    assert evidence.thresholds[:2] == (0.0, 0.0) and "no ground truth" in evidence.reason
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))

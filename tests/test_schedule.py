@@ -18,9 +18,7 @@ def test_every_pass_shows_every_image_once(images, batch, seed):
         assert sorted(rows[visits == visit]) == list(range(images))
     pieces = [order.at(start, batch)[0] for start in range(0, 3 * images, batch)]
     assert (np.concatenate(pieces)[: 3 * images] == rows).all()
-    assert (
-        ImageOrder(images, seed).at(images, images)[0] == rows[images : 2 * images]
-    ).all()
+    assert (ImageOrder(images, seed).at(images, images)[0] == rows[images : 2 * images]).all()
 
 
 def test_passes_and_seeds_differ():
@@ -30,26 +28,19 @@ def test_passes_and_seeds_differ():
 
 
 def history(usable, visits, m, seed=0, image="a/b.jpg"):
-    shown = [
-        draw_crops(usable[None], [image], np.array([v]), m, seed)[0]
-        for v in range(visits)
-    ]
+    shown = [draw_crops(usable[None], [image], np.array([v]), m, seed)[0] for v in range(visits)]
     return np.concatenate(shown)
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 50), st.data())
 def test_crops_are_drawn_without_replacement_until_all_are_used(crops, m, seed, data):
     usable = np.zeros(crops, bool)
-    usable[data.draw(st.lists(st.integers(0, crops - 1), min_size=1, unique=True))] = (
-        True
-    )
+    usable[data.draw(st.lists(st.integers(0, crops - 1), min_size=1, unique=True))] = True
     n = int(usable.sum())
     shown = history(usable, 4 * n, m, seed)
     assert usable[shown].all()
     for cycle in range(len(shown) // n):
-        assert sorted(shown[cycle * n : (cycle + 1) * n]) == list(
-            np.flatnonzero(usable)
-        )
+        assert sorted(shown[cycle * n : (cycle + 1) * n]) == list(np.flatnonzero(usable))
     if n >= 2 * m:
         assert all(len(set(v)) == m for v in shown.reshape(-1, m))
 

@@ -140,7 +140,7 @@ def test_the_loss_is_the_mean_since_it_was_last_asked():
 
     def recorded(*args):
         loss = objective(*args)
-        losses.append(float(loss))
+        losses.append(loss.item())
         return loss
 
     t.objective = recorded

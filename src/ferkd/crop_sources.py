@@ -16,9 +16,7 @@ from ferkd.labels import LabelStore, SoftLabels
 from ferkd.regions import Mining, Region, Regions, calibrate, mine
 from ferkd.schedule import draw_crops
 
-_CHECKED = (
-    16  # images whose content is compared with the store's fingerprints on opening
-)
+_CHECKED = 16  # images whose content is compared with the store's fingerprints on opening
 
 
 class CropSource(Protocol):
@@ -35,9 +33,7 @@ class CropSource(Protocol):
     def image(self, row: int) -> tuple[int, str]:
         """The image's place in the image source, and its id."""
 
-    def choose(
-        self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int
-    ) -> Chosen:
+    def choose(self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int) -> Chosen:
         """What the images ``rows`` show at their visits."""
 
     def boxes(
@@ -82,9 +78,7 @@ class FreshCrops:
     def image(self, row: int) -> tuple[int, str]:
         return row, self._images.ids[row]
 
-    def choose(
-        self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int
-    ) -> Chosen:
+    def choose(self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int) -> Chosen:
         crops = visits[:, None] * m + np.arange(m)
         return Chosen(crops, self._images.targets[rows].astype(np.int64))
 
@@ -131,9 +125,7 @@ class StoredCrops:
     def image(self, row: int) -> tuple[int, str]:
         return int(self._sources[row]), self.store.ids[row]
 
-    def choose(
-        self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int
-    ) -> Chosen:
+    def choose(self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int) -> Chosen:
         store = self.store
         ids = [store.ids[int(row)] for row in rows]
         if self.mining is None:
@@ -167,11 +159,7 @@ class StoredCrops:
     def boxes(
         self, chosen: Chosen, i: int, image_id: str, shape: tuple[int, ...]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        assert (
-            chosen.boxes is not None
-            and chosen.flips is not None
-            and chosen.sizes is not None
-        )
+        assert chosen.boxes is not None and chosen.flips is not None and chosen.sizes is not None
         if shape != tuple(chosen.sizes[i]):
             raise InputError(
                 f"{image_id} is {shape[0]}x{shape[1]} pixels, but was labelled at "
@@ -188,11 +176,7 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
             f"the labels of {store.path} were made with the crop rule {rule!r}, this release cuts "
             f"by {CUT_RULE!r}; label again, or use the release that made them"
         )
-    if (
-        images.class_names
-        and store.settings.targets
-        and images.class_names != store.class_names
-    ):
+    if images.class_names and store.settings.targets and images.class_names != store.class_names:
         raise InputError(
             f"the classes of {images.name} ({_some(images.class_names)}) are not those of the "
             f"labels {store.path} ({_some(store.class_names)}); use the images that were labelled"
@@ -207,9 +191,7 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
             "image set: use the images that were labelled, or label these"
         )
     for row in np.unique(np.linspace(0, len(store) - 1, min(_CHECKED, len(store))).astype(int)):
-        if fingerprint(images.read(int(sources[row]))) != int(
-            store.images["fingerprint"][row]
-        ):
+        if fingerprint(images.read(int(sources[row]))) != int(store.images["fingerprint"][row]):
             raise InputError(
                 f"{store.ids[int(row)]} in {images.name} is not the file that was labelled for "
                 f"{store.path} (its content differs); use the labelled images, or label these"

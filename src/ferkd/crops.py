@@ -15,9 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Recorded in every label store; a loader refuses labels that were cut by another rule.
-CUT_RULE = (
-    "opencv area when both sides shrink and one at least twofold, else bilinear; v1"
-)
+CUT_RULE = "opencv area when both sides shrink and one at least twofold, else bilinear; v1"
 
 _ATTEMPTS = 10  # torchvision's number of tries before it falls back to a central crop
 _SLOTS = 32  # random numbers set aside for one crop; a power of two, 23 are used
@@ -67,18 +65,14 @@ def random_boxes(
     height = np.asarray(heights, dtype=np.int64)[:, None]
     width = np.asarray(widths, dtype=np.int64)[:, None]
     if len(ids) != height.shape[0] or len(ids) != width.shape[0]:
-        raise ValueError(
-            f"{len(ids)} ids for {height.shape[0]} heights, {width.shape[0]} widths"
-        )
+        raise ValueError(f"{len(ids)} ids for {height.shape[0]} heights, {width.shape[0]} widths")
     if height.size and min(height.min(), width.min()) < 1:
         raise ValueError("heights and widths must be at least 1 pixel")
     keys = image_keys(ids, seed)
     crop_numbers = np.arange(first, first + crops, dtype=np.uint64)
 
     def uniform(slot: int) -> NDArray[np.float64]:
-        return uniforms(
-            keys[:, None], crop_numbers[None, :] * np.uint64(_SLOTS) + np.uint64(slot)
-        )
+        return uniforms(keys[:, None], crop_numbers[None, :] * np.uint64(_SLOTS) + np.uint64(slot))
 
     shape = (len(ids), crops)
     box_h, box_w = (np.zeros(shape, dtype=np.int64) for _ in range(2))
@@ -120,15 +114,11 @@ def _central_size(
 def image_keys(ids: Sequence[str], seed: int) -> NDArray[np.uint64]:
     """One 64-bit random key for each image id, [N], from (seed, id) alone (keyed BLAKE2b)."""
     salt = int(seed).to_bytes(16, "little", signed=True)
-    digests = (
-        hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids
-    )
+    digests = (hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def hashes(
-    keys: NDArray[np.uint64], counters: NDArray[np.uint64]
-) -> NDArray[np.uint64]:
+def hashes(keys: NDArray[np.uint64], counters: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64 at position ``counters`` of the streams ``keys``; the two broadcast.
 
     A counter-based generator of our own, because a library's random stream may change between
@@ -142,16 +132,12 @@ def hashes(
         return np.asarray(x ^ (x >> np.uint64(31)))
 
 
-def uniforms(
-    keys: NDArray[np.uint64], counters: NDArray[np.uint64]
-) -> NDArray[np.float64]:
+def uniforms(keys: NDArray[np.uint64], counters: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) with 53 bits, from :func:`hashes`."""
     return np.asarray((hashes(keys, counters) >> np.uint64(11)) * 2.0**-53)
 
 
-def center_box(
-    height: int, width: int, fraction: float = 1.0
-) -> tuple[int, int, int, int]:
+def center_box(height: int, width: int, fraction: float = 1.0) -> tuple[int, int, int, int]:
     """The central square whose side is ``fraction`` of the shorter side: the evaluation crop.
 
     Equals resizing the shorter side to S / fraction and cutting the central S x S.
@@ -176,8 +162,7 @@ def cut(
     """
     top, left, height, width = (int(v) for v in box)
     if not (
-        0 <= top < top + height <= image.shape[0]
-        and 0 <= left < left + width <= image.shape[1]
+        0 <= top < top + height <= image.shape[0] and 0 <= left < left + width <= image.shape[1]
     ):
         raise ValueError(
             f"box (top {top}, left {left}, height {height}, width {width}) does not lie inside "

@@ -97,24 +97,18 @@ def label(
             "least 1"
         )
     source = open_images(images, targets=targets)
-    loaded = load_teacher(
-        teacher, image_size=image_size, device=device, precision=precision
-    )
+    loaded = load_teacher(teacher, image_size=image_size, device=device, precision=precision)
     if targets:
         check_classes(loaded, source.class_names)
     settings = manifests.Settings(
-        record=manifests.Record(
-            **vars(RecordFormat.choose(top_k, loaded.num_classes, values))
-        ),
+        record=manifests.Record(**vars(RecordFormat.choose(top_k, loaded.num_classes, values))),
         crops=manifests.Crops(
             count=crops,
             distribution=distribution or CropDistribution(),
             seed=seed,
             rule=CUT_RULE,
         ),
-        images=manifests.Images(
-            decoder=DECODER, exif=exif, listing=listing(source.ids)
-        ),
+        images=manifests.Images(decoder=DECODER, exif=exif, listing=listing(source.ids)),
         # The batch size is here because float rounding may depend on it.
         teacher={**loaded.describe(), "batch_size": batch_size},
         class_names=source.class_names if targets else loaded.class_names,
@@ -123,9 +117,7 @@ def label(
         software=f"ferkd {__version__}, torch {torch.__version__}",
     )
     with (
-        StoreWriter(
-            out, settings, len(source), resume=resume, overwrite=overwrite
-        ) as writer,
+        StoreWriter(out, settings, len(source), resume=resume, overwrite=overwrite) as writer,
         ThreadPoolExecutor(workers) as pool,
     ):
         labeller = _Labeller(source, loaded, settings, batch_size, workers, pool)
@@ -137,9 +129,7 @@ def label(
             part = labeller.label(writer.part_range(number))
             unreadable += part.skipped
             check_unreadable_share(unreadable, len(source), max_unreadable)
-            skipped = [
-                manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped
-            ]
+            skipped = [manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped]
             writer.write(number, part.ids, part.table(), part.joined(), skipped)
             done += len(writer.part_range(number))
             crops_done += len(part.ids) * crops
@@ -147,9 +137,7 @@ def label(
                 elapsed = time.perf_counter() - begun
                 progress(Progress(done, len(source), crops_done, elapsed))
         if not writer.finished():
-            check_unreadable_share(
-                _listed(writer.skipped()), len(source), max_unreadable
-            )
+            check_unreadable_share(_listed(writer.skipped()), len(source), max_unreadable)
         return writer.finish()
 
 
@@ -232,9 +220,7 @@ class _Labeller:
     def _segments(self, part: _Part, members: range) -> Iterator[_Segment]:
         crops = self._settings.crops
         ahead = 2 * self._workers
-        for image in _ahead(
-            (self._pool.submit(self._decode, m) for m in members), ahead
-        ):
+        for image in _ahead((self._pool.submit(self._decode, m) for m in members), ahead):
             if isinstance(image, Unreadable):
                 part.skipped.append(image)
                 continue
@@ -265,9 +251,7 @@ class _Labeller:
         return _Decoded(place, pixels, fingerprint(data))
 
     def _batches(self, segments: Iterator[_Segment]) -> Iterator[_Batch]:
-        return _ahead(
-            (self._pool.submit(self._cut, g) for g in self._grouped(segments)), 2
-        )
+        return _ahead((self._pool.submit(self._cut, g) for g in self._grouped(segments)), 2)
 
     def _grouped(self, segments: Iterator[_Segment]) -> Iterator[list[_Segment]]:
         """Lists of segments of ``batch_size`` crops together, the last one possibly fewer."""
@@ -279,9 +263,7 @@ class _Labeller:
                 stop = min(start + free, count)
                 taken = slice(start, stop)
                 group.append(
-                    segment._replace(
-                        boxes=segment.boxes[taken], flips=segment.flips[taken]
-                    )
+                    segment._replace(boxes=segment.boxes[taken], flips=segment.flips[taken])
                 )
                 free -= stop - start
                 start = stop

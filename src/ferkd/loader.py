@@ -251,9 +251,7 @@ class _Steps(Dataset["Batch | _Failure"]):
     def __getitem__(self, step: int) -> Batch | _Failure:
         try:
             return self._batch(step)
-        except (
-            InputError
-        ) as error:  # as a value: a worker's exception would arrive as a traceback
+        except InputError as error:  # as a value: a worker's exception would arrive as a traceback
             return _Failure(str(error))
 
     def _batch(self, step: int) -> Batch:
@@ -276,9 +274,7 @@ class _Steps(Dataset["Batch | _Failure"]):
             for c in range(m):
                 cut(image, boxes[c], bool(flips[c]), size, out=pixels[i * m + c])
         if unreadable:  # the stand-ins have targets of their own
-            chosen = replace(
-                chosen, targets=self.source.choose(rows, visits, m).targets
-            )
+            chosen = replace(chosen, targets=self.source.choose(rows, visits, m).targets)
         return Batch(
             images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
             labels=chosen.labels,
@@ -297,9 +293,7 @@ class _Steps(Dataset["Batch | _Failure"]):
         except UnreadableImage as error:
             return Unreadable(image_id, str(error))
 
-    def _stand_in(
-        self, row: int, unreadable: list[Unreadable]
-    ) -> tuple[NDArray[np.uint8], int]:
+    def _stand_in(self, row: int, unreadable: list[Unreadable]) -> tuple[NDArray[np.uint8], int]:
         """The next image after ``row`` that can be read; the ones before it are listed."""
         for step in range(len(self.source)):
             candidate = (row + step) % len(self.source)

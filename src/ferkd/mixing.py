@@ -60,9 +60,7 @@ class Mix(BaseModel):
         return images, labels
 
 
-def SelfMix(
-    operator: Operator = "mixup", alpha: float = 1.0, probability: float = 1.0
-) -> Mix:
+def SelfMix(operator: Operator = "mixup", alpha: float = 1.0, probability: float = 1.0) -> Mix:
     """FerKD's mixing: partners are other crops of the same image."""
     return Mix(kind="selfmix", operator=operator, alpha=alpha, probability=probability)
 

@@ -67,9 +67,7 @@ class Regions(BaseModel):
 
     @field_validator("thresholds")
     @classmethod
-    def _ordered(
-        cls, value: str | tuple[float, float, float]
-    ) -> str | tuple[float, float, float]:
+    def _ordered(cls, value: str | tuple[float, float, float]) -> str | tuple[float, float, float]:
         if not isinstance(value, str):
             check_thresholds(*value)
         return value
@@ -107,9 +105,7 @@ def classify(
 ) -> Tensor:
     """The region of each label of a batch, int8 [B]; ``targets`` int64 [B], -1 for none."""
     scores = score_of(labels, targets, score).cpu().numpy()
-    return torch.from_numpy(classify_scores(scores, low, middle, top)).to(
-        labels.classes.device
-    )
+    return torch.from_numpy(classify_scores(scores, low, middle, top)).to(labels.classes.device)
 
 
 def score_of(labels: SoftLabels, targets: Tensor | None, score: Score) -> Tensor:
@@ -185,9 +181,7 @@ class Mining:
             line += f"; {self.rescued} images with all crops discarded count as hard"
         if self.without_target:
             line += f"; {self.without_target} images without ground truth keep their soft labels"
-        return (
-            line if self.evidence is None else f"{line} (auto: {self.evidence.reason})"
-        )
+        return line if self.evidence is None else f"{line} (auto: {self.evidence.reason})"
 
 
 def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
@@ -205,9 +199,7 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
     else:
         thresholds = check_thresholds(*settings.thresholds)
     regions = classify_scores(scores, *thresholds)
-    shares = {
-        region.name.lower(): float((regions == region).mean()) for region in Region
-    }
+    shares = {region.name.lower(): float((regions == region).mean()) for region in Region}
     kept = keep_every_image(regions)
     return Mining(
         regions=kept,

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 
 _BINS = 100
 _Z = 1.96  # 95 % confidence
-EASY_SHARE = (
-    0.01  # of the training signal, sum of 1 - s, that the easiest crops may take along
-)
+EASY_SHARE = 0.01  # of the training signal, sum of 1 - s, that the easiest crops may take along
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,7 @@ class Evidence:
     reason: str
 
 
-def isotonic(
-    values: NDArray[np.float64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def isotonic(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """The non-decreasing sequence nearest to ``values`` in weighted least squares.
 
     Pool-adjacent-violators; source: Barlow et al., "Statistical inference under order
@@ -69,9 +65,7 @@ def isotonic(
     return np.repeat(means, lengths)
 
 
-def wilson(
-    rate: NDArray[np.float64], n: NDArray[np.float64]
-) -> tuple[NDArray, NDArray]:
+def wilson(rate: NDArray[np.float64], n: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
     """Wilson's 95 % interval of a proportion ``rate`` observed on ``n`` samples."""
     z2 = _Z**2
     centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
@@ -148,8 +142,4 @@ def _between(curve: Reliability, below: NDArray[np.integer]) -> float:
     if not len(below):
         return 0.0
     last = int(below[-1])
-    return (
-        1.0
-        if last + 1 == len(curve.s)
-        else float((curve.s[last] + curve.s[last + 1]) / 2)
-    )
+    return 1.0 if last + 1 == len(curve.s) else float((curve.s[last] + curve.s[last + 1]) / 2)

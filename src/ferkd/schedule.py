@@ -26,9 +26,7 @@ class ImageOrder:
         self.count, self._key = count, image_keys(["image order"], seed)[0]
         self._orders: dict[int, NDArray[np.int64]] = {}
 
-    def at(
-        self, start: int, length: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def at(self, start: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Image rows and their visit numbers (passes) at positions start .. start + length - 1."""
         positions = np.arange(start, start + length)
         visits, places = np.divmod(positions, self.count)
@@ -103,9 +101,7 @@ def _dealt(
     np.put_along_axis(shown, before, is_last, 1)
     fresh = ~np.take_along_axis(shown, order[rows], 1)
     leads = fresh & (np.cumsum(fresh, 1) <= (m - r[rows])[:, None])
-    order[rows] = np.take_along_axis(
-        order[rows], np.argsort(~leads, axis=1, kind="stable"), 1
-    )
+    order[rows] = np.take_along_axis(order[rows], np.argsort(~leads, axis=1, kind="stable"), 1)
     return order
 
 

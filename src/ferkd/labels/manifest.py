@@ -47,9 +47,7 @@ class Images(_Part):
 
     decoder: str
     exif: bool
-    listing: str = Field(
-        description="SHA-256 of all image ids offered, each followed by NUL"
-    )
+    listing: str = Field(description="SHA-256 of all image ids offered, each followed by NUL")
 
 
 class Settings(_Part):
@@ -115,12 +113,8 @@ def from_bytes(data: bytes, where: Path | str) -> Manifest:
         )
     intact = hashlib.sha256(_canonical(body)).hexdigest() == digest
     if not intact or _canonical({**body, "digest": digest}) != data:
-        raise InputError(
-            f"{where} is damaged: its content does not match its own digest"
-        )
-    body = {
-        key: value for key, value in body.items() if key not in ("format", "version")
-    }
+        raise InputError(f"{where} is damaged: its content does not match its own digest")
+    body = {key: value for key, value in body.items() if key not in ("format", "version")}
     try:
         return Manifest.model_validate(body)
     except ValueError as error:
@@ -128,6 +122,4 @@ def from_bytes(data: bytes, where: Path | str) -> Manifest:
 
 
 def _canonical(value: Any) -> bytes:
-    return (
-        json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    ).encode()
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()

@@ -22,9 +22,7 @@ MAX_CLASSES = 65_536  # class numbers are two bytes
 MAX_SIDE = 65_535  # so are box coordinates
 
 _TYPES: dict[str, str] = {"u8": "u1", "f16": "<f2", "f32": "<f4"}
-_SCALE = (
-    48.0  # a u8 code c stands for the gap (c / 48)^2: 0 to 28.2 nats, finest near 0
-)
+_SCALE = 48.0  # a u8 code c stands for the gap (c / 48)^2: 0 to 28.2 nats, finest near 0
 
 
 @dataclass(frozen=True)
@@ -118,13 +116,9 @@ class RecordFormat:
         # An unknown true class is stored as the largest gap; readers see it has no ground truth.
         true_gap = np.full(len(top), np.inf)
         if true is not None:
-            true_gap = np.nan_to_num(
-                top[:, 0] - true.double().cpu().numpy(), nan=np.inf
-            )
+            true_gap = np.nan_to_num(top[:, 0] - true.double().cpu().numpy(), nan=np.inf)
         if self.values == "u8":
-            code = np.clip(
-                np.rint(np.sqrt(np.maximum(true_gap, 0)) * _SCALE / 2), 0, 127
-            )
+            code = np.clip(np.rint(np.sqrt(np.maximum(true_gap, 0)) * _SCALE / 2), 0, 127)
             records["true_flip"] = code.astype(np.uint8) * 2 + flips
         else:
             records["true"] = self._quantise(true_gap)
@@ -154,9 +148,7 @@ class RecordFormat:
         if has_target is not None:
             true = true.masked_fill(torch.from_numpy(~has_target), math.nan)
         temperatures = torch.tensor(TAIL_TEMPERATURES)
-        return SoftLabels(
-            classes, top - gaps, tail + top / temperatures, self.num_classes, true
-        )
+        return SoftLabels(classes, top - gaps, tail + top / temperatures, self.num_classes, true)
 
     def flips(self, records: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether each crop is mirrored, of the records' shape."""

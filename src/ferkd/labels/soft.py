@@ -76,9 +76,7 @@ class SoftLabels:
         if logits.ndim != 2:
             raise ValueError(f"logits must be [B, C], not {list(logits.shape)}")
         if not torch.isfinite(logits).all():
-            raise ValueError(
-                "logits hold NaN or infinity; a soft label needs finite numbers"
-            )
+            raise ValueError("logits hold NaN or infinity; a soft label needs finite numbers")
         num_classes = logits.shape[1]
         if k is not None and k < 1:
             raise ValueError(f"k is {k}; at least 1 class must be kept")
@@ -88,9 +86,7 @@ class SoftLabels:
             true = log_probs.gather(1, targets.clamp_min(0)[:, None])[:, 0]
             true = true.masked_fill(targets < 0, math.nan)
         if k is None or k >= num_classes:
-            classes = torch.arange(num_classes, device=logits.device).expand(
-                len(logits), -1
-            )
+            classes = torch.arange(num_classes, device=logits.device).expand(len(logits), -1)
             tail = log_probs.new_full((len(logits), len(TAIL_TEMPERATURES)), -math.inf)
             return SoftLabels(classes, log_probs, tail, num_classes, true)
         ordered, order = log_probs.sort(dim=1, descending=True, stable=True)
@@ -119,16 +115,11 @@ class SoftLabels:
         )
         if epsilon > 0:
             others = num_classes - 1
-            knots = [
-                math.log(others) + math.log(epsilon / others) / t
-                for t in TAIL_TEMPERATURES
-            ]
+            knots = [math.log(others) + math.log(epsilon / others) / t for t in TAIL_TEMPERATURES]
         else:
             knots = [-math.inf] * len(TAIL_TEMPERATURES)
         tail = log_probs.new_tensor(knots).expand(len(targets), -1)
-        return SoftLabels(
-            targets[:, None], log_probs, tail, num_classes, log_probs[:, 0]
-        )
+        return SoftLabels(targets[:, None], log_probs, tail, num_classes, log_probs[:, 0])
 
     def __len__(self) -> int:
         return self.classes.shape[0]
@@ -186,9 +177,7 @@ class SoftLabels:
         if self.true_log_prob is not None:
             known = torch.isfinite(self.true_log_prob)
             outside = torch.where(known, self.true_log_prob.exp(), outside)
-        return torch.where(hit.any(1), inside, outside).masked_fill(
-            targets < 0, math.nan
-        )
+        return torch.where(hit.any(1), inside, outside).masked_fill(targets < 0, math.nan)
 
     def top(self, k: int) -> SoftLabels:
         """The same labels with at most ``k`` stored classes; the rest join the tail."""
@@ -205,13 +194,9 @@ class SoftLabels:
         )
         partner = None if self.partner is None else self.partner.top(k)
         classes = self.classes.gather(1, order[:, :k])
-        return replace(
-            self, classes=classes, log_probs=ordered[:, :k], tail=tail, partner=partner
-        )
+        return replace(self, classes=classes, log_probs=ordered[:, :k], tail=tail, partner=partner)
 
-    def targets(
-        self, temperature: float = 1.0, tail: Tail = "uniform"
-    ) -> SparseTargets:
+    def targets(self, temperature: float = 1.0, tail: Tail = "uniform") -> SparseTargets:
         """The target distributions softmax(z / temperature).
 
         ``tail="uniform"`` (FKD's marginal smoothing) spreads the mass of the classes not stored
@@ -292,8 +277,6 @@ class SoftLabels:
         mass = torch.zeros_like(self.tail[:, 0])
         for i, knot in enumerate(knots):
             others = [other for other in knots if other != knot]
-            mass = mass + values[:, i] * math.prod(
-                (beta - o) / (knot - o) for o in others
-            )
+            mass = mass + values[:, i] * math.prod((beta - o) / (knot - o) for o in others)
         no_tail = self.tail[:, 0] == -math.inf
         return torch.where(no_tail, torch.full_like(mass, -math.inf), mass)

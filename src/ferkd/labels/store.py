@@ -76,14 +76,8 @@ class LabelStore:
         file = self.path / MANIFEST
         if not file.is_file():
             state = "an unfinished" if (self.path / "settings.json").is_file() else "no"
-            remedy = (
-                "finish it with ferkd label --resume"
-                if state != "no"
-                else "check the path"
-            )
-            raise InputError(
-                f"{self.path} holds {state} label store (no {MANIFEST}); {remedy}"
-            )
+            remedy = "finish it with ferkd label --resume" if state != "no" else "check the path"
+            raise InputError(f"{self.path} holds {state} label store (no {MANIFEST}); {remedy}")
         self.manifest = manifests.from_bytes(file.read_bytes(), file)
         self.settings = self.manifest.settings
         self.record = self.settings.record.format
@@ -119,9 +113,7 @@ class LabelStore:
 
     @property
     def ids(self) -> Ids:
-        return Ids(
-            self.images["id_end"], self._map(self.manifest.ids, np.dtype("u1"), ())
-        )
+        return Ids(self.images["id_end"], self._map(self.manifest.ids, np.dtype("u1"), ()))
 
     @property
     def targets(self) -> NDArray[np.int32]:
@@ -147,9 +139,7 @@ class LabelStore:
         out = np.empty(row.shape, self.record.dtype)
         for number in np.unique(where):
             here = where == number
-            out[here] = self._records(int(number))[
-                row[here] - starts[number], crop[here]
-            ]
+            out[here] = self._records(int(number))[row[here] - starts[number], crop[here]]
         return out
 
     def boxes(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.int32]:
@@ -180,9 +170,7 @@ class LabelStore:
             yield slice(start, start + len(rows)), records, labels
 
     def _records(self, number: int) -> NDArray[Any]:
-        return self._map(
-            self.manifest.records[number], self.record.dtype, (self.crops_per_image,)
-        )
+        return self._map(self.manifest.records[number], self.record.dtype, (self.crops_per_image,))
 
     def _map(
         self, file: manifests.File, dtype: np.dtype[Any], row: tuple[int, ...]
@@ -190,9 +178,7 @@ class LabelStore:
         if file.name not in self._maps:
             path = self.path / file.name
             try:
-                array = np.load(
-                    path, mmap_mode="r" if file.rows else None, allow_pickle=False
-                )
+                array = np.load(path, mmap_mode="r" if file.rows else None, allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise InputError(
                     f"{path} cannot be read ({error}); fetch the store again"

@@ -27,9 +27,7 @@ from ferkd.labels.store import IMAGE, MANIFEST, LabelStore
 _SETTINGS = "settings.json"
 _PARTS = "parts"
 _LOCK = "lock"
-FILE_BYTES = (
-    1 << 30
-)  # a records file is closed when the next part would take it past this
+FILE_BYTES = 1 << 30  # a records file is closed when the next part would take it past this
 
 
 class StoreWriter:
@@ -62,12 +60,8 @@ class StoreWriter:
 
     def __enter__(self) -> Self:
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(
-                f"{self.path} is a file; the label store needs a folder of its own"
-            )
-        contents = (
-            {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        )
+            raise InputError(f"{self.path} is a file; the label store needs a folder of its own")
+        contents = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
         if contents - {_LOCK} and not contents & {MANIFEST, _SETTINGS}:
             raise InputError(
                 f"{self.path} holds other files; give --out a new or empty folder for the labels"
@@ -110,9 +104,7 @@ class StoreWriter:
         if begun:
             self._check_same(self._written_settings())
         else:
-            text = json.dumps(
-                self.settings.model_dump(mode="json"), indent=1, ensure_ascii=False
-            )
+            text = json.dumps(self.settings.model_dump(mode="json"), indent=1, ensure_ascii=False)
             _write_whole(self.path / _SETTINGS, text.encode())
         (self.path / _PARTS).mkdir(exist_ok=True)
 
@@ -154,9 +146,7 @@ class StoreWriter:
     def missing(self) -> list[int]:
         """The numbers of the parts still to be written."""
         return (
-            []
-            if self.finished()
-            else [p for p in range(self.parts) if not self._part(p).exists()]
+            [] if self.finished() else [p for p in range(self.parts) if not self._part(p).exists()]
         )
 
     def part_range(self, part: int) -> range:
@@ -176,9 +166,7 @@ class StoreWriter:
         encoded = [i.encode() for i in ids]
         images = images.copy()
         images["id_end"] = np.cumsum([len(i) for i in encoded], dtype=np.uint64)
-        reasons = json.dumps(
-            [s.model_dump() for s in skipped], ensure_ascii=False
-        ).encode()
+        reasons = json.dumps([s.model_dump() for s in skipped], ensure_ascii=False).encode()
         with _whole_file(self._part(part)) as file:
             np.savez(
                 file,
@@ -222,9 +210,7 @@ class StoreWriter:
         files = []
         for number, members in enumerate(_grouped(counts, crops * dtype.itemsize)):
             rows = sum(counts[m] for m in members)
-            with _npy(
-                self.path / f"records-{number:05d}.npy", dtype, (rows, crops)
-            ) as output:
+            with _npy(self.path / f"records-{number:05d}.npy", dtype, (rows, crops)) as output:
                 for member in members:
                     with np.load(self._part(member), allow_pickle=False) as part:
                         output.write(np.ascontiguousarray(part["records"]).tobytes())
@@ -285,9 +271,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 def _described(path: Path, rows: int) -> manifests.File:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return manifests.File(
-        name=path.name, rows=rows, size=path.stat().st_size, sha256=digest
-    )
+    return manifests.File(name=path.name, rows=rows, size=path.stat().st_size, sha256=digest)
 
 
 @contextmanager
@@ -313,9 +297,7 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _npy(
-    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]
-) -> Iterator[BinaryIO]:
+def _npy(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[BinaryIO]:
     """A .npy file whose header is written and whose body the caller streams."""
     with _whole_file(path) as file:
         header = {

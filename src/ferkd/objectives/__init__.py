@@ -26,9 +26,7 @@ def build(name: str, **options: Any) -> Objective:
     if name not in _OBJECTIVES:
         near = difflib.get_close_matches(name, _OBJECTIVES, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(
-            f"unknown objective {name!r}; known: {', '.join(_OBJECTIVES)}{hint}"
-        )
+        raise InputError(f"unknown objective {name!r}; known: {', '.join(_OBJECTIVES)}{hint}")
     return _OBJECTIVES[name](**options)
 
 

@@ -24,13 +24,9 @@ class SoftCrossEntropy(BaseModel):
     temperature: float = Field(default=1.0, gt=0.0)
     tail: Tail = "uniform"
 
-    def __call__(
-        self, logits: Tensor, labels: SoftLabels, targets: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, logits: Tensor, labels: SoftLabels, targets: Tensor | None = None) -> Tensor:
         """The mean loss; ``targets`` is not used."""
-        return soft_cross_entropy(
-            logits, labels, temperature=self.temperature, tail=self.tail
-        )
+        return soft_cross_entropy(logits, labels, temperature=self.temperature, tail=self.tail)
 
 
 def soft_cross_entropy(

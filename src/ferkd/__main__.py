@@ -1,0 +1,5 @@
+"""``python -m ferkd`` is the ``ferkd`` command."""
+
+from ferkd.cli import main
+
+main()
