@@ -22,7 +22,7 @@ import torch
 from ferkd.config import Recipe
 from ferkd.labelling import label
 from ferkd.teachers import Inputs, Teacher
-from ferkd.train import train
+from ferkd.training import train
 
 
 def attempt(job: Callable[[], None], seconds: float | None) -> bool:

@@ -20,7 +20,7 @@ from ferkd.students import (
     load_run,
     normalisation,
 )
-from ferkd.train.checkpoint import save_weights, write_json
+from ferkd.training.checkpoint import save_weights, write_json
 
 TINY = Student(name="timm/test_efficientnet")
 

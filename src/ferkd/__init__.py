@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ferkd import crops, mixing, objectives, regions
     from ferkd.config import Recipe, load_recipe
     from ferkd.errors import InputError
-    from ferkd.evaluate import evaluate
+    from ferkd.evaluation import evaluate
     from ferkd.inspection import inspect
     from ferkd.labelling import label
     from ferkd.labels import LabelStore, SoftLabels
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ferkd.objectives import soft_cross_entropy
     from ferkd.regions import Regions
     from ferkd.teachers import Teacher, load_teacher
-    from ferkd.train import train
+    from ferkd.training import train
 
 # Where each public name lives. Loaded on first use: torch and timm take seconds to import, which
 # ``ferkd --help`` and a loader's workers need not wait for.
@@ -39,13 +39,13 @@ _HOMES = {
     "SoftLabelLoader": "ferkd.loader",
     "SoftLabels": "ferkd.labels",
     "Teacher": "ferkd.teachers",
-    "evaluate": "ferkd.evaluate",
+    "evaluate": "ferkd.evaluation",
     "inspect": "ferkd.inspection",
     "label": "ferkd.labelling",
     "load_recipe": "ferkd.config",
     "load_teacher": "ferkd.teachers",
     "soft_cross_entropy": "ferkd.objectives",
-    "train": "ferkd.train",
+    "train": "ferkd.training",
 }
 _MODULES = ("crops", "mixing", "objectives", "regions")
 

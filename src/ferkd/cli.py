@@ -233,7 +233,7 @@ def train(
 ) -> None:
     """Train a student from a recipe."""
     from ferkd.config import load_recipe
-    from ferkd.train import train as run
+    from ferkd.training import train as run
 
     loaded = load_recipe(recipe, set_ or [])
     with meter("training") as advance:
@@ -279,7 +279,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure accuracy and calibration of a run on images."""
-    from ferkd.evaluate import evaluate as run_evaluation
+    from ferkd.evaluation import evaluate as run_evaluation
 
     result = run_evaluation(
         run,

@@ -26,8 +26,8 @@ from ferkd.errors import InputError
 from ferkd.mixing import Mix
 from ferkd.regions import Regions
 from ferkd.students import Student
-from ferkd.train.optim import OptimizerConfig
-from ferkd.train.schedule import Schedule
+from ferkd.training.optim import OptimizerConfig
+from ferkd.training.schedule import Schedule
 
 Method = Literal["hard", "fkd", "ferkd"]
 

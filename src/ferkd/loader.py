@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ferkd.crop_sources import CropSource, FreshCrops, StoredCrops, match
+from ferkd.crop_sources import CropSource, StoredCrops
 from ferkd.crops import cut
 from ferkd.errors import InputError
 from ferkd.images import (
@@ -35,8 +35,6 @@ from ferkd.regions import Regions
 from ferkd.schedule import ImageOrder
 
 logger = logging.getLogger("ferkd")
-
-__all__ = ["Batch", "FreshCrops", "Loader", "SoftLabelLoader", "StoredCrops", "match"]
 
 
 @dataclass(frozen=True)

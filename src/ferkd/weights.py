@@ -66,7 +66,7 @@ def _read(path: Path) -> object:
             "executes pickled code. Save the weights alone, where you trust the file: "
             "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         raise InputError(
             f"checkpoint {path} cannot be read ({_first_line(error)}); give a safetensors file or "
             "one written by torch.save(model.state_dict(), ...)"

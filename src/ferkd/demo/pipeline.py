@@ -19,8 +19,8 @@ from ferkd.labelling import Progress, label
 from ferkd.labels import LabelStore
 from ferkd.mixing import Mix
 from ferkd.regions import Regions
-from ferkd.train import train
-from ferkd.train.checkpoint import write_json
+from ferkd.training import train
+from ferkd.training.checkpoint import write_json
 
 METHODS = ("hard", "fkd", "ferkd")
 _MARKER = "demo.json"
@@ -33,6 +33,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_size: int
+    crop_fraction: float = 0.875
     teacher: str
     teacher_args: dict[str, Any] = {}
     teacher_epochs: float
@@ -50,12 +51,15 @@ class Plan(BaseModel):
 
 SCENES = Plan(
     image_size=64,
+    crop_fraction=1.0,  # a digit may stand at the border of the central square
     teacher="timm/resnet10t",
     teacher_args={"channels": [32, 64, 128, 256], "stem_width": 16},
-    teacher_epochs=18,
-    student="timm/mobilenetv3_small_050",
+    teacher_epochs=24,
+    teacher_lr=4e-3,
+    student="timm/resnet10t",
+    student_args={"channels": [16, 32, 64, 128], "stem_width": 8},
     student_epochs=12,
-    crops=20,
+    crops=16,
 )
 FOLDER = Plan(
     image_size=112,
@@ -215,7 +219,10 @@ def _teacher(plan: Plan, data: demo_data.Data) -> Recipe:
             "mix": {"kind": "mixup", "alpha": 0.2, "probability": 0.5},
             "ema": 0.99,
             "precision": _fast_precision(),
-            "evaluation": {"every_epochs": plan.teacher_epochs / 3},
+            "evaluation": {
+                "every_epochs": plan.teacher_epochs / 3,
+                "crop_fraction": plan.crop_fraction,
+            },
         }
     )
 
@@ -235,7 +242,11 @@ def _student(plan: Plan, data: demo_data.Data, method: str, seed: int, store: Pa
         "optimizer": {"name": "adamw", "lr": plan.student_lr, "weight_decay": 0.05},
         "schedule": {"epochs": plan.student_epochs},
         "ema": 0.99,
-        "evaluation": {"every_epochs": plan.student_epochs / 12},
+        "precision": _fast_precision(),
+        "evaluation": {
+            "every_epochs": plan.student_epochs / 12,
+            "crop_fraction": plan.crop_fraction,
+        },
     }
     if method != "hard":
         tree["data"] |= {"store": str(store), "crops_per_image": plan.crops_per_image}

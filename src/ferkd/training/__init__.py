@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ferkd.train.run import train
-from ferkd.train.trainer import NonFiniteLoss, Trainer
+from ferkd.training.run import train
+from ferkd.training.trainer import NonFiniteLoss, Trainer
 
 __all__ = ["NonFiniteLoss", "Trainer", "train"]

@@ -17,7 +17,7 @@ from ferkd.labels import LabelStore, SoftLabels
 from ferkd.loader import Loader
 from ferkd.mixing import Mix
 from ferkd.regions import Mining
-from ferkd.train.trainer import Mixer
+from ferkd.training.trainer import Mixer
 
 if TYPE_CHECKING:
     from ferkd.config import Recipe

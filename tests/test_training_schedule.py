@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferkd.train.schedule import Schedule, learning_rate
+from ferkd.training.schedule import Schedule, learning_rate
 
 
 def test_epochs_count_crops():

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from ferkd.errors import InputError
-from ferkd.train.checkpoint import atomic_write
+from ferkd.training.checkpoint import atomic_write
 
 Line = dict[str, Any]
 

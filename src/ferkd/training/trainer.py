@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ferkd.compute import Normalise, autocast
 from ferkd.labels.soft import SoftLabels
-from ferkd.train.checkpoint import random_state, restore_random_state
-from ferkd.train.ema import Ema
+from ferkd.training.checkpoint import random_state, restore_random_state
+from ferkd.training.ema import Ema
 
 Objective = Callable[[Tensor, SoftLabels | None, Tensor], Tensor]
 # (step, images, labels, targets) -> mixed images and labels

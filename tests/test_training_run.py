@@ -15,10 +15,10 @@ from PIL import Image
 
 from ferkd.config import make_recipe
 from ferkd.errors import InputError
-from ferkd.evaluate import evaluate
+from ferkd.evaluation import evaluate
 from ferkd.labelling import label
-from ferkd.train import NonFiniteLoss, train
-from ferkd.train.metrics import read_metrics
+from ferkd.training import NonFiniteLoss, train
+from ferkd.training.metrics import read_metrics
 
 STEPS = 6
 

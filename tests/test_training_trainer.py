@@ -13,10 +13,10 @@ from ferkd.compute import Normalise
 from ferkd.labels import SoftLabels
 from ferkd.mixing import Mix
 from ferkd.objectives import soft_cross_entropy
-from ferkd.train.checkpoint import load_checkpoint, save_checkpoint
-from ferkd.train.data import mixer
-from ferkd.train.optim import OptimizerConfig, build_optimizer
-from ferkd.train.trainer import NonFiniteLoss, Trainer
+from ferkd.training.checkpoint import load_checkpoint, save_checkpoint
+from ferkd.training.data import mixer
+from ferkd.training.optim import OptimizerConfig, build_optimizer
+from ferkd.training.trainer import NonFiniteLoss, Trainer
 
 CPU = torch.device("cpu")
 STEPS = 9

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ferkd.errors import InputError
-from ferkd.train.checkpoint import (
+from ferkd.training.checkpoint import (
     atomic_write,
     load_checkpoint,
     random_state,

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ferkd.errors import InputError
-from ferkd.train.metrics import MetricsLog, read_metrics
+from ferkd.training.metrics import MetricsLog, read_metrics
 
 
 def line(step, **figures):

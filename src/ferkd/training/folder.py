@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ferkd.errors import InputError
-from ferkd.train.checkpoint import atomic_write
+from ferkd.training.checkpoint import atomic_write
 
 RECIPE, CONFIG, METRICS = "recipe.yaml", "config.json", "metrics.jsonl"
 CHECKPOINT, WEIGHTS, RESULT = "checkpoint.pt", "weights.safetensors", "result.json"

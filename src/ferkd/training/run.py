@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from ferkd import objectives
 from ferkd.compute import Normalise, resolve_device, resolve_precision
 from ferkd.errors import InputError
-from ferkd.evaluate import CenterCrops, match_classes, measure, predict
+from ferkd.evaluation import CenterCrops, match_classes, measure, predict
 from ferkd.images import ImageSource, open_images
 from ferkd.labels import SoftLabels
 from ferkd.students import ModelConfig, build_student, check_input, normalisation
-from ferkd.train import folder as folders
-from ferkd.train.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_json
-from ferkd.train.data import TrainingData, mixer, open_data
-from ferkd.train.interrupt import Interrupt
-from ferkd.train.metrics import MetricsLog, require_tensorboard
-from ferkd.train.optim import build_optimizer
-from ferkd.train.schedule import learning_rate
-from ferkd.train.trainer import Objective, Trainer
+from ferkd.training import folder as folders
+from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_json
+from ferkd.training.data import TrainingData, mixer, open_data
+from ferkd.training.interrupt import Interrupt
+from ferkd.training.metrics import MetricsLog, require_tensorboard
+from ferkd.training.optim import build_optimizer
+from ferkd.training.schedule import learning_rate
+from ferkd.training.trainer import Objective, Trainer
 
 if TYPE_CHECKING:
     from ferkd.config import Recipe

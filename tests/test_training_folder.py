@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferkd.errors import InputError
-from ferkd.train import folder as folders
+from ferkd.training import folder as folders
 
 RECIPE = {"method": "hard", "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "data": {"workers": 2}}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ferkd.train.optim import OptimizerConfig, build_optimizer, parameter_groups
+from ferkd.training.optim import OptimizerConfig, build_optimizer, parameter_groups
 
 
 def test_norms_and_biases_are_not_decayed():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ferkd.train.ema import Ema, ema_decay
+from ferkd.training.ema import Ema, ema_decay
 
 
 def test_the_decay_warms_up():
