@@ -38,6 +38,7 @@ class Plan(BaseModel):
     teacher_args: dict[str, Any] = {}
     teacher_epochs: float
     teacher_lr: float = 2e-3
+    teacher_mix: Mix = Mix()
     student: str
     student_args: dict[str, Any] = {}
     student_epochs: float
@@ -54,18 +55,19 @@ SCENES = Plan(
     crop_fraction=1.0,  # a digit may stand at the border of the central square
     teacher="timm/resnet10t",
     teacher_args={"channels": [32, 64, 128, 256], "stem_width": 16},
-    teacher_epochs=24,
+    teacher_epochs=32,
     teacher_lr=4e-3,
     student="timm/resnet10t",
     student_args={"channels": [16, 32, 64, 128], "stem_width": 8},
-    student_epochs=12,
-    crops=16,
+    student_epochs=19.2,
+    crops=24,
 )
 FOLDER = Plan(
     image_size=112,
     teacher="timm/resnet18",
     teacher_epochs=50,
     teacher_lr=1e-3,
+    teacher_mix=Mix(kind="mixup", alpha=0.2, probability=0.5),
     student="timm/mobilenetv3_small_050",
     student_epochs=60,
     crops=30,
@@ -216,7 +218,7 @@ def _teacher(plan: Plan, data: demo_data.Data) -> Recipe:
             "student": {"name": plan.teacher, "model_args": plan.teacher_args},
             "optimizer": {"name": "adamw", "lr": plan.teacher_lr, "weight_decay": 0.05},
             "schedule": {"epochs": plan.teacher_epochs},
-            "mix": {"kind": "mixup", "alpha": 0.2, "probability": 0.5},
+            "mix": plan.teacher_mix.model_dump(),
             "ema": 0.99,
             "precision": _fast_precision(),
             "evaluation": {
