@@ -1,4 +1,4 @@
-"""The command line: results on stdout, messages on stderr, exit statuses, and what bad input gets."""
+"""The command line: results on stdout, messages on stderr, statuses, and bad input."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_bad_input_gets_one_message_and_status_2(ferkd, folder, tmp_path):
     recipe.write_text(RECIPE.replace("IMAGES", str(folder)).replace("STORE", str(out)))
     run = tmp_path / "run"
     message = refused("train", recipe, "--out", run, "--set", "optimizer.lrr=1")
-    assert "optimizer.lrr" in message and "lr" in message
+    assert "optimizer.lr" in message and "lr" in message
     others = write_images(tmp_path / "others", {"cat": 2, "dog": 2})
     (others / "cat/0.jpg").rename(others / "cat/zero.jpg")
     other_store = tmp_path / "other-labels"

@@ -73,13 +73,13 @@ def test_interpolated_temperature_between_the_recorded_ones():
 
 def test_what_a_record_does_not_hold_is_refused():
     labels = SoftLabels.from_logits(D, k=3)
-    with pytest.raises(InputError, match="temperature 0.5 is below 1"):
+    with pytest.raises(InputError, match=r"temperature 0.5 is below 1"):
         labels.dense(0.5)
     unknown = labels.tail.clone()
     unknown[:, 1:] = math.nan
     imported = SoftLabels(labels.classes, labels.log_probs, unknown, 5)
     close(imported.dense()[0].sum(), 1.0)
-    with pytest.raises(InputError, match="temperature 4.0 asks for the tail"):
+    with pytest.raises(InputError, match=r"temperature 4.0 asks for the tail"):
         imported.dense(4.0)
     close(imported.dense(4.0, tail="renorm")[0].sum(), 1.0)
 
@@ -195,5 +195,5 @@ def test_class_numbers_up_to_65535_and_no_further():
         SoftLabels.from_logits(logits, k=1), np.zeros((1, 4), int), np.zeros(1, bool)
     )
     assert fmt.decode(records).top1().tolist() == [65535]
-    with pytest.raises(InputError, match="65537 classes.*at most 65536"):
+    with pytest.raises(InputError, match=r"65537 classes.*at most 65536"):
         RecordFormat.choose(5, 65537)

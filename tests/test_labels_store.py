@@ -193,7 +193,7 @@ def test_existing_outputs_are_refused_continued_or_replaced(tmp_path):
         assert writer.finished() and writer.missing() == []
     other = store_settings(teacher={"spec": "other"})
     with (
-        pytest.raises(InputError, match="other settings.*teacher.spec was 'test', now 'other'"),
+        pytest.raises(InputError, match=r"other settings.*teacher.spec was 'test', now 'other'"),
         StoreWriter(tmp_path / "s", other, 5, resume=True),
     ):
         pass

@@ -91,5 +91,5 @@ def test_shapes_that_do_not_fit_are_refused():
 def test_objectives_by_name():
     labels = SoftLabels.from_logits(A_TEACHER)
     assert float(build("soft_ce")(A_STUDENT, labels, None)) == pytest.approx(1.647855, abs=1e-6)
-    with pytest.raises(InputError, match="unknown objective 'soft_c'.*did you mean 'soft_ce'"):
+    with pytest.raises(InputError, match=r"unknown objective 'soft_c'.*did you mean 'soft_ce'"):
         build("soft_c")

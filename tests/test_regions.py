@@ -24,20 +24,20 @@ from ferkd.regions import (
     score_of,
 )
 
-D, H, I = Region.DISCARDED, Region.HARD, Region.IMPORTANT
+D, H, K = Region.DISCARDED, Region.HARD, Region.IMPORTANT
 
 
 def test_boundaries_are_as_in_the_papers_table():
     """s < L or s > T discarded; L <= s < M hard; M <= s <= T important."""
     scores = np.array([0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.91])
     regions = classify_scores(scores, 0.2, 0.5, 0.9)
-    assert regions.tolist() == [D, H, H, I, I, I, D]
+    assert regions.tolist() == [D, H, H, K, K, K, D]
 
 
 def test_equal_thresholds_leave_one_score():
     scores = np.array([0.4, 0.5, 0.6])
-    assert classify_scores(scores, 0.5, 0.5, 0.5).tolist() == [D, I, D]
-    assert classify_scores(scores, 0.0, 0.0, 1.0).tolist() == [I, I, I]
+    assert classify_scores(scores, 0.5, 0.5, 0.5).tolist() == [D, K, D]
+    assert classify_scores(scores, 0.0, 0.0, 1.0).tolist() == [K, K, K]
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_scores_by_largest_and_by_true_probability():
     regions = classify(labels, targets, low=0.1, middle=0.5, top=0.9, score="true_prob")
     assert regions.tolist() == [
         H,
-        I,
+        K,
     ]  # without ground truth the crop keeps its soft label
     regions = classify(labels, targets, low=0.1, middle=0.5, top=0.9)
-    assert regions.tolist() == [I, I]
+    assert regions.tolist() == [K, K]
 
 
 def test_quantiles_within_an_image_by_hand():
@@ -81,15 +81,15 @@ def test_quantiles_within_an_image_by_hand():
 
 
 def test_an_image_with_nothing_left_counts_as_hard():
-    regions = np.array([[D, D], [D, I], [H, D]], np.int8)
-    assert keep_every_image(regions).tolist() == [[H, H], [D, I], [H, D]]
+    regions = np.array([[D, D], [D, K], [H, D]], np.int8)
+    assert keep_every_image(regions).tolist() == [[H, H], [D, K], [H, D]]
 
 
 def test_calibration_by_hand():
     """Hard row: .8 on the truth, .2 / 3 on each other class; the rest untouched."""
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]] * 4).log()
     labels = SoftLabels.from_logits(logits, k=2)
-    regions = torch.tensor([H, I, H, D], dtype=torch.int8)
+    regions = torch.tensor([H, K, H, D], dtype=torch.int8)
     out = calibrate(labels, torch.tensor([2, 2, -1, 2]), regions, epsilon=0.2).dense()
     assert torch.allclose(out[0], torch.tensor([0.2 / 3, 0.2 / 3, 0.8, 0.2 / 3]))
     for untouched in (1, 2, 3):
