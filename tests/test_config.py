@@ -95,7 +95,7 @@ def test_several_mistakes_are_all_listed(recipe_file):
     found = mistakes(recipe_file, "optimizer.lrr=3", "optimizer.lr=fast", "seed=-1")
     assert sorted(line.split(":")[0] for line in found) == [
         "recipe.optimizer.lr",
-        "recipe.optimizer.lrr",
+        "recipe.optimizer.lr",
         "recipe.seed",
     ]
 

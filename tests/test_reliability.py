@@ -54,6 +54,16 @@ def test_planted_reliability_is_found():
     assert top == pytest.approx(0.9, abs=0.01)  # (1 - t)^2 = 1 % of the signal
 
 
+def test_the_reliable_rule_discards_below_one_half_and_nothing_else():
+    rng = np.random.default_rng(0)
+    scores = rng.random((4000, 30))
+    correct = rng.random(scores.shape) < scores
+    low, middle, top = propose(scores, correct, np.ones(4000, bool), 5, "reliable").thresholds
+    assert low == middle == pytest.approx(0.5, abs=0.03) and top == 1.0
+    unknown = propose(scores, correct, np.zeros(4000, bool), 5, "reliable")
+    assert unknown.thresholds == (0.0, 0.0, 1.0)
+
+
 def test_a_teacher_that_is_always_right_has_no_hard_region():
     scores = np.random.default_rng(0).uniform(0.3, 1, (50, 10))
     evidence = propose(scores, np.ones(scores.shape, bool), np.ones(50, bool), 5)

@@ -39,7 +39,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
 Workers = Annotated[int, typer.Option(help="Threads or processes that load images.")]
-Thresholds = Annotated[str, typer.Option(help="L,M,T (0 to 1, ascending) or auto.")]
+Thresholds = Annotated[str, typer.Option(help="L,M,T (0 to 1, ascending), auto or reliable.")]
 
 
 def main() -> None:
@@ -208,13 +208,13 @@ def _regions(thresholds: str, score: str) -> Any:
 
     if score not in ("max_prob", "true_prob"):
         raise InputError(f"--score {score!r}: it must be max_prob or true_prob")
-    if thresholds == "auto":
-        return Regions.model_validate({"score": score})
+    if thresholds in ("auto", "reliable"):
+        return Regions.model_validate({"score": score, "thresholds": thresholds})
     try:
         low, middle, top = (float(t) for t in thresholds.split(","))
     except ValueError:
         raise InputError(
-            f"--thresholds {thresholds!r}: give three numbers L,M,T or the word auto"
+            f"--thresholds {thresholds!r}: give three numbers L,M,T, or one of the rules auto and reliable"
         ) from None
     given = check_thresholds(low, middle, top)
     return Regions.model_validate({"score": score, "thresholds": given})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,8 +14,11 @@ from ferkd.crops import CUT_RULE, CropDistribution, random_boxes
 from ferkd.errors import InputError
 from ferkd.images import ImageSource, fingerprint
 from ferkd.labels import LabelStore, SoftLabels
+from ferkd.labels.manifest import IMPORTED_RULE
 from ferkd.regions import Mining, Region, Regions, calibrate, mine
 from ferkd.schedule import draw_crops
+
+logger = logging.getLogger("ferkd")
 
 _CHECKED = 16  # images whose content is compared with the store's fingerprints on opening
 
@@ -101,7 +105,8 @@ class StoredCrops:
     """The crops of a label store, calibrated by regions; discarded crops are never drawn.
 
     Raises InputError when the store does not belong to these images: an id, the class names or
-    the content (of a sample) differ, or the crops were cut by another rule.
+    the content (of a sample) differ, or the crops were cut by another rule. Imported labels, whose
+    rule is not known, are accepted with a logged warning.
     """
 
     replaceable = False
@@ -171,7 +176,15 @@ class StoredCrops:
 def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
     """The place in ``images`` of each image of ``store``, int64 [N]; raises InputError."""
     rule = store.settings.crops.rule
-    if rule != CUT_RULE:
+    if rule.startswith(IMPORTED_RULE):
+        logger.warning(
+            "%s holds imported labels: the student's crops have the teacher's boxes but are "
+            "resized by another rule than the teacher's were (%s; here %s)",
+            store.path,
+            rule.removeprefix(IMPORTED_RULE),
+            CUT_RULE,
+        )
+    elif rule != CUT_RULE:
         raise InputError(
             f"the labels of {store.path} were made with the crop rule {rule!r}, this release cuts "
             f"by {CUT_RULE!r}; label again, or use the release that made them"

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ferkd import __version__
-from ferkd.crops import CUT_RULE, CropDistribution, cut, random_boxes
+from ferkd.committees import Committee, load_committee
+from ferkd.crops import CUT_RULE, CropDistribution, cut
 from ferkd.errors import InputError
 from ferkd.images import (
     DECODER,
@@ -33,12 +34,15 @@ from ferkd.images import (
     open_images,
 )
 from ferkd.labels import manifest as manifests
+from ferkd.labels.derive import refuse_inside
 from ferkd.labels.records import MAX_SIDE, RecordFormat
 from ferkd.labels.soft import SoftLabels
 from ferkd.labels.store import IMAGE, LabelStore
 from ferkd.labels.writer import StoreWriter, listing
-from ferkd.teachers import Teacher, check_classes, load_teacher
+from ferkd.relabelling import CropPlan, check_same_images, extended, on_boxes_of
+from ferkd.teachers import Teacher, check_classes
 
+CROPS = 50  # per image, where nothing else is said
 PART_IMAGES = 256  # images to a part: what a kill can cost at most
 
 _T = TypeVar("_T")
@@ -60,54 +64,72 @@ class Progress:
 
 def label(
     images: str | Path | ImageSource,
-    teacher: str | Path | nn.Module | Teacher,
+    teacher: str | Path | nn.Module | Teacher | Committee,
     out: str | Path,
     *,
-    crops: int = 50,
+    crops: int | None = None,
     top_k: int | None = 5,
     values: str = "auto",
     distribution: CropDistribution | None = None,
     image_size: int | None = None,
     batch_size: int = 128,
     workers: int = 2,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     targets: bool = True,
     exif: bool = True,
     max_unreadable: float = 0.01,
     part_images: int = PART_IMAGES,
+    boxes_from: str | Path | LabelStore | None = None,
+    add_to: str | Path | LabelStore | None = None,
     resume: bool = False,
+    recheck: bool = False,
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> LabelStore:
-    """Label ``crops`` random crops of every image with a teacher; returns the finished store.
+    """Label random crops of every image with a teacher; returns the finished store.
 
-    ``images`` is a folder (or source), ``teacher`` a spec (see ferkd.teachers) or module, ``out``
-    a new folder. ``top_k`` None keeps all classes. ``workers`` threads decode and cut. With
-    ``targets=False`` the folders are not classes and the store holds no ground truth.
-    Images that cannot be read are listed in the store and left out, unless they are more than
-    the share ``max_unreadable``. Raises InputError; a killed run is continued with ``resume``.
+    ``images`` is a folder (or source), ``teacher`` a spec (see ferkd.teachers) or module, or
+    several as ``A,B@0.5`` (ferkd.committees), ``out`` a new folder. ``top_k`` None keeps all
+    classes. ``workers`` threads decode and cut. With ``targets=False`` the folders are not classes
+    and the store holds no ground truth. Images that cannot be read are listed in the store and
+    left out, unless they are more than the share ``max_unreadable``. Raises InputError; a killed
+    run is continued with ``resume``, and with ``recheck`` the images labelled so far are read again
+    and those that changed since (or could not be read) are labelled anew, with their parts.
+
+    Every image shows ``crops`` crops (None: 50), drawn from ``distribution`` with ``seed`` (0).
+    ``boxes_from`` is a store of the same images, whose crops are labelled instead: its count,
+    distribution and seed are taken over. ``add_to`` is a store made with the same settings and
+    fewer crops: its labels are taken over as they are and only the new crops are shown to the
+    teacher. It stays untouched, and ``out`` is what ``crops`` from the start would have given,
+    but for the float rounding of another batch composition. Both pass over the images that the
+    store left out, and refuse images other than those it labelled.
     """
-    if crops < 1:
+    if crops is not None and crops < 1:
         raise InputError(f"crops is {crops}; label at least 1 crop per image")
     if batch_size < 1 or workers < 1 or part_images < 1:
         raise InputError(
             f"batch_size {batch_size}, workers {workers} and part_images {part_images} must be at "
             "least 1"
         )
+    if boxes_from is not None and add_to is not None:
+        raise InputError(
+            "boxes_from and add_to are both given; a pass builds on one store: give one"
+        )
+    given = boxes_from if boxes_from is not None else add_to
+    base = None if given is None else LabelStore.open(given)
     source = open_images(images, targets=targets)
-    loaded = load_teacher(teacher, image_size=image_size, device=device, precision=precision)
+    if base is not None:
+        refuse_inside(out, [base])
+        check_same_images(source, base)
+    loaded = load_committee(teacher, image_size=image_size, device=device, precision=precision)
     if targets:
-        check_classes(loaded, source.class_names)
+        for member in loaded.members:
+            check_classes(member, source.class_names)
     settings = manifests.Settings(
         record=manifests.Record(**vars(RecordFormat.choose(top_k, loaded.num_classes, values))),
-        crops=manifests.Crops(
-            count=crops,
-            distribution=distribution or CropDistribution(),
-            seed=seed,
-            rule=CUT_RULE,
-        ),
+        crops=_crops(crops, distribution, seed, base),
         images=manifests.Images(decoder=DECODER, exif=exif, listing=listing(source.ids)),
         # The batch size is here because float rounding may depend on it.
         teacher={**loaded.describe(), "batch_size": batch_size},
@@ -116,11 +138,21 @@ def label(
         part_images=part_images,
         software=f"ferkd {__version__}, torch {torch.__version__}",
     )
+    plan = CropPlan(settings.crops, base)
+    if base is not None and add_to is not None:
+        settings = extended(settings, base)
+        plan = CropPlan(settings.crops, base, first=base.crops_per_image)
+    elif base is not None:
+        settings = on_boxes_of(settings, base)
+    # What a store left out was accepted when it was made.
+    max_unreadable = max_unreadable if base is None else 1.0
     with (
         StoreWriter(out, settings, len(source), resume=resume, overwrite=overwrite) as writer,
         ThreadPoolExecutor(workers) as pool,
     ):
-        labeller = _Labeller(source, loaded, settings, batch_size, workers, pool)
+        if recheck:
+            writer.drop_changed(source)
+        labeller = _Labeller(source, loaded, settings, plan, batch_size, workers, pool)
         missing = writer.missing()
         done = len(source) - sum(len(writer.part_range(number)) for number in missing)
         unreadable: list[Unreadable] = []
@@ -130,15 +162,30 @@ def label(
             unreadable += part.skipped
             check_unreadable_share(unreadable, len(source), max_unreadable)
             skipped = [manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped]
-            writer.write(number, part.ids, part.table(), part.joined(), skipped)
+            writer.write(
+                number, part.ids, part.table(), plan.joined(part.ids, part.joined()), skipped
+            )
             done += len(writer.part_range(number))
-            crops_done += len(part.ids) * crops
+            crops_done += len(part.ids) * plan.new
             if progress:
                 elapsed = time.perf_counter() - begun
                 progress(Progress(done, len(source), crops_done, elapsed))
         if not writer.finished():
             check_unreadable_share(_listed(writer.skipped()), len(source), max_unreadable)
         return writer.finish()
+
+
+def _crops(
+    count: int | None,
+    distribution: CropDistribution | None,
+    seed: int | None,
+    base: LabelStore | None,
+) -> manifests.Crops:
+    """The crops asked for; what is None is the store's, or the default without one."""
+    default = manifests.Crops(count=CROPS, distribution=CropDistribution(), seed=0, rule=CUT_RULE)
+    asked = {"count": count, "distribution": distribution, "seed": seed, "rule": CUT_RULE}
+    stated = {key: value for key, value in asked.items() if value is not None}
+    return (default if base is None else base.settings.crops).model_copy(update=stated)
 
 
 def _listed(skipped: list[manifests.Skipped]) -> list[Unreadable]:
@@ -161,9 +208,9 @@ class _Segment(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Crops of several images: images uint8 [B, 3, S, S] and what their records need, [B]."""
+    """Crops of several images: uint8 [B, 3, S, S] by size S, and what their records need, [B]."""
 
-    images: Tensor
+    images: dict[int, Tensor]
     boxes: NDArray[np.int32]
     flips: NDArray[np.bool_]
     targets: NDArray[np.int64]
@@ -197,19 +244,21 @@ class _Labeller:
     def __init__(
         self,
         source: ImageSource,
-        teacher: Teacher,
+        teacher: Committee,
         settings: manifests.Settings,
+        plan: CropPlan,
         batch_size: int,
         workers: int,
         pool: ThreadPoolExecutor,
     ) -> None:
         self._source, self._teacher, self._settings = source, teacher, settings
+        self._plan = plan
         self._batch_size, self._workers, self._pool = batch_size, workers, pool
         self._format = settings.record.format
 
     def label(self, members: range) -> _Part:
         """Label the images at these places."""
-        part = _Part(self._format.dtype, self._settings.crops.count)
+        part = _Part(self._format.dtype, self._plan.new)
         for batch in self._batches(self._segments(part, members)):
             logits = self._teacher(batch.images)
             targets = torch.from_numpy(batch.targets).to(logits.device)
@@ -218,7 +267,6 @@ class _Labeller:
         return part
 
     def _segments(self, part: _Part, members: range) -> Iterator[_Segment]:
-        crops = self._settings.crops
         ahead = 2 * self._workers
         for image in _ahead((self._pool.submit(self._decode, m) for m in members), ahead):
             if isinstance(image, Unreadable):
@@ -226,29 +274,27 @@ class _Labeller:
                 continue
             image_id = self._source.ids[image.place]
             height, width = image.pixels.shape[:2]
-            boxes, flips = random_boxes(
-                [height],
-                [width],
-                crops=crops.count,
-                seed=crops.seed,
-                ids=[image_id],
-                distribution=crops.distribution,
-            )
+            boxes, flips = self._plan.draw(image_id, height, width)
             target = int(self._source.targets[image.place])
             part.ids.append(image_id)
             part.rows.append((0, image.fingerprint, target, height, width))
-            yield _Segment(image.pixels, boxes[0], flips[0], target)
+            yield _Segment(image.pixels, boxes, flips, target)
 
     def _decode(self, place: int) -> _Decoded | Unreadable:
         image_id = self._source.ids[place]
+        if (reason := self._plan.skipped(image_id)) is not None:
+            return Unreadable(image_id, reason)
         data = self._source.read(place)
         try:
             pixels = decode(data, exif=self._settings.images.exif)
         except UnreadableImage as error:
+            self._plan.check_left_out(image_id, str(error))
             return Unreadable(image_id, str(error))
         if max(pixels.shape[:2]) > MAX_SIDE:
             return Unreadable(image_id, f"a side is longer than {MAX_SIDE} pixels")
-        return _Decoded(place, pixels, fingerprint(data))
+        content = fingerprint(data)
+        self._plan.check(image_id, content, *pixels.shape[:2])
+        return _Decoded(place, pixels, content)
 
     def _batches(self, segments: Iterator[_Segment]) -> Iterator[_Batch]:
         return _ahead((self._pool.submit(self._cut, g) for g in self._grouped(segments)), 2)
@@ -277,15 +323,17 @@ class _Labeller:
         boxes = np.concatenate([s.boxes for s in group])
         flips = np.concatenate([s.flips for s in group])
         targets = np.repeat([s.target for s in group], [len(s.boxes) for s in group])
-        size = self._teacher.image_size
-        images = np.empty((len(boxes), size, size, 3), np.uint8)
+        images = {size: self._cut_at(size, group, len(boxes)) for size in self._teacher.sizes}
+        return _Batch(images, boxes, flips, targets.astype(np.int64))
+
+    def _cut_at(self, size: int, group: list[_Segment], count: int) -> Tensor:
+        images = np.empty((count, size, size, 3), np.uint8)
         at = 0
         for segment in group:
             for box, flip in zip(segment.boxes, segment.flips, strict=True):
                 cut(segment.pixels, box, bool(flip), size, out=images[at])
                 at += 1
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return _Batch(pixels, boxes, flips, targets.astype(np.int64))
+        return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def _ahead(futures: Iterator[Future[_T]], depth: int) -> Iterator[_T]:

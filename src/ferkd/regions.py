@@ -27,7 +27,7 @@ from torch import Tensor
 from ferkd.errors import InputError
 from ferkd.labels.soft import SoftLabels
 from ferkd.labels.store import LabelStore
-from ferkd.reliability import Evidence, propose
+from ferkd.reliability import Evidence, Rule, propose
 
 Score = Literal["max_prob", "true_prob"]
 Scale = Literal["probability", "image_quantile"]
@@ -52,7 +52,9 @@ class Thresholds(NamedTuple):
 class Regions(BaseModel):
     """How labels are divided and calibrated.
 
-    ``thresholds``: (low, middle, top) or "auto", which reads them off the labels.
+    ``thresholds``: (low, middle, top), or a rule that reads them off the labels: "auto", which
+    places all three, or "reliable", which only discards the crops about which the teacher is more
+    often wrong than right (see `ferkd.reliability.propose`).
     ``score``: the teacher's largest probability, or its probability of the ground truth.
     ``scale``: compare the score itself, or its rank among the crops of the image (0 .. 1).
     ``epsilon``: mass that a softened hard label leaves to the other classes.
@@ -60,7 +62,7 @@ class Regions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    thresholds: Literal["auto"] | tuple[float, float, float] = "auto"
+    thresholds: Rule | tuple[float, float, float] = "auto"
     score: Score = "max_prob"
     scale: Scale = "probability"
     epsilon: float = Field(default=0.1, ge=0.0, lt=1.0)
@@ -181,7 +183,9 @@ class Mining:
             line += f"; {self.rescued} images with all crops discarded count as hard"
         if self.without_target:
             line += f"; {self.without_target} images without ground truth keep their soft labels"
-        return line if self.evidence is None else f"{line} (auto: {self.evidence.reason})"
+        if self.shares["discarded"] > 0.5:
+            line += "; more than half of the crops are discarded, is this a teacher for these images?"
+        return line if self.evidence is None else f"{line} ({self.evidence.reason})"
 
 
 def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
@@ -192,9 +196,9 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
     settings = settings or Regions()
     scores, correct = scores_of(store, settings.score, settings.scale)
     evidence = None
-    if settings.thresholds == "auto":
-        has_target = store.targets >= 0
-        evidence = propose(scores, correct, has_target, store.num_classes)
+    if isinstance(settings.thresholds, str):
+        known = store.targets >= 0
+        evidence = propose(scores, correct, known, store.num_classes, settings.thresholds)
         thresholds = check_thresholds(*evidence.thresholds)
     else:
         thresholds = check_thresholds(*settings.thresholds)

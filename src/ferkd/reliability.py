@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Rule = Literal["auto", "reliable"]
 
 _BINS = 100
 _Z = 1.96  # 95 % confidence
@@ -112,28 +115,28 @@ def propose(
     correct: NDArray[np.bool_],
     has_target: NDArray[np.bool_],
     num_classes: int,
+    rule: Rule = "auto",
 ) -> Evidence:
     """Thresholds from the labels: scores and outcomes [N, crops], ``has_target`` [N].
 
-    ``middle`` is where r(s) crosses 1/2: below it the teacher is more often wrong than right
-    about the image. ``low`` is the largest s up to which r(s) is not distinguishable from chance.
-    ``top`` cuts the easiest crops, together at most 1 % of the training signal. Without ground
-    truth only ``top`` can be known, and low = middle = 0.
+    "auto": ``middle`` is where r(s) crosses 1/2, since below it the teacher is more often wrong
+    than right about the image; ``low`` is the largest s up to which r(s) is not distinguishable
+    from chance; ``top`` cuts the easiest crops, together at most 1 % of the training signal.
+    "reliable": ``low`` = ``middle`` where r(s) crosses 1/2, and ``top`` = 1: no crop gets a hard
+    label and none is too easy. Without ground truth r(s) is unknown, and low = middle = 0.
     """
-    top = easy_cut(scores)
-    if not has_target.any():
-        reason = "no ground truth, so only the easiest crops are cut"
-        return Evidence((0.0, 0.0, top), 1 / num_classes, None, reason)
-    curve = reliability(scores[has_target], correct[has_target])
+    top = easy_cut(scores) if rule == "auto" else 1.0
     chance = 1 / num_classes
-    wrong = np.flatnonzero(curve.rate < 0.5)
-    middle = _between(curve, wrong)
-    low = _between(curve, np.flatnonzero(curve.low <= chance))
-    low, middle = min(low, middle, top), min(middle, top)
-    reason = (
-        f"r(s) reaches 1/2 at {middle:.3f}, leaves chance ({chance:.3f}) at {low:.3f}; "
-        f"crops above {top:.3f} hold {EASY_SHARE:.0%} of the signal"
-    )
+    easy = f"; crops above {top:.3f} hold {EASY_SHARE:.0%} of the signal" if rule == "auto" else ""
+    if not has_target.any():
+        return Evidence((0.0, 0.0, top), chance, None, f"{rule}: no ground truth{easy}")
+    curve = reliability(scores[has_target], correct[has_target])
+    middle = min(_between(curve, np.flatnonzero(curve.rate < 0.5)), top)
+    reason = f"{rule}: r(s) reaches 1/2 at {middle:.3f}"
+    if rule == "reliable":
+        return Evidence((middle, middle, top), chance, curve, reason)
+    low = min(_between(curve, np.flatnonzero(curve.low <= chance)), middle)
+    reason += f", leaves chance ({chance:.3f}) at {low:.3f}{easy}"
     return Evidence((low, middle, top), chance, curve, reason)
 
 

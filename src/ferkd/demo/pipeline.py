@@ -46,7 +46,7 @@ class Plan(BaseModel):
     crops: int
     crops_per_image: int = 4
     batch_size: int = 64
-    regions: Regions = Regions()
+    regions: Regions = Regions(thresholds="reliable")
     mix: Mix = Mix()
 
 
@@ -61,6 +61,7 @@ SCENES = Plan(
     student_args={"channels": [16, 32, 64, 128], "stem_width": 8},
     student_epochs=19.2,
     crops=24,
+    crops_per_image=2,
 )
 FOLDER = Plan(
     image_size=112,

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import InputError
+from ..storage import clear_errors, is_url, masked, open_url
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _TIFF = (".tif", ".tiff")
@@ -85,13 +86,14 @@ class FolderImages:
     """
 
     def __init__(self, root: str | Path, *, targets: bool = True) -> None:
-        self.name = str(root)
+        self._url = str(root)
+        self.name = masked(root) if is_url(root) else self._url
         if not self.name:
             raise InputError("the image folder is an empty text: give the path of a folder")
         self._opened: tuple[int, Any] | None = None
         self._remote = False
-        self._root = os.path.abspath(self.name)
-        if "://" in self.name:
+        self._root = os.path.abspath(self._url)
+        if is_url(root):
             file_system, self._root = self._file_system()
             self._remote = "file" not in file_system.protocol  # file:// is read as a local path
         files, folders = (
@@ -125,7 +127,7 @@ class FolderImages:
         path = f"{self._root}/{id}"
         try:
             if self._remote:
-                return self._file_system()[0].cat_file(path)
+                return self._read_remote(path, id)
             with open(path, "rb") as file:
                 return file.read()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -138,6 +140,16 @@ class FolderImages:
                 f"{id}: no permission to read this image of {self.name}. Change its permissions"
             ) from None
 
+    def _read_remote(self, path: str, id: str) -> bytes:
+        """The bytes of a remote file, tried twice: a connection may end in the middle."""
+        remedy = "check the network, then continue"
+        try:
+            with clear_errors(f"{id} of {self.name} cannot be read"):
+                return self._file_system()[0].cat_file(path)
+        except InputError:
+            with clear_errors(f"{id} of {self.name} cannot be read, tried twice", remedy):
+                return self._file_system()[0].cat_file(path)
+
     def _file_system(self) -> tuple[Any, str]:
         """The fsspec file system and the root's path on it, opened once in each process.
 
@@ -145,7 +157,8 @@ class FolderImages:
         systems do not survive a fork.
         """
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), _open_url(self.name))
+            file_system, path = open_url(self._url)
+            self._opened = (os.getpid(), (file_system, path.rstrip("/")))
         return self._opened[1]
 
     def _check_names(self) -> None:
@@ -235,14 +248,16 @@ def _scan(path: str, name: str) -> Iterator[os.DirEntry[str]]:
 
 def _list_remote(file_system: Any, root: str, name: str) -> tuple[list[str], list[str]]:
     """As _list_local, through fsspec."""
+    remedy = "check the URL, the network and the credentials"
     try:
-        file_system.invalidate_cache()  # file systems are shared and may hold an old listing
-        if not file_system.isdir(root):
-            raise _not_a_folder(name, file_system.exists(root))
-        found = file_system.find(root)
-        top = file_system.ls(root, detail=True)
-    except OSError as error:
-        raise InputError(f"{name}: the folder cannot be listed: {error}") from error
+        with clear_errors(f"{name}: the folder cannot be listed", remedy):
+            file_system.invalidate_cache()  # file systems are shared and may hold an old listing
+            if not file_system.isdir(root):
+                raise _not_a_folder(name, file_system.exists(root))
+            found = file_system.find(root)
+            top = file_system.ls(root, detail=True)
+    except FileNotFoundError:
+        raise _not_a_folder(name, False) from None
     start = len(root) + 1
     files = [path[start:] for path in found]
     folders = [e["name"].rstrip("/")[start:] for e in top if e["type"] == "directory"]
@@ -253,14 +268,3 @@ def _not_a_folder(name: str, exists: bool) -> InputError:
     if exists:
         return InputError(f"{name} is a file: give the folder that holds the images")
     return InputError(f"{name}: there is no such folder. Check the path of the images")
-
-
-def _open_url(url: str) -> tuple[Any, str]:
-    """(file system, path on it) of a URL; the path does not end in '/'."""
-    from fsspec.core import url_to_fs  # here, so that local folders do not pay for the import
-
-    try:
-        file_system, path = url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{url} cannot be opened: {error}") from error
-    return file_system, path.rstrip("/")

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ferkd.crops import CropDistribution
 from ferkd.errors import InputError
-from ferkd.labels.records import RecordFormat, Values
+from ferkd.labels.records import RecordFormat, Summary, Values
 
 FORMAT = "ferkd-labels"
 VERSION = 1
+IMPORTED_RULE = "imported: "  # begins the crop rule of labels that were not made by ferkd
 
 
 class _Part(BaseModel):
@@ -27,10 +28,11 @@ class Record(_Part):
     k: int = Field(ge=1)
     num_classes: int = Field(ge=1)
     values: Values
+    tail: Summary = "tempered"
 
     @property
     def format(self) -> RecordFormat:
-        return RecordFormat(self.k, self.num_classes, self.values)
+        return RecordFormat(self.k, self.num_classes, self.values, self.tail)
 
 
 class Crops(_Part):
@@ -61,6 +63,10 @@ class Settings(_Part):
     targets: bool
     part_images: int = Field(ge=1)
     software: str
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted name, as in ``crops.seed``, for comparison."""
+        return _flat(self.model_dump(mode="json"))
 
 
 class File(_Part):
@@ -95,12 +101,18 @@ def to_bytes(manifest: Manifest) -> bytes:
     return _canonical({**body, "digest": hashlib.sha256(_canonical(body)).hexdigest()})
 
 
+def checksum(manifest: Manifest) -> str:
+    """SHA-256 of the manifest's bytes, which names the store's whole content."""
+    return hashlib.sha256(to_bytes(manifest)).hexdigest()
+
+
 def from_bytes(data: bytes, where: Path | str) -> Manifest:
     """Read a manifest; raises InputError when it is damaged, foreign or of another version."""
     try:
         body = json.loads(data)
         digest = body.pop("digest")
-    except (ValueError, KeyError, AttributeError, TypeError):
+        content = _canonical(body)  # fails too: JSON may hold half a surrogate pair
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise InputError(
             f"{where} is not a label store's manifest (JSON with a digest expected); fetch the "
             "store again"
@@ -111,7 +123,7 @@ def from_bytes(data: bytes, where: Path | str) -> Manifest:
             f"release reads {FORMAT!r} version {VERSION}: label again or install a release that "
             "reads it"
         )
-    intact = hashlib.sha256(_canonical(body)).hexdigest() == digest
+    intact = hashlib.sha256(content).hexdigest() == digest
     if not intact or _canonical({**body, "digest": digest}) != data:
         raise InputError(f"{where} is damaged: its content does not match its own digest")
     body = {key: value for key, value in body.items() if key not in ("format", "version")}
@@ -123,3 +135,12 @@ def from_bytes(data: bytes, where: Path | str) -> Manifest:
 
 def _canonical(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return flat

@@ -18,6 +18,7 @@ from ferkd.errors import InputError
 from ferkd.labels.soft import TAIL_TEMPERATURES, SoftLabels
 
 Values = Literal["u8", "f16", "f32"]
+Summary = Literal["tempered", "mass"]
 MAX_CLASSES = 65_536  # class numbers are two bytes
 MAX_SIDE = 65_535  # so are box coordinates
 
@@ -29,6 +30,10 @@ _SCALE = 48.0  # a u8 code c stands for the gap (c / 48)^2: 0 to 28.2 nats, fine
 class RecordFormat:
     """The form of a record: ``k`` classes kept of ``num_classes``, numbers stored as ``values``.
 
+    ``tail`` is what is known of the other classes: "tempered", their mass at each of the recorded
+    temperatures and the true class's probability; or "mass", their mass at temperature 1 alone, as
+    in labels that come from probabilities. A record of all classes is always "tempered".
+
     A *gap* is how far, in nats, a log-probability lies below the largest one of its crop. Only
     gaps are stored: probabilities sum to 1, so the largest follows from them.
     """
@@ -36,9 +41,12 @@ class RecordFormat:
     k: int
     num_classes: int
     values: Values
+    tail: Summary = "tempered"
 
     @staticmethod
-    def choose(k: int | None, num_classes: int, values: str = "auto") -> RecordFormat:
+    def choose(
+        k: int | None, num_classes: int, values: str = "auto", tail: Summary = "tempered"
+    ) -> RecordFormat:
         """A valid format; ``k`` None or >= C keeps all classes. Raises InputError.
 
         ``values="auto"`` is one byte per number for top-k and half precision for all classes.
@@ -55,7 +63,9 @@ class RecordFormat:
             values = "f16" if k == num_classes else "u8"
         if values not in _TYPES:
             raise InputError(f"values is {values!r}; it must be auto, u8, f16 or f32")
-        return RecordFormat(k, num_classes, values)  # type: ignore[arg-type]
+        if k == num_classes:
+            tail = "tempered"
+        return RecordFormat(k, num_classes, values, tail)  # type: ignore[arg-type]
 
     @property
     def full(self) -> bool:
@@ -77,8 +87,10 @@ class RecordFormat:
         fields: list[Any] = [("box", "<u2", (4,)), ("classes", "<u2", (self.k,))]
         if self.k > 1:
             fields.append(("gaps", value, (self.k - 1,)))
-        fields.append(("tail", value, (len(TAIL_TEMPERATURES),)))
-        if self.values == "u8":
+        fields.append(("tail", value, (len(self._temperatures),)))
+        if self.tail == "mass":
+            fields.append(("flip", "u1"))
+        elif self.values == "u8":
             fields.append(("true_flip", "u1"))
         else:
             fields += [("true", value), ("flip", "u1")]
@@ -110,8 +122,14 @@ class RecordFormat:
         records["classes"] = np.take_along_axis(labels.classes.cpu().numpy(), order, 1)
         if self.k > 1:
             records["gaps"] = self._quantise(top - ordered[:, 1:])
-        tail = labels.tail.double().cpu().numpy() - top / np.array(TAIL_TEMPERATURES)
+        known = labels.tail[:, : len(self._temperatures)].double().cpu().numpy()
+        if np.isnan(known).any():
+            raise ValueError(f"labels whose tail is not known do not fill a {self.tail!r} record")
+        tail = known - top / np.array(self._temperatures)
         records["tail"] = self._quantise(math.log(self.num_classes - self.k) - tail)
+        if self.tail == "mass":
+            records["flip"] = flips
+            return records
         true = labels.true_log_prob
         # An unknown true class is stored as the largest gap; readers see it has no ground truth.
         true_gap = np.full(len(top), np.inf)
@@ -140,6 +158,11 @@ class RecordFormat:
             gaps[:, 1:] = self._gaps(records["gaps"])
         tail = math.log(self.num_classes - self.k) - self._gaps(records["tail"])
         top = -torch.logaddexp((-gaps).logsumexp(1), tail[:, 0])[:, None]
+        tail = tail + top / torch.tensor(self._temperatures)
+        if self.tail == "mass":
+            unknown = tail.new_full((len(tail), len(TAIL_TEMPERATURES) - 1), math.nan)
+            tail = torch.cat([tail, unknown], 1)
+            return SoftLabels(classes, top - gaps, tail, self.num_classes)
         if self.values == "u8":
             true_gap = self._gaps(records["true_flip"] & 0xFE)
         else:
@@ -147,14 +170,17 @@ class RecordFormat:
         true = top[:, 0] - true_gap
         if has_target is not None:
             true = true.masked_fill(torch.from_numpy(~has_target), math.nan)
-        temperatures = torch.tensor(TAIL_TEMPERATURES)
-        return SoftLabels(classes, top - gaps, tail + top / temperatures, self.num_classes, true)
+        return SoftLabels(classes, top - gaps, tail, self.num_classes, true)
 
     def flips(self, records: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether each crop is mirrored, of the records' shape."""
         if "true_flip" in self.dtype.names:  # type: ignore[operator]
             return (records["true_flip"] & 1).astype(bool)
         return np.asarray(records["flip"].astype(bool))
+
+    @property
+    def _temperatures(self) -> tuple[float, ...]:
+        return TAIL_TEMPERATURES if self.tail == "tempered" else TAIL_TEMPERATURES[:1]
 
     def _quantise(self, gaps: NDArray[np.float64]) -> NDArray[Any]:
         gaps = np.maximum(gaps, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ferkd.errors import InputError
 from ferkd.labels import manifest as manifests
+from ferkd.labels.remote import MANIFEST, RemoteFolder, location
 from ferkd.labels.soft import SoftLabels
 
-MANIFEST = "manifest.json"
 IMAGE = np.dtype(
     [
         ("id_end", "<u8"),  # this image's id ends before this byte of ids.npy
@@ -68,27 +69,25 @@ class LabelStore:
 
     Opening reads the manifest alone, so its cost does not grow with the number of images. The
     object pickles as its path and reopens in each worker. Rows are images in the order of
-    ``ids``; crops are numbered from 0 within an image.
+    ``ids``; crops are numbered from 0 within an image. ``path`` is a folder or an fsspec URL,
+    whose files come through a local cache (docs/remote.md).
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        file = self.path / MANIFEST
-        if not file.is_file():
-            state = "an unfinished" if (self.path / "settings.json").is_file() else "no"
-            remedy = "finish it with ferkd label --resume" if state != "no" else "check the path"
-            raise InputError(f"{self.path} holds {state} label store (no {MANIFEST}); {remedy}")
-        self.manifest = manifests.from_bytes(file.read_bytes(), file)
+    def __init__(self, path: str | Path | RemoteFolder) -> None:
+        self.path = location(path)
+        data = _manifest(self.path)
+        self._manifest_bytes = len(data)
+        self.manifest = manifests.from_bytes(data, f"{self.path}/{MANIFEST}")
         self.settings = self.manifest.settings
         self.record = self.settings.record.format
         self._maps: dict[str, NDArray[Any]] = {}
 
     @classmethod
-    def open(cls, path: str | Path | LabelStore) -> LabelStore:
-        """Open a store by its path; an open one is returned as it is. Raises InputError."""
+    def open(cls, path: str | Path | RemoteFolder | LabelStore) -> LabelStore:
+        """Open a store by its path or URL; an open one is returned as it is. Raises InputError."""
         return path if isinstance(path, LabelStore) else cls(path)
 
-    def __reduce__(self) -> tuple[type[LabelStore], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[LabelStore], tuple[Path | RemoteFolder]]:
         return LabelStore, (self.path,)
 
     def __len__(self) -> int:
@@ -121,25 +120,47 @@ class LabelStore:
         return np.asarray(self.images["target"], dtype=np.int32)
 
     @property
+    def folder(self) -> Path:
+        """The store's local folder; InputError for a remote store, of which there is none."""
+        if isinstance(self.path, RemoteFolder):
+            raise InputError(
+                f"{self.path} is not on this machine, which this needs; fetch the store first "
+                "(ferkd fetch) and give the folder"
+            )
+        return self.path
+
+    @property
+    def files(self) -> tuple[manifests.File, ...]:
+        """All data files."""
+        return (self.manifest.images, self.manifest.ids, *self.manifest.records)
+
+    @property
     def bytes_on_disk(self) -> int:
         """All files of the store together, manifest included."""
-        files = (self.manifest.images, self.manifest.ids, *self.manifest.records)
-        return (self.path / MANIFEST).stat().st_size + sum(file.size for file in files)
+        return self._manifest_bytes + sum(file.size for file in self.files)
+
+    def local(self, file: manifests.File) -> AbstractContextManager[Path]:
+        """The path of a data file on this machine, fetched if need be; good inside the block."""
+        if isinstance(self.path, RemoteFolder):
+            return self.path.hold(file, self.manifest.images, self.manifest.ids)
+        return nullcontext(self.folder / file.name)
 
     def records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
-        """The raw records at (rows, crops); the two broadcast."""
-        row, crop = np.broadcast_arrays(np.asarray(rows), np.asarray(crops))
-        if row.size and (row.min() < 0 or row.max() >= len(self)):
-            raise IndexError(f"image rows must lie in 0 .. {len(self) - 1}")
+        """The raw records at (rows, crops), integers; the two broadcast. Raises IndexError."""
+        row = _within(rows, len(self), "image rows")
+        place = row * self.crops_per_image + _within(crops, self.crops_per_image, "crops")
+        # `take` copies whole records; indexing with arrays would copy them field by field.
         files = self.manifest.records
         if len(files) == 1:
-            return np.asarray(self._records(0)[row, crop])
-        starts = np.cumsum([0, *(file.rows for file in files)])
-        where = np.searchsorted(starts, row, side="right") - 1
-        out = np.empty(row.shape, self.record.dtype)
-        for number in np.unique(where):
-            here = where == number
-            out[here] = self._records(int(number))[row[here] - starts[number], crop[here]]
+            return np.asarray(self._records(0).reshape(-1).take(place))
+        starts = np.cumsum([0, *(file.rows for file in files)]) * self.crops_per_image
+        number = np.searchsorted(starts, place, side="right") - 1
+        out = np.empty(place.shape, self.record.dtype)
+        whole = out.view(f"V{out.itemsize}")
+        for n in np.unique(number):
+            here = number == n
+            taken = self._records(int(n)).reshape(-1).take(place[here] - starts[n])
+            whole[here] = taken.view(whole.dtype)
         return out
 
     def boxes(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.int32]:
@@ -169,24 +190,61 @@ class LabelStore:
             labels = self.decode(records.reshape(-1), repeated)
             yield slice(start, start + len(rows)), records, labels
 
+    def map_all(self) -> None:
+        """Map every file now; raises InputError for one that is not what the manifest says."""
+        _ = self.images, self.ids, [self._records(n) for n in range(len(self.manifest.records))]
+
     def _records(self, number: int) -> NDArray[Any]:
         return self._map(self.manifest.records[number], self.record.dtype, (self.crops_per_image,))
 
     def _map(
         self, file: manifests.File, dtype: np.dtype[Any], row: tuple[int, ...]
     ) -> NDArray[Any]:
-        if file.name not in self._maps:
-            path = self.path / file.name
+        if (mapped := self._maps.get(file.name)) is not None:
+            return mapped
+        where = f"{self.path}/{file.name}"
+        with self.local(file) as path:
             try:
-                array = np.load(path, mmap_mode="r" if file.rows else None, allow_pickle=False)
+                # Not np.load, which also opens zip archives. An empty file cannot be mapped.
+                if file.rows:
+                    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+                else:
+                    with path.open("rb") as opened:
+                        array = np.lib.format.read_array(opened, allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise InputError(
-                    f"{path} cannot be read ({error}); fetch the store again"
+                    f"{where} cannot be read ({error}); fetch the store again"
                 ) from None
-            if array.dtype != dtype or array.shape != (file.rows, *row):
-                raise InputError(
-                    f"{path} holds {array.shape} {array.dtype}, but the manifest says "
-                    f"{(file.rows, *row)} {dtype}; the store is damaged, fetch it again"
-                )
-            self._maps[file.name] = array
-        return self._maps[file.name]
+        if array.dtype != dtype or array.shape != (file.rows, *row):
+            raise InputError(
+                f"{where} holds {array.shape} {array.dtype}, but the manifest says "
+                f"{(file.rows, *row)} {dtype}; the store is damaged, fetch it again"
+            )
+        self._forget_evicted()
+        self._maps[file.name] = array
+        return array
+
+    def _forget_evicted(self) -> None:
+        """Unmap what the cache gave up, so that its bytes on the disk are free."""
+        if isinstance(folder := self.path, RemoteFolder):
+            for file in self.files:
+                if file.name in self._maps and not folder.holds(file):
+                    self._maps.pop(file.name, None)
+
+
+def _manifest(path: Path | RemoteFolder) -> bytes:
+    if isinstance(path, RemoteFolder):
+        return path.read_manifest()
+    if not (path / MANIFEST).is_file():
+        state = "an unfinished" if (path / "settings.json").is_file() else "no"
+        remedy = "finish it with ferkd label --resume" if state != "no" else "check the path"
+        raise InputError(f"{path} holds {state} label store (no {MANIFEST}); {remedy}")
+    return (path / MANIFEST).read_bytes()
+
+
+def _within(numbers: ArrayLike, count: int, what: str) -> NDArray[np.int64]:
+    """Integers as int64, refused outside 0 .. count - 1."""
+    array = np.asarray(numbers).astype(np.int64, casting="same_kind", copy=False)
+    if array.size and (array.min() < 0 or array.max() >= count):
+        raise IndexError(f"{what} must lie in 0 .. {count - 1}")
+    return array

@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -21,12 +23,15 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ferkd.errors import InputError
+from ferkd.images import ImageSource, fingerprint
 from ferkd.labels import manifest as manifests
-from ferkd.labels.store import IMAGE, MANIFEST, LabelStore
+from ferkd.labels.store import IMAGE, MANIFEST, Ids, LabelStore
+from ferkd.storage import as_local, masked
 
 _SETTINGS = "settings.json"
 _PARTS = "parts"
 _LOCK = "lock"
+_UNFINISHED = ".tmp"
 FILE_BYTES = 1 << 30  # a records file is closed when the next part would take it past this
 
 
@@ -47,7 +52,12 @@ class StoreWriter:
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
-        self.path = Path(path)
+        local = as_local(path)
+        if local is None:
+            raise InputError(
+                f"{masked(path)} is a URL; write the labels to a folder, then publish it"
+            )
+        self.path = local
         self.settings = settings
         self.total = total
         self._resume, self._overwrite = resume, overwrite
@@ -62,18 +72,24 @@ class StoreWriter:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; the label store needs a folder of its own")
         contents = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        if contents - {_LOCK} and not contents & {MANIFEST, _SETTINGS}:
+        left_by_a_kill = {_LOCK, _SETTINGS + _UNFINISHED}
+        if contents - left_by_a_kill and not contents & {MANIFEST, _SETTINGS}:
             raise InputError(
                 f"{self.path} holds other files; give --out a new or empty folder for the labels"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise InputError(
                 f"{self.path} is being written by another process; wait for it or stop it, then "
                 "continue with --resume"
             ) from None
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written ({error.strerror}); make room or give yourself "
+                "the permission, or give another folder"
+            ) from error
         try:
             self._prepare()
         except BaseException:
@@ -82,31 +98,38 @@ class StoreWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()
-        if (self.path / MANIFEST).exists():
+        finished = (self.path / MANIFEST).exists()
+        if finished and os.name == "posix":  # while it is held: a later writer has its own file
             (self.path / _LOCK).unlink(missing_ok=True)
+        self._lock.release()
+        if finished and os.name != "posix":  # where an open file cannot be removed
+            with suppress(OSError):
+                (self.path / _LOCK).unlink()
 
     def _prepare(self) -> None:
         begun = (self.path / MANIFEST).exists() or (self.path / _SETTINGS).exists()
         if begun and self._overwrite:
-            for name in (
-                MANIFEST,
-                _SETTINGS,
-            ):  # the manifest first: what is left is unfinished
-                (self.path / name).unlink(missing_ok=True)
-            self._remove_data()
-            begun = False
-        if begun and not self._resume:
+            # In this order a kill leaves the old store, or its folder with the new settings and
+            # no part: never old labels under new settings, never a folder that is not known again.
+            if (self.path / _PARTS).exists():
+                shutil.rmtree(self.path / _PARTS)
+            self._write_settings()
+            (self.path / MANIFEST).unlink(missing_ok=True)
+        elif begun and not self._resume:
             raise InputError(
                 f"{self.path} holds a label store already; continue it with --resume, or replace "
                 "it with --overwrite"
             )
-        if begun:
+        elif begun:
             self._check_same(self._written_settings())
         else:
-            text = json.dumps(self.settings.model_dump(mode="json"), indent=1, ensure_ascii=False)
-            _write_whole(self.path / _SETTINGS, text.encode())
-        (self.path / _PARTS).mkdir(exist_ok=True)
+            self._write_settings()
+        if not self.finished():
+            (self.path / _PARTS).mkdir(exist_ok=True)
+
+    def _write_settings(self) -> None:
+        text = json.dumps(self.settings.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        _write_whole(self.path / _SETTINGS, text.encode())
 
     def _written_settings(self) -> manifests.Settings:
         if (self.path / MANIFEST).exists():
@@ -181,9 +204,49 @@ class StoreWriter:
         listed = []
         for number in range(self.parts):
             if self._part(number).exists():
-                with np.load(self._part(number), allow_pickle=False) as part:
-                    listed += json.loads(part["skipped"].tobytes())
+                listed += self._skipped_of(number)
         return [manifests.Skipped(**s) for s in listed]
+
+    def _skipped_of(self, number: int) -> list[dict[str, str]]:
+        with self._read(number) as part:
+            listed: list[dict[str, str]] = json.loads(part["skipped"].tobytes())
+        return listed
+
+    def drop_changed(self, source: ImageSource) -> list[str]:
+        """Remove the parts whose images are not, or no longer, what was labelled.
+
+        Reads every image labelled so far; returns the ids whose content differs now. A part with
+        images that were left out is removed as well, for they may have been repaired.
+        """
+        changed: list[str] = []
+        for number in range(self.parts):
+            if not self._part(number).exists():
+                continue
+            with self._read(number) as part:
+                table, text = part["images"], part["ids"]
+            ids = Ids(table["id_end"], text)
+            labelled = {ids[row]: int(table["fingerprint"][row]) for row in range(len(ids))}
+            differing = [
+                source.ids[place]
+                for place in self.part_range(number)
+                if source.ids[place] in labelled
+                and labelled[source.ids[place]] != fingerprint(source.read(place))
+            ]
+            if differing or self._skipped_of(number):
+                self._part(number).unlink()
+            changed += differing
+        return changed
+
+    @contextmanager
+    def _read(self, number: int) -> Iterator[Any]:
+        """An open part; its members are checked against their CRC-32 as they are read."""
+        try:
+            with np.load(self._part(number), allow_pickle=False) as part:
+                yield part
+        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError) as error:
+            raise InputError(
+                f"{self._part(number)} is damaged ({error}); delete it and continue with --resume"
+            ) from None
 
     def finish(self) -> LabelStore:
         """Join the parts into the finished store. Safe to repeat after a kill at any instant."""
@@ -199,7 +262,7 @@ class StoreWriter:
         tables, texts, counts = [], [], []
         end = np.uint64(0)
         for number in range(self.parts):
-            with np.load(self._part(number), allow_pickle=False) as part:
+            with self._read(number) as part:
                 table, text = part["images"], part["ids"]
             table["id_end"] += end
             end = table["id_end"][-1] if len(table) else end
@@ -212,7 +275,7 @@ class StoreWriter:
             rows = sum(counts[m] for m in members)
             with _npy(self.path / f"records-{number:05d}.npy", dtype, (rows, crops)) as output:
                 for member in members:
-                    with np.load(self._part(member), allow_pickle=False) as part:
+                    with self._read(member) as part:
                         output.write(np.ascontiguousarray(part["records"]).tobytes())
             files.append(_described(self.path / f"records-{number:05d}.npy", rows))
         table = np.concatenate(tables) if tables else np.zeros(0, IMAGE)
@@ -220,6 +283,7 @@ class StoreWriter:
         for name, array in (("images.npy", table), ("ids.npy", text)):
             with _npy(self.path / name, array.dtype, array.shape) as output:
                 output.write(array.tobytes())
+        self._remove_old({file.name for file in files})
         return manifests.Manifest(
             settings=self.settings,
             images=_described(self.path / "images.npy", len(table)),
@@ -231,10 +295,10 @@ class StoreWriter:
     def _part(self, number: int) -> Path:
         return self.path / _PARTS / f"{number:06d}.npz"
 
-    def _remove_data(self) -> None:
-        shutil.rmtree(self.path / _PARTS, ignore_errors=True)
-        for pattern in ("records-*.npy", "images.npy", "ids.npy"):
-            for file in self.path.glob(pattern):
+    def _remove_old(self, records: set[str]) -> None:
+        """Remove what a store that was overwritten has left, for it would not be replaced."""
+        for file in self.path.glob("records-*.npy*"):
+            if file.name not in records:
                 file.unlink()
 
 
@@ -277,7 +341,7 @@ def _described(path: Path, rows: int) -> manifests.File:
 @contextmanager
 def _whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name only when it is complete and on the disk."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + _UNFINISHED)
     with temporary.open("wb") as file:
         yield file
         file.flush()

@@ -1,0 +1,395 @@
+"""Run as a script: disturb a labelling job again and again, resuming it each time.
+
+``python tests/crash.py --kills 100 --seed 0 --json docs/results/store-crash.json`` labels a small
+folder once undisturbed, then interrupts further passes over it in every way of KINDS, in turn and
+at random points, until KILLS attempts have been ended. Every store that comes to its end is
+compared with the undisturbed one, byte by byte. Then two jobs are started on one output, and
+FLIPS random bits of the store are flipped, one at a time and in every file, for verification to
+find. Each attempt is a process of its own, a fork, so that the imports are paid once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from ferkd.labelling import label
+from ferkd.labels import writer
+from ferkd.labels.verify import verify_store
+from ferkd.teachers import Inputs, Teacher
+
+PAGE = 4096
+ROOM = 64 << 20  # of the small file system, when it is not made full
+Prepare = Callable[[], None]
+
+
+class Scene:
+    """A folder of images, a file system for the stores, and the store of an undisturbed job."""
+
+    def __init__(self, work: Path, rng: random.Random) -> None:
+        self.work, self.rng = work, rng
+        self.images, self.disk, self.log = work / "images", work / "disk", work / "log"
+        for index in range(60):
+            path = self.images / f"class {index % 2}" / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shape = (24 + index % 7, 32, 3)
+            pixels = np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
+            cv2.imwrite(str(path), pixels)
+        self.disk.mkdir()
+        self.no_tmpfs = _tried("mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", self.disk)
+        self.round = self.told = 0
+        self.out = self.disk / "whole"
+        operations = work / "operations"
+        begun = time.monotonic()
+        assert ended(self.start(lambda: operations_of(self.out, None, operations))) == "done"
+        self.seconds = time.monotonic() - begun
+        self.operations = operations.stat().st_size
+        self.whole = bytes_of(self.out)
+        self.fresh()
+
+    def fresh(self) -> None:
+        """The next job writes a new store."""
+        self.round += 1
+        self.out = self.disk / f"{self.round}"
+
+    def close(self) -> None:
+        if not self.no_tmpfs:
+            subprocess.run(["umount", self.disk], check=True)
+
+    def start(self, prepare: Prepare | None = None, wait: int | None = None) -> int:
+        """Start the job in a process of its own; its id. ``wait``: a pipe to read from midway."""
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            writer.FILE_BYTES = 4000  # several files of records
+            if prepare:
+                prepare()
+            torch.set_num_threads(1)
+            torch.manual_seed(0)
+            network = torch.nn.Sequential(
+                torch.nn.Conv2d(3, 4, 5), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+            )
+            module = torch.nn.Sequential(network, torch.nn.Linear(4, 2))
+            label(
+                self.images,
+                Teacher(module, Inputs(image_size=16), spec="test", device="cpu"),
+                self.out,
+                crops=5,
+                top_k=1,
+                part_images=2,
+                batch_size=4,
+                resume=True,
+                recheck=True,
+                progress=(lambda _: os.read(wait, 1)) if wait else None,  # type: ignore[arg-type]
+            )
+            os._exit(0)
+        except BaseException as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            self.log.write_text(f"{type(error).__name__}: {error}")
+        finally:
+            os._exit(1)
+
+    def pause(self) -> None:
+        time.sleep(self.rng.uniform(0, self.seconds / 2))
+
+    def wait_for(self, pattern: str) -> None:
+        """Wait until a job has written such a file."""
+        deadline = time.monotonic() + 20
+        while not list(self.out.glob(pattern)):
+            assert time.monotonic() < deadline, f"no {pattern}; log: {self.log}"
+            time.sleep(0.001)
+
+    def an_image(self) -> Path:
+        return self.rng.choice(sorted(self.images.rglob("*.png")))
+
+
+def ended(pid: int) -> str:
+    """Wait for a process: "killed" by a signal, "failed" by itself, or "done"."""
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        return "killed"
+    return "failed" if os.WEXITSTATUS(status) else "done"
+
+
+def bytes_of(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def operations_of(out: Path, deadly: int | None, count: Path | None = None) -> None:
+    """Count this process's file operations in ``out``; die of the one numbered ``deadly``.
+
+    With ``count``, a byte a operation is appended to that file.
+    """
+    seen = 0
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal seen
+        if event not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+            return
+        if not str(arguments[0]).startswith(str(out)):
+            return
+        seen += 1
+        if count:
+            with count.open("ab") as file:
+                file.write(b".")
+        if seen == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+# Each kind starts the job, disturbs it, undoes the disturbance, and says how the job ended.
+
+
+def by_signal(scene: Scene, number: signal.Signals) -> str:
+    pid = scene.start()
+    scene.pause()
+    os.kill(pid, number)
+    return ended(pid)
+
+
+def at_an_operation(scene: Scene) -> str:
+    deadly = scene.rng.randint(1, scene.operations // 2)
+    return ended(scene.start(lambda: operations_of(scene.out, deadly)))
+
+
+def disk_full(scene: Scene) -> str:
+    used = os.statvfs(scene.disk)
+    left = used.f_bsize * (used.f_blocks - used.f_bfree) + PAGE * scene.rng.randint(0, 30)
+    _run("mount", "-o", f"remount,size={left}", scene.disk)
+    outcome = ended(scene.start())
+    _run("mount", "-o", f"remount,size={ROOM}", scene.disk)
+    return outcome
+
+
+def file_limit(scene: Scene) -> str:
+    limit = scene.rng.randint(1, max(map(len, scene.whole.values())))
+    limits = (limit, resource.RLIM_INFINITY)
+    return ended(scene.start(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits)))
+
+
+def unwritable(scene: Scene) -> str:
+    pid = scene.start()
+    scene.pause()
+    frozen = [p for p in (scene.out / "parts", scene.out, scene.disk) if p.is_dir()]
+    for folder in frozen:
+        _freeze(folder, True)
+    outcome = ended(pid)
+    for folder in frozen:
+        if folder.is_dir():
+            _freeze(folder, False)
+    return outcome
+
+
+def image_removed(scene: Scene) -> str:
+    image, aside = scene.an_image(), scene.work / "aside"
+    pid = scene.start()
+    scene.wait_for("settings.json")  # a new job has listed its images then
+    scene.pause()
+    image.rename(aside)
+    outcome = ended(pid)
+    aside.rename(image)
+    return outcome
+
+
+def image_damaged(scene: Scene) -> str:
+    image = scene.an_image()
+    data = image.read_bytes()
+    pid = scene.start()
+    scene.pause()
+    image.write_bytes(data[: len(data) // 2])
+    outcome = ended(pid)
+    image.write_bytes(data)
+    return outcome
+
+
+def image_replaced(scene: Scene) -> str:
+    """Labels of the other image may be written; the next job finds that it changed."""
+    image = scene.an_image()
+    data = image.read_bytes()
+    image.write_bytes(cv2.imencode(".png", np.zeros((30, 30, 3), np.uint8))[1].tobytes())
+    pid = scene.start()
+    scene.pause()
+    os.kill(pid, signal.SIGKILL)
+    outcome = ended(pid)
+    image.write_bytes(data)
+    if (scene.out / "manifest.json").exists():  # finished before the kill, so it stays as it is
+        assert ended(scene.start()) == "done"
+        if bytes_of(scene.out) != scene.whole:  # but verification tells which image it is
+            verified = verify_store(scene.out, images=scene.images)
+            image_id = str(image.relative_to(scene.images))
+            assert [p.where for p in verified.problems] == [image_id], verified
+            scene.told += 1
+            scene.fresh()
+    return outcome
+
+
+KINDS: dict[str, tuple[str, Callable[[Scene], str]]] = {
+    "SIGKILL": ("killed", lambda scene: by_signal(scene, signal.SIGKILL)),
+    "SIGTERM": ("killed", lambda scene: by_signal(scene, signal.SIGTERM)),
+    "SIGKILL at a file operation": ("killed", at_an_operation),
+    "disk full": ("failed", disk_full),
+    "file size limit": ("failed", file_limit),
+    "folder made unwritable": ("failed", unwritable),
+    "image removed": ("failed", image_removed),
+    "image damaged": ("failed", image_damaged),
+    "image replaced, then SIGKILL": ("killed", image_replaced),
+}
+
+
+def missing_kinds(scene: Scene) -> dict[str, str]:
+    """The kinds that this machine cannot do, and why."""
+    missing = {}
+    if scene.no_tmpfs:
+        missing["disk full"] = f"no tmpfs can be mounted ({scene.no_tmpfs})"
+    if os.geteuid() == 0 and (reason := _tried("chattr", "-i", scene.disk)):
+        missing["folder made unwritable"] = f"root, and no chattr ({reason})"
+    return missing
+
+
+def disturb(scene: Scene, kills: int) -> dict[str, object]:
+    """Interrupt jobs ``kills`` times; the counts."""
+    missing = missing_kinds(scene)
+    counts = dict.fromkeys((kind for kind in KINDS if kind not in missing), 0)
+    attempts = stores = differing = 0
+    while sum(counts.values()) < kills:
+        attempts += 1
+        assert attempts < 20 * kills + 100, f"hardly any attempt is hit: {counts}"
+        kind = min(counts, key=lambda kind: (counts[kind], scene.rng.random()))
+        expected, disturbance = KINDS[kind]
+        outcome, before = disturbance(scene), scene.round
+        if outcome == expected:
+            counts[kind] += 1
+        elif outcome != "done":
+            raise AssertionError(f"{kind}: {outcome}: {scene.log.read_text()}")
+        if outcome == "failed":
+            told = scene.log.read_text()
+            assert told.startswith(("InputError", "OSError", "PermissionError")), told
+        last = sum(counts.values()) == kills
+        if last or outcome == "done":
+            if ended(scene.start()) != "done":
+                raise AssertionError(f"after {kind}: {scene.log.read_text()}")
+            stores += 1
+            if bytes_of(scene.out) != scene.whole:
+                differing += 1
+                print(f"the store differs after {kind}", file=sys.stderr)
+            shutil.rmtree(scene.out)
+            assert before == scene.round
+            scene.fresh()
+    return {
+        "interruptions": sum(counts.values()),
+        "by_kind": counts,
+        "not_possible_here": missing,
+        "attempts": attempts,
+        "stores_completed": stores,
+        "stores_differing": differing,
+        "finished_with_another_image_and_told_by_verify": scene.told,
+    }
+
+
+def two_jobs(scene: Scene) -> str:
+    """Start a second job while the first is in the middle of its work; what the second says."""
+    reading, writing = os.pipe()
+    first = scene.start(wait=reading)
+    scene.wait_for("parts/*.npz")
+    assert ended(scene.start()) == "failed"
+    refusal = scene.log.read_text()
+    os.write(writing, b"." * 100)
+    assert ended(first) == "done"
+    assert bytes_of(scene.out) == scene.whole
+    return refusal.replace(str(scene.out), "STORE")
+
+
+def flips(scene: Scene, count: int) -> dict[str, object]:
+    """Flip ``count`` random bits of the finished store, one at a time; the counts by file."""
+    files = sorted(scene.out.iterdir())
+    tried = dict.fromkeys((file.name for file in files), 0)
+    missed = 0
+    for number in range(count):
+        file = files[number % len(files)]
+        whole = file.read_bytes()
+        flipped = bytearray(whole)
+        flipped[scene.rng.randrange(len(whole))] ^= 1 << scene.rng.randrange(8)
+        file.write_bytes(flipped)
+        missed += [problem.where for problem in verify_store(scene.out).problems] != [file.name]
+        tried[file.name] += 1
+        file.write_bytes(whole)
+    return {"by_file": tried, "tried": count, "missed": missed}
+
+
+def _run(*command: object) -> None:
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+
+
+def _tried(*command: object) -> str | None:
+    """None where the command works, else why not."""
+    try:
+        _run(*command)
+    except FileNotFoundError:
+        return f"no {command[0]}"
+    except subprocess.CalledProcessError as error:
+        return str(error.stderr.decode().strip())
+    return None
+
+
+def _freeze(folder: Path, frozen: bool) -> None:
+    if os.geteuid() == 0:  # whom permissions do not stop
+        _run("chattr", "+i" if frozen else "-i", folder)
+    else:
+        folder.chmod(0o555 if frozen else 0o755)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--flips", type=int, default=2000)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as work:
+        scene = Scene(Path(work), random.Random(options.seed))
+        try:
+            result = disturb(scene, options.kills)
+            result["second_job_says"] = two_jobs(scene)
+            result["flips"] = flips(scene, options.flips)
+        finally:
+            scene.close()
+    numbers = f"--kills {options.kills} --flips {options.flips} --seed {options.seed}"
+    command = f"python tests/crash.py {numbers}"
+    machine = (
+        f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} CPUs"
+    )
+    result |= {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{machine}, Python {platform.python_version()}, torch {torch.__version__}",
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+    text = json.dumps(result, indent=1) + "\n"
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(text)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

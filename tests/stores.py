@@ -1,0 +1,65 @@
+"""Small label stores of random labels, for the tests of what reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ferkd.crops import CUT_RULE, CropDistribution, random_boxes
+from ferkd.labels import LabelStore, SoftLabels
+from ferkd.labels import manifest as manifests
+from ferkd.labels.records import RecordFormat, Summary
+from ferkd.labels.store import IMAGE
+from ferkd.labels.writer import StoreWriter, listing
+
+IDS = ("a/1.jpg", "a/my.photo.v2.jpg", "b/x\ny.png", "é/漢.jpg", "é/漢字.jpg")
+
+
+def write_store(
+    path: Path,
+    *,
+    k: int | None = 3,
+    classes: int = 6,
+    values: str = "auto",
+    tail: Summary = "tempered",
+    crops: int = 4,
+    ids: tuple[str, ...] = IDS,
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+    **settings: Any,
+) -> LabelStore:
+    """A store of ``ids`` with random logits, every third image without a ground truth."""
+    rng = np.random.default_rng(seed)
+    form = RecordFormat.choose(k, classes, values, tail)
+    described = {
+        "record": manifests.Record(**vars(form)),
+        "crops": manifests.Crops(
+            count=crops, distribution=CropDistribution(), seed=seed, rule=CUT_RULE
+        ),
+        "images": manifests.Images(decoder="none", exif=True, listing=listing(ids)),
+        "teacher": {"spec": "random"},
+        "class_names": tuple(f"class é{i}" for i in range(classes)),
+        "targets": True,
+        "part_images": 2,
+        "software": "test",
+    } | settings
+    table = np.zeros(len(ids), IMAGE)
+    table["fingerprint"] = rng.integers(0, 2**63, len(ids))
+    table["target"] = rng.integers(0, classes, len(ids))
+    table["target"][::3] = -1
+    table["height"], table["width"] = 300, 65_535
+    boxes, flips = random_boxes(table["height"], table["width"], crops=crops, seed=seed, ids=ids)
+    logits = torch.from_numpy(rng.normal(0, 3, (len(ids) * crops, classes)))
+    targets = torch.from_numpy(np.repeat(table["target"], crops).astype(np.int64))
+    labels = SoftLabels.from_logits(logits, targets, k)
+    records = form.encode(labels, boxes.reshape(-1, 4), flips.reshape(-1)).reshape(-1, crops)
+    wanted = manifests.Settings(**described)
+    with StoreWriter(path, wanted, len(ids), resume=resume, overwrite=overwrite) as writer:
+        for part in writer.missing():
+            rows = np.array(writer.part_range(part))
+            writer.write(part, [ids[r] for r in rows], table[rows], records[rows], [])
+        return writer.finish()
