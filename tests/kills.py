@@ -1,9 +1,9 @@
-"""Run as a script: kill a job again and again at random moments, resuming it each time.
+"""Run as a script: kill a training run again and again at random moments, resuming it each time.
 
-``python kills.py label|train WORK KILLS SEED`` runs the job once undisturbed into WORK/whole, then
-into WORK/killed, where each attempt is ended by SIGKILL after a random time, until KILLS attempts
-have been killed; then it is left to finish. Prints how many kills fell within the work. Each
-attempt is a fork, so that the imports are paid once.
+``python kills.py WORK KILLS SEED`` trains once undisturbed into WORK/whole, then into WORK/killed,
+where each attempt is ended by SIGKILL after a random time, until KILLS attempts have been killed;
+then it is left to finish. Prints how many kills fell within the work. Each attempt is a fork, so
+that the imports are paid once.
 """
 
 from __future__ import annotations
@@ -16,12 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import timm
 import torch
 
 from ferkd.config import Recipe
-from ferkd.labelling import label
-from ferkd.teachers import Inputs, Teacher
 from ferkd.training import train
 
 
@@ -46,33 +43,18 @@ def attempt(job: Callable[[], None], seconds: float | None) -> bool:
 
 
 def main() -> None:
-    kind, work, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    job = {"label": label_job, "train": train_job}[kind]
+    work, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     begun = time.monotonic()
-    attempt(lambda: job(work, work / "whole"), None)
+    attempt(lambda: train_job(work, work / "whole"), None)
     duration = time.monotonic() - begun
     rng = random.Random(seed)
     done = 0
-    while done < kills:
-        # Short compared with the whole job, so that most attempts die in the middle of it.
-        done += attempt(lambda: job(work, work / "killed"), rng.uniform(0, duration * 3 / kills))
-        if finished(kind, work / "killed") and done < kills:
-            break
-    # Also where the result is there already: a kill may have come before the cleaning up.
-    attempt(lambda: job(work, work / "killed"), None)
+    while done < kills and not (work / "killed" / "result.json").exists():
+        # Short compared with the whole run, so that most attempts die in the middle of it.
+        seconds = rng.uniform(0.1, 1.5) * duration / kills
+        done += attempt(lambda: train_job(work, work / "killed"), seconds)
+    attempt(lambda: train_job(work, work / "killed"), None)
     print(f"{done} kills", flush=True)
-
-
-def finished(kind: str, out: Path) -> bool:
-    return (out / {"label": "manifest.json", "train": "result.json"}[kind]).exists()
-
-
-def label_job(work: Path, out: Path) -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    module = timm.create_model("resnet10t", num_classes=2, channels=(8, 8, 16, 16), stem_width=8)
-    teacher = Teacher(module, Inputs(image_size=32), spec="test")
-    label(work / "images", teacher, out, crops=5, top_k=1, part_images=2, batch_size=4, resume=True)
 
 
 def train_job(work: Path, out: Path) -> None:
@@ -93,7 +75,7 @@ def train_job(work: Path, out: Path) -> None:
                 "name": "timm/resnet10t",
                 "model_args": {"channels": [8, 8, 16, 16], "stem_width": 8, "drop_rate": 0.2},
             },
-            "schedule": {"steps": 60},
+            "schedule": {"steps": 120},
             "mix": {"kind": "selfmix", "probability": 0.5},
             "ema": 0.9,
             "evaluation": {"every_epochs": 2},

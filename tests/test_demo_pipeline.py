@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from ferkd.demo import data as demo_data
-from ferkd.demo import pipeline
 from ferkd.demo.pipeline import Plan, run_demo
 from ferkd.demo.scenes import SceneSettings, read_boxes, write_scenes
 from ferkd.errors import InputError
@@ -122,4 +121,3 @@ def test_refusals(tmp_path):
         with pytest.raises(InputError, match="not a demo's folder"):
             run(tmp_path / "other", **options)
     assert (tmp_path / "other/result.json").read_text() == "precious"
-    assert pipeline.SCENES.crops_per_image == 4

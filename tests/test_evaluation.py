@@ -177,12 +177,23 @@ def test_a_student_agrees_with_the_labels_that_it_made_itself(run, folder, tmp_p
     store = label(folder, teacher, tmp_path / "store", crops=3, top_k=None, values="f32", workers=1)
     images = open_images(folder)
     own = store_agreement(
-        model, images, store, image_size=teacher.image_size, normalise=teacher_inputs, batch_size=4
+        model,
+        images,
+        store,
+        num_classes=3,
+        image_size=teacher.image_size,
+        normalise=teacher_inputs,
+        batch_size=4,
     )
     assert own["agreement"] == 1.0 and own["kl"] == pytest.approx(0.0, abs=1e-5)
     nn.init.normal_(model.classifier.weight, std=10.0)
     other = store_agreement(
-        model, images, store, image_size=teacher.image_size, normalise=teacher_inputs
+        model,
+        images,
+        store,
+        num_classes=3,
+        image_size=teacher.image_size,
+        normalise=teacher_inputs,
     )
     assert other["kl"] > 0.01
     result = evaluate(out, folder, store=store, workers=0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -86,20 +84,6 @@ def test_a_teacher_left_in_training_mode_does_not_label_in_it(folder, tmp_path):
     model.module.train()
     label(folder, model, tmp_path / "train", crops=2)
     assert bytes_of(tmp_path / "eval") == bytes_of(tmp_path / "train")
-
-
-def test_killed_labelling_gives_the_same_bytes(tmp_path):
-    write_images(tmp_path / "images", count=60, classes=2)
-    script = Path(__file__).parent / "kills.py"
-    out = subprocess.run(
-        [sys.executable, script, "label", tmp_path, "8", "1"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert out.returncode == 0, out.stderr
-    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
-    assert int(out.stdout.split()[0]) >= 3
 
 
 def test_unreadable_images_are_listed_and_too_many_refused(folder, tmp_path):

@@ -60,7 +60,10 @@ def bytes_of(path: Path) -> dict[str, bytes]:
 
 
 def everything(store: LabelStore) -> SoftLabels:
-    return store.labels(np.arange(len(store))[:, None], np.arange(store.crops_per_image))
+    """What the records hold, and nothing made of it."""
+    records = store.records(np.arange(len(store))[:, None], np.arange(store.crops_per_image))
+    has_target = np.repeat(store.targets >= 0, store.crops_per_image)
+    return store.record.decode(records.reshape(-1), has_target)
 
 
 def same_crops(a: LabelStore, b: LabelStore) -> bool:
@@ -69,13 +72,16 @@ def same_crops(a: LabelStore, b: LabelStore) -> bool:
     return bool(boxes and (a.flips(rows, crops) == b.flips(rows, crops)).all())
 
 
-def with_other_boxes(store: LabelStore, out: Path) -> LabelStore:
-    """The store with each box halved: boxes that no seed draws, as of imported labels."""
+def with_other_crops(store: LabelStore, out: Path, change: str) -> LabelStore:
+    """The store with each box halved or mirrored: crops that no seed draws, as imported ones."""
     with StoreWriter(out, store.settings, len(store)) as writer:
         for part in writer.missing():
             rows = np.array(writer.part_range(part))
             records = store.records(rows[:, None], np.arange(store.crops_per_image)).copy()
-            records["box"][..., 2:] = np.maximum(records["box"][..., 2:] // 2, 1)
+            if change == "halved":
+                records["box"][..., 2:] = np.maximum(records["box"][..., 2:] // 2, 1)
+            else:
+                records["flip"] ^= 1
             ids = [store.ids[int(r)] for r in rows]
             writer.write(part, ids, store.images[rows], records, [])
         return writer.finish()
@@ -115,9 +121,10 @@ def test_another_teacher_labels_the_crops_of_a_store(folder, tmp_path):
     assert torch.allclose(everything(merged).dense(), expected, atol=1e-5)  # 3 classes: 1 in a tail
 
 
-def test_boxes_come_from_the_store_and_not_from_its_seed(folder, tmp_path):
+@pytest.mark.parametrize("change", ["halved", "mirrored"])
+def test_crops_come_from_the_store_and_not_from_its_seed(folder, tmp_path, change):
     drawn = label(folder, Counting(0), tmp_path / "drawn", crops=4, **OPTIONS)
-    given = with_other_boxes(drawn, tmp_path / "given")
+    given = with_other_crops(drawn, tmp_path / "given", change)
     assert not same_crops(drawn, given)
     second = label(folder, Counting(1), tmp_path / "b", boxes_from=given, **OPTIONS)
     assert same_crops(given, second)

@@ -11,7 +11,7 @@ import torch
 
 from ferkd.errors import InputError
 from ferkd.labelling import label
-from ferkd.labels import LabelStore
+from ferkd.labels import LabelStore, SoftLabels
 from ferkd.labels.derive import subset
 from ferkd.teachers import Inputs, Teacher
 
@@ -54,8 +54,11 @@ def bytes_of(path: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
 
 
-def everything(store: LabelStore):
-    return store.labels(np.arange(len(store))[:, None], np.arange(store.crops_per_image))
+def everything(store: LabelStore) -> SoftLabels:
+    """What the records hold, and nothing made of it."""
+    records = store.records(np.arange(len(store))[:, None], np.arange(store.crops_per_image))
+    has_target = np.repeat(store.targets >= 0, store.crops_per_image)
+    return store.record.decode(records.reshape(-1), has_target)
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 3])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -149,13 +151,43 @@ def test_any_combination_is_a_distribution(seed, k, other_k, rule):
         assert len(classes) == len(set(classes)) >= max(k, other_k)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_even_tails_are_combined_exactly_at_any_temperature(temperature):
+    """By hand: both tails are even, so the mean of a tail is each of its classes."""
+    one, two = [0.5] + [0.1] * 5, [0.8] + [0.04] * 5
+    members = [full(np.log(p).tolist()).top(1) for p in (one, two)]
+    for rule, expected in (
+        ("probs", [0.65] + [0.07] * 5),
+        ("logits", [0.4**0.5] + [0.004**0.5] * 5),
+    ):
+        tempered = [p ** (1 / temperature) for p in expected]
+        got = combine(members, [1, 1], rule).dense(temperature)[0]
+        assert got.tolist() == pytest.approx([p / sum(tempered) for p in tempered], abs=1e-6)
+
+
+def test_a_true_class_that_is_or_exceeds_the_tail():
+    """It is all of a tail of one class; rounded to more than its tail, it is nearly all of it."""
+    targets = torch.tensor([2])
+    one = SoftLabels.from_logits(torch.tensor([[0.6, 0.3, 0.1]]).log(), targets, 2)
+    two = SoftLabels.from_logits(torch.tensor([[0.2, 0.1, 0.7]]).log(), targets, 2)
+    whole = combine([one, two], [1, 1], "probs", targets)
+    assert whole.dense()[0].tolist() == pytest.approx([0.4, 0.2, 0.4], abs=1e-6)
+    rounded = replace(
+        SoftLabels.from_logits(torch.tensor([[0.6, 0.3, 0.05, 0.05]]).log(), targets, 2),
+        true_log_prob=torch.tensor([0.12]).log(),  # the tail is 0.1
+    )
+    whole = combine([rounded, rounded], [1, 1], "probs", targets)
+    assert whole.dense()[0].tolist() == pytest.approx([0.6, 0.3, 0.098, 0.002], abs=1e-6)
+    assert torch.isfinite(whole.dense(4.0)).all()
+
+
 def logits_of(teacher: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(teacher)
     return 3 * torch.randn(len(IDS) * CROPS, CLASSES, generator=generator)
 
 
 def write_store(path: Path, teacher: int, *, k=4, values="f32", skip=(), **changes) -> LabelStore:
-    """A store of IDS; ``changes``: ids, targets, fingerprint, box, names, classes, tail, rule."""
+    """A store of IDS; ``changes``: ids, targets, fingerprint, box, mirrored, ..."""
     ids = changes.get("ids", IDS)
     classes = changes.get("classes", CLASSES)
     tail, rule = changes.get("tail", "tempered"), changes.get("rule", CUT_RULE)
@@ -177,6 +209,7 @@ def write_store(path: Path, teacher: int, *, k=4, values="f32", skip=(), **chang
     boxes = rng.integers(0, 300, (len(IDS) * CROPS, 4))
     flips = rng.random(len(IDS) * CROPS) < 0.5
     boxes[0] = changes.get("box", boxes[0])
+    flips[-1] ^= changes.get("mirrored", False)
     with StoreWriter(path, settings, len(ids)) as writer:
         for part in writer.missing():
             rows = [i for i in writer.part_range(part) if ids[i] not in skip]
@@ -197,7 +230,10 @@ def write_store(path: Path, teacher: int, *, k=4, values="f32", skip=(), **chang
 
 
 def everything(store: LabelStore) -> SoftLabels:
-    return store.labels(np.arange(len(store))[:, None], np.arange(CROPS))
+    """What the records hold, and nothing made of it."""
+    records = store.records(np.arange(len(store))[:, None], np.arange(store.crops_per_image))
+    has_target = np.repeat(store.targets >= 0, store.crops_per_image)
+    return store.record.decode(records.reshape(-1), has_target)
 
 
 @pytest.mark.parametrize("rule", ["probs", "logits"])
@@ -253,8 +289,6 @@ def test_a_merge_says_what_it_was_made_of(tmp_path):
     assert [m["teacher"] for m in members] == [{"spec": "teacher 1"}, {"spec": "teacher 2"}]
     assert [m["software"] for m in members] == ["software 1", "software 2"]
     for member, store in zip(members, stores, strict=True):
-        import hashlib
-
         data = (store.path / "manifest.json").read_bytes()
         assert member["manifest_sha256"] == hashlib.sha256(data).hexdigest()
     assert made["images"]["decoder"] == "decoder 1; decoder 2"
@@ -273,6 +307,7 @@ def test_stores_of_other_crops_are_refused_by_the_first_difference(tmp_path):
         r"the target of b/3.jpg is 2, not -1": {"targets": [0, 1, 2, 3, 11]},
         r"the resize rule: 'other', not 'opencv": {"rule": "other"},
         r"crop 0 of a/1.jpg is \[1, 2, 3, 4\], not \[": {"box": [1, 2, 3, 4]},
+        r"crop 2 of b/5.jpg is .* or mirrored": {"mirrored": True},
     }
     for number, (message, changes) in enumerate(cases.items()):
         other = write_store(tmp_path / f"other {number}", 2, **changes)

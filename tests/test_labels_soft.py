@@ -118,6 +118,42 @@ def test_probability_of_the_truth_outside_the_stored_classes():
     close(labels.max_prob()[0], D_PROBS[0])
 
 
+def test_the_truth_gets_its_own_place_in_the_tail_by_hand():
+    """Top-3 of D with truth 4: its .007936 leaves .021573 for class 2; no tail mass is lost."""
+    labels = SoftLabels.from_logits(D, targets=torch.tensor([4]), k=3)
+    placed = labels.with_truth(torch.tensor([4]))
+    close(placed.dense()[0], D_PROBS)
+    for temperature in (2.0, 4.0):
+        assert torch.allclose(placed.dense(temperature), (D / temperature).softmax(1), atol=1e-6)
+    inside = SoftLabels.from_logits(D, targets=torch.tensor([1]), k=3)
+    assert torch.equal(inside.with_truth(torch.tensor([1])).dense(), inside.dense())
+    unknown = labels.with_truth(torch.tensor([-1]))
+    assert torch.equal(unknown.dense(), labels.dense())
+    last = SoftLabels.from_logits(D, targets=torch.tensor([4]), k=4)
+    close(last.with_truth(torch.tensor([4])).dense()[0], D_PROBS)
+
+
+@given(st.integers(2, 9), st.integers(1, 9), st.integers(0, 99), st.sampled_from([1.0, 2.0, 4.0]))
+def test_placing_the_truth_never_loses_mass_nor_order(classes, k, seed, temperature):
+    torch.manual_seed(seed)
+    targets = torch.randint(-1, classes, (4,))
+    fmt = RecordFormat.choose(k, classes, "u8")
+    labels = SoftLabels.from_logits(torch.randn(4, classes) * 4, targets, fmt.k)
+    records = fmt.encode(labels, np.zeros((4, 4), int), np.zeros(4, bool))
+    back = fmt.decode(records, (targets >= 0).numpy())
+    placed = back.with_truth(targets)
+    dense = placed.dense(temperature)
+    assert torch.allclose(dense.sum(1), torch.ones(4), atol=1e-4) and (dense > -1e-6).all()
+    assert torch.equal(placed.top1(), back.top1())
+    kept = back.dense(temperature).gather(1, back.classes)
+    # At T = 1 nothing stored moves; at others the truth's coarse gap shifts the tail a little.
+    tolerance = 1e-5 if temperature == 1 else 0.02
+    assert torch.allclose(dense.gather(1, back.classes), kept, atol=tolerance)
+    known = targets >= 0
+    exact = placed.dense()[known].gather(1, targets[known][:, None])[:, 0]
+    assert torch.allclose(placed.prob_of(targets)[known], exact, atol=1e-6)
+
+
 def test_equal_logits_keep_the_lowest_class_numbers():
     assert SoftLabels.from_logits(torch.zeros(1, 6), k=3).classes.tolist() == [[0, 1, 2]]
 

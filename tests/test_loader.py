@@ -99,7 +99,7 @@ def test_passes_visit_every_image_and_cycles_every_crop(folder, store):
     ]
     first_two_passes = seen[: 11 * 6]
     assert sorted(first_two_passes) == [(r, c) for r in range(11) for c in range(6)]
-    assert [len(list(batches)) for _ in range(4)] == [3, 3, 3, 2]  # ceil(11 p / 4) differences
+    assert [len(list(batches)) for _ in range(4)] == [3, 3, 3, 3]  # 11 / 4
 
 
 def test_discarded_crops_are_never_drawn_and_hard_ones_get_hard_labels(folder, store):

@@ -41,7 +41,7 @@ def test_crops_are_drawn_without_replacement_until_all_are_used(crops, m, seed, 
     assert usable[shown].all()
     for cycle in range(len(shown) // n):
         assert sorted(shown[cycle * n : (cycle + 1) * n]) == list(np.flatnonzero(usable))
-    if n >= 2 * m:
+    if n >= m:
         assert all(len(set(v)) == m for v in shown.reshape(-1, m))
 
 

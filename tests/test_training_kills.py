@@ -24,13 +24,13 @@ def test_killed_training_gives_the_same_weights(tmp_path):
     label(tmp_path / "images", teacher, tmp_path / "whole-labels", crops=6, top_k=1)
     script = Path(__file__).parent / "kills.py"
     run = subprocess.run(
-        [sys.executable, script, "train", tmp_path, "6", "2"],
+        [sys.executable, script, tmp_path, "6", "2"],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout.split()[0]) >= 3
+    assert int(run.stdout.split()[0]) >= 1
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     weights = "weights.safetensors"
     assert (whole / weights).read_bytes() == (killed / weights).read_bytes()

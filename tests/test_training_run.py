@@ -201,7 +201,9 @@ def test_images_that_changed_meanwhile_are_noticed(settings, photos, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(settings, tmp_path / "run", progress=interrupt_at(2))
     (photos / "a" / "0000.jpg").unlink()
-    with pytest.raises(InputError, match="images or their classes are not those that"):
+    with pytest.raises(
+        InputError, match="the images, their classes or the labels are not those that"
+    ):
         run(settings, tmp_path / "run", resume=True)
 
 

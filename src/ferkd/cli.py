@@ -16,7 +16,17 @@ from typing import Annotated, Any
 
 import typer
 
-from ferkd import __version__
+from ferkd import __version__, cli_store
+from ferkd.cli_options import (
+    Device,
+    Json,
+    Overwrite,
+    Precision,
+    Resume,
+    Store,
+    Thresholds,
+    Workers,
+)
 from ferkd.console import meter, say, show, table
 from ferkd.errors import InputError
 
@@ -32,14 +42,6 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="Shipped recipes: ls, show, copy.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted output.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
-Workers = Annotated[int, typer.Option(help="Threads or processes that load images.")]
-Thresholds = Annotated[str, typer.Option(help="L,M,T (0 to 1, ascending), auto or reliable.")]
 
 
 def main() -> None:
@@ -77,22 +79,31 @@ def _version(
 def label(
     images: Annotated[str, typer.Argument(help="A folder CLASS/…/*.jpg, or an fsspec URL.")],
     teacher: Annotated[
-        str, typer.Option(help="timm/NAME, torchvision/NAME, hf/…, a run, a module.")
+        str,
+        typer.Option(
+            help="timm/NAME, torchvision/NAME, hf/…, a run, a module; A,B@0.5 for several."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="A new folder for the labels.")],
-    crops: Annotated[int, typer.Option(help="Random crops per image.")] = 50,
+    out: Annotated[str, typer.Option(help="A new folder for the labels, or an fsspec URL.")],
+    crops: Annotated[int | None, typer.Option(help="Random crops per image [50].")] = None,
     top_k: Annotated[int, typer.Option(help="Classes kept per crop; 0 keeps all.")] = 5,
     values: Annotated[str, typer.Option(help="Number type: auto, u8, f16 or f32.")] = "auto",
-    scale: Annotated[tuple[float, float], typer.Option(help="Crop area, share of the image.")] = (
-        0.08,
-        1.0,
-    ),
+    scale: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Crop area, share of the image [0.08 1].", show_default=False),
+    ] = None,
+    boxes_from: Annotated[
+        str | None, typer.Option(help="Label the very crops of this store, by another teacher.")
+    ] = None,
+    add_to: Annotated[
+        str | None, typer.Option(help="Copy this store's labels and add crops up to --crops.")
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Pixels; the teacher's own if unset.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Crops per forward pass.")] = 128,
     workers: Workers = 2,
-    seed: Annotated[int, typer.Option(help="Of the crops.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the crops [0].")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     no_targets: Annotated[
@@ -104,6 +115,12 @@ def label(
     max_unreadable: Annotated[
         float, typer.Option(help="Largest share of unreadable images.")
     ] = 0.01,
+    recheck: Annotated[
+        bool, typer.Option("--recheck", help="With --resume: look for images that changed since.")
+    ] = False,
+    work: Annotated[
+        Path | None, typer.Option(help="Local folder to label in, for an --out URL.")
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -111,12 +128,17 @@ def label(
     """Label random crops of every image with a teacher."""
     from ferkd import labelling
     from ferkd.crops import CropDistribution
+    from ferkd.labels.publish import label_out
+    from ferkd.storage import masked
 
-    if not 0 < scale[0] <= scale[1] <= 1:
+    if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
     begun = time.perf_counter()
     last = labelling.Progress(0, 0, 0, 0.0)
-    with meter("labelling") as advance:
+    with (
+        label_out(out, work=work, resume=resume, overwrite=overwrite) as folder,
+        meter("labelling") as advance,
+    ):
 
         def progress(now: labelling.Progress) -> None:
             nonlocal last
@@ -126,11 +148,13 @@ def label(
         store = labelling.label(
             images,
             teacher,
-            out,
+            folder,
             crops=crops,
             top_k=top_k or None,
             values=values,
-            distribution=CropDistribution(scale=scale),
+            distribution=None if scale is None else CropDistribution(scale=scale),
+            boxes_from=boxes_from,
+            add_to=add_to,
             image_size=image_size,
             batch_size=batch_size,
             workers=workers,
@@ -140,32 +164,38 @@ def label(
             targets=not no_targets,
             exif=not no_exif,
             max_unreadable=max_unreadable,
+            recheck=recheck,
             resume=resume,
             overwrite=overwrite,
             progress=progress,
         )
-    skipped = [s.model_dump() for s in store.manifest.skipped]
+        skipped = [s.model_dump() for s in store.manifest.skipped]
+        result = {
+            "images": len(store),
+            "skipped": skipped,
+            "crops_per_image": store.crops_per_image,
+            "seconds": time.perf_counter() - begun,
+            "crops_per_second": last.crops_per_second,
+            "bytes_per_crop": _bytes_per_crop(store),
+            "store": masked(out),
+        }
     for skip in skipped:
         say(f"left out {skip['id']}: {skip['reason']}")
-    result = {
-        "images": len(store),
-        "skipped": skipped,
-        "crops_per_image": store.crops_per_image,
-        "seconds": time.perf_counter() - begun,
-        "crops_per_second": last.crops_per_second,
-        "bytes_per_crop": store.bytes_on_disk / max(1, len(store) * store.crops_per_image),
-        "store": str(store.path),
-    }
     text = (
-        f"{len(store)} images x {store.crops_per_image} crops labelled into {store.path} "
-        f"({result['bytes_per_crop']:.1f} bytes per crop, {last.crops_per_second:.0f} crops/s)"
+        f"{result['images']} images x {result['crops_per_image']} crops labelled into "
+        f"{result['store']} ({result['bytes_per_crop']:.1f} bytes per crop, "
+        f"{last.crops_per_second:.0f} crops/s)"
     )
     show(result, text, as_json)
 
 
+def _bytes_per_crop(store: Any) -> float:
+    return float(store.bytes_on_disk / max(1, len(store) * store.crops_per_image))
+
+
 @app.command()
 def inspect(
-    store: Annotated[Path, typer.Argument(help="A label store.")],
+    store: Store,
     images: Annotated[str | None, typer.Option(help="Its images, for the page's gallery.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
     thresholds: Thresholds = "auto",
@@ -214,7 +244,7 @@ def _regions(thresholds: str, score: str) -> Any:
         low, middle, top = (float(t) for t in thresholds.split(","))
     except ValueError:
         raise InputError(
-            f"--thresholds {thresholds!r}: give three numbers L,M,T, or one of the rules auto and reliable"
+            f"--thresholds {thresholds!r}: give three numbers L,M,T, or auto, or reliable"
         ) from None
     given = check_thresholds(low, middle, top)
     return Regions.model_validate({"score": score, "thresholds": given})
@@ -266,7 +296,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run's folder or its weights.")],
     images: Annotated[str, typer.Argument(help="A folder of class folders.")],
     store: Annotated[
-        Path | None, typer.Option(help="The teacher's labels of these images: adds agreement.")
+        str | None, typer.Option(help="The teacher's labels of these images: adds agreement.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels; the run's own if unset.")] = None,
     crop_fraction: Annotated[
@@ -331,12 +361,12 @@ def demo(
 
 
 @recipes_app.command("ls")
-def recipes_ls() -> None:
+def recipes_ls(as_json: Json = False) -> None:
     """List the shipped recipes."""
     from ferkd.config import shipped_recipe, shipped_recipes
 
-    for name in shipped_recipes():
-        print(f"{name:<20} {shipped_recipe(name).splitlines()[0].lstrip('# ')}")
+    purposes = {n: shipped_recipe(n).splitlines()[0].lstrip("# ") for n in shipped_recipes()}
+    show(purposes, table(list(purposes.items())), as_json)
 
 
 @recipes_app.command("show")
@@ -356,3 +386,6 @@ def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
     if to.exists() and not overwrite:
         raise InputError(f"{to} exists; give another file or --overwrite")
     to.write_text(text, encoding="utf-8")
+
+
+cli_store.register(app)

@@ -51,6 +51,8 @@ def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
             f"precision fp16 needs a CUDA device, and the device is {device.type}; "
             "use bf16, fp32 or auto"
         )
+    if name not in _DTYPES:
+        raise InputError(f"precision {name!r} is not known; use auto, fp32, bf16 or fp16")
     return _DTYPES[name]
 
 

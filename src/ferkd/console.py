@@ -21,14 +21,14 @@ class Meter:
     def __init__(self, title: str, bar: Progress | None) -> None:
         self._title, self._bar = title, bar
         self._task = bar.add_task(title, total=None, note="") if bar else None
-        self._begun = time.monotonic()
+        self._begun = 0.0
         self._first: float | None = None  # where this run began, which a resumed one does not at 0
         self._shown = 0.0
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
         """Show that ``done`` of ``total`` is done; ``note`` is for rates and losses."""
         if self._first is None:
-            self._first = done
+            self._first, self._begun = done, time.monotonic()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, note=note)
             return

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ferkd.crops import CUT_RULE, CropDistribution, random_boxes
 from ferkd.errors import InputError
-from ferkd.images import ImageSource, fingerprint
+from ferkd.images import DECODER, ImageSource, fingerprint
 from ferkd.labels import LabelStore, SoftLabels
 from ferkd.labels.manifest import IMPORTED_RULE
 from ferkd.regions import Mining, Region, Regions, calibrate, mine
@@ -39,6 +39,9 @@ class CropSource(Protocol):
 
     def choose(self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int) -> Chosen:
         """What the images ``rows`` show at their visits."""
+
+    def check(self, row: int, data: bytes) -> None:
+        """Refuse the bytes of an image that are not those that were labelled."""
 
     def boxes(
         self, chosen: Chosen, i: int, image_id: str, shape: tuple[int, ...]
@@ -86,6 +89,9 @@ class FreshCrops:
         crops = visits[:, None] * m + np.arange(m)
         return Chosen(crops, self._images.targets[rows].astype(np.int64))
 
+    def check(self, row: int, data: bytes) -> None:
+        """Nothing is known of the images, so none is refused."""
+
     def boxes(
         self, chosen: Chosen, i: int, image_id: str, shape: tuple[int, ...]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
@@ -94,7 +100,9 @@ class FreshCrops:
             shape[1:],
             crops=chosen.crops.shape[1],
             seed=self.seed,
-            ids=[image_id],
+            # A stream of its own: with the seed that labels are made with, a teacher would else
+            # have been trained on the very crops that it labels, and its confidence be too high.
+            ids=["fresh\0" + image_id],
             distribution=self.distribution,
             first=int(chosen.crops[i, 0]),
         )
@@ -161,6 +169,10 @@ class StoredCrops:
             regions,
         )
 
+    def check(self, row: int, data: bytes) -> None:
+        if fingerprint(data) != int(self.store.images["fingerprint"][row]):
+            raise InputError(_changed(self.store.ids[row], self.store))
+
     def boxes(
         self, chosen: Chosen, i: int, image_id: str, shape: tuple[int, ...]
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
@@ -189,6 +201,13 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
             f"the labels of {store.path} were made with the crop rule {rule!r}, this release cuts "
             f"by {CUT_RULE!r}; label again, or use the release that made them"
         )
+    elif store.settings.images.decoder != DECODER:
+        logger.warning(
+            "%s was made with the decoder %s, here it is %s: pixels may differ a little",
+            store.path,
+            store.settings.images.decoder,
+            DECODER,
+        )
     if images.class_names and store.settings.targets and images.class_names != store.class_names:
         raise InputError(
             f"the classes of {images.name} ({_some(images.class_names)}) are not those of the "
@@ -205,11 +224,15 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
         )
     for row in np.unique(np.linspace(0, len(store) - 1, min(_CHECKED, len(store))).astype(int)):
         if fingerprint(images.read(int(sources[row]))) != int(store.images["fingerprint"][row]):
-            raise InputError(
-                f"{store.ids[int(row)]} in {images.name} is not the file that was labelled for "
-                f"{store.path} (its content differs); use the labelled images, or label these"
-            )
+            raise InputError(_changed(f"{store.ids[int(row)]} in {images.name}", store))
     return sources
+
+
+def _changed(image: str, store: LabelStore) -> str:
+    return (
+        f"{image} is not the file that was labelled for {store.path} (its content differs); use "
+        "the labelled images, or label these"
+    )
 
 
 def _some(names: tuple[str, ...]) -> str:

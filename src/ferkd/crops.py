@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ferkd.errors import InputError
+
 # Recorded in every label store; a loader refuses labels that were cut by another rule.
 CUT_RULE = "opencv area when both sides shrink and one at least twofold, else bilinear; v1"
 
@@ -113,7 +115,9 @@ def _central_size(
 
 def image_keys(ids: Sequence[str], seed: int) -> NDArray[np.uint64]:
     """One 64-bit random key for each image id, [N], from (seed, id) alone (keyed BLAKE2b)."""
-    salt = int(seed).to_bytes(16, "little", signed=True)
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}; it must be at least 0 and below 2^63")
+    salt = int(seed).to_bytes(16, "little")
     digests = (hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 

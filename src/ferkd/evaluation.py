@@ -212,6 +212,18 @@ def evaluate(
     ``store_crops`` stored crops of each image. Raises InputError for classes that do not match,
     images without ground truth, and a store of other images.
     """
+    for name, value in (
+        ("batch_size", batch_size),
+        ("store_crops", store_crops),
+    ):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+    if workers < 0:
+        raise InputError(f"workers is {workers}; it must be at least 0")
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size is {image_size}; it must be at least 1 pixel")
+    if crop_fraction is not None and not 0 < crop_fraction <= 1:
+        raise InputError(f"crop_fraction is {crop_fraction:g}; it must be above 0 and at most 1")
     model, config = load_run(run)
     where = resolve_device(device)
     model = model.to(where)
@@ -255,6 +267,7 @@ def evaluate(
             model,
             source,
             labels,
+            num_classes=config.num_classes,
             image_size=size,
             normalise=normalise,
             dtype=dtype,
@@ -269,6 +282,7 @@ def store_agreement(
     images: ImageSource,
     store: LabelStore,
     *,
+    num_classes: int,
     image_size: int,
     normalise: Normalise,
     dtype: torch.dtype = torch.float32,
@@ -280,6 +294,11 @@ def store_agreement(
     The student sees the crops that the teacher labelled. Raises InputError when the store is not
     of these images.
     """
+    if store.num_classes != num_classes:
+        raise InputError(
+            f"the labels {store.path} have {store.num_classes} classes, the model {num_classes}; "
+            "give labels of the model's classes"
+        )
     places = match(images, store)
     count = min(crops, store.crops_per_image)
     sums = {"agreement": 0.0, "kl": 0.0}

@@ -58,9 +58,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __iter__(self) -> Iterator[Tensor | SoftLabels]:
+        """Images, then labels (targets where there are none): ``for images, labels in loader``."""
+        return iter((self.images, self.targets if self.labels is None else self.labels))
+
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by PyTorch's DataLoader)."""
-        return self._map(lambda t: t.pin_memory())
+        pinned = replace(self, labels=None)._map(lambda t: t.pin_memory())
+        return replace(pinned, labels=None if self.labels is None else self.labels.pin_memory())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
@@ -105,6 +110,8 @@ class Loader:
         ):
             if value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1")
+        if workers < 0:
+            raise InputError(f"workers is {workers}; it must be at least 0 (0: this process)")
         self.images_per_batch = -(-batch_size // crops_per_image)
         self.batch_size = self.images_per_batch * crops_per_image
         self.crops_per_image = crops_per_image
@@ -161,10 +168,11 @@ class Loader:
 class SoftLabelLoader(Loader):
     """Batches with stored soft labels, for any training loop.
 
-    Iterating gives one pass over the images, the next pass each time; `epoch` may be set to
-    continue. ``images`` is a folder or a source, ``store`` a path or an open store, ``regions``
-    FerKD's calibration (None: the labels as they are) and ``mix`` a mixing applied to each batch
-    (on uint8 images).
+    Iterating gives one pass over the images, the next pass each time it is completed; `epoch` may
+    be set to continue. Passes have one length, so one may end a few images before or after the
+    last visit of an image; none is left out. ``images`` is a folder or a source, ``store`` a path
+    or an open store, ``regions`` FerKD's calibration (None: the labels as they are) and ``mix`` a
+    mixing applied to each batch (on uint8 images).
     """
 
     def __init__(
@@ -198,13 +206,12 @@ class SoftLabelLoader(Loader):
         self._mix, self._seed = mix or Mix(), seed
 
     def __len__(self) -> int:
-        """The number of batches of the pass that comes next."""
-        return self._first(self.epoch + 1) - self._first(self.epoch)
+        """The number of batches of a pass: the nearest to one visit of each image, at least 1."""
+        return max(1, round(self.steps_per_pass))
 
     def __iter__(self) -> Iterator[Batch]:
-        first, last = self._first(self.epoch), self._first(self.epoch + 1)
-        self.epoch += 1
-        for step, batch in enumerate(self.batches(first, last), first):
+        first = self.epoch * len(self)
+        for step, batch in enumerate(self.batches(first, first + len(self)), first):
             assert batch.labels is not None
             images, labels = self._mix(
                 batch.images,
@@ -213,9 +220,7 @@ class SoftLabelLoader(Loader):
                 generator=np.random.default_rng([self._seed, step]),
             )
             yield replace(batch, images=images, labels=labels)
-
-    def _first(self, epoch: int) -> int:
-        return -(-epoch * self.images // self.images_per_batch)
+        self.epoch += 1
 
 
 @dataclass(frozen=True)
@@ -260,7 +265,8 @@ class _Steps(Dataset["Batch | _Failure"]):
         unreadable: list[Unreadable] = []
         for i in range(count):
             place, image_id = self.source.image(int(rows[i]))
-            image = self._decoded(place, image_id)
+            data = self.images.read(place)
+            image = self._decoded(data, image_id)
             if isinstance(image, Unreadable):
                 if not self.source.replaceable:
                     raise InputError(
@@ -269,6 +275,8 @@ class _Steps(Dataset["Batch | _Failure"]):
                     )
                 image, rows[i] = self._stand_in(int(rows[i]), unreadable)
             boxes, flips = self.source.boxes(chosen, i, image_id, image.shape[:2])
+            if visits[i] == 0 and not unreadable:  # once a run: hashing each time costs a tenth
+                self.source.check(int(rows[i]), data)
             for c in range(m):
                 cut(image, boxes[c], bool(flips[c]), size, out=pixels[i * m + c])
         if unreadable:  # the stand-ins have targets of their own
@@ -285,9 +293,9 @@ class _Steps(Dataset["Batch | _Failure"]):
             unreadable=tuple(unreadable),
         )
 
-    def _decoded(self, place: int, image_id: str) -> NDArray[np.uint8] | Unreadable:
+    def _decoded(self, data: bytes, image_id: str) -> NDArray[np.uint8] | Unreadable:
         try:
-            return decode(self.images.read(place), exif=self.exif)
+            return decode(data, exif=self.exif)
         except UnreadableImage as error:
             return Unreadable(image_id, str(error))
 
@@ -295,7 +303,8 @@ class _Steps(Dataset["Batch | _Failure"]):
         """The next image after ``row`` that can be read; the ones before it are listed."""
         for step in range(len(self.source)):
             candidate = (row + step) % len(self.source)
-            image = self._decoded(*self.source.image(candidate))
+            place, image_id = self.source.image(candidate)
+            image = self._decoded(self.images.read(place), image_id)
             if not isinstance(image, Unreadable):
                 return image, candidate
             unreadable.append(image)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
@@ -142,6 +142,8 @@ def calibrate(
     label is 1 - epsilon on the ground truth and epsilon / (C - 1) on each other class. A crop
     without ground truth keeps its soft label.
     """
+    if labels.partner is not None:
+        raise ValueError("these labels are mixed already; calibrate before mixing")
     replaced = (regions == Region.HARD) & (targets >= 0)
     hard = SoftLabels.hard(targets.clamp_min(0), labels.num_classes, epsilon)
     filler = labels.k - 1
@@ -150,12 +152,12 @@ def calibrate(
     log_probs = torch.cat([hard.log_probs, empty], 1)
     row = replaced[:, None]
     true = labels.true_log_prob
-    return SoftLabels(
-        torch.where(row, classes, labels.classes),
-        torch.where(row, log_probs, labels.log_probs),
-        torch.where(row, hard.tail, labels.tail),
-        labels.num_classes,
-        None if true is None else torch.where(replaced, hard.log_probs[:, 0], true),
+    return replace(
+        labels,
+        classes=torch.where(row, classes, labels.classes),
+        log_probs=torch.where(row, log_probs, labels.log_probs),
+        tail=torch.where(row, hard.tail, labels.tail),
+        true_log_prob=None if true is None else torch.where(replaced, hard.log_probs[:, 0], true),
     )
 
 
@@ -184,7 +186,9 @@ class Mining:
         if self.without_target:
             line += f"; {self.without_target} images without ground truth keep their soft labels"
         if self.shares["discarded"] > 0.5:
-            line += "; more than half of the crops are discarded, is this a teacher for these images?"
+            line += (
+                "; more than half of the crops are discarded, is this a teacher for these images?"
+            )
         return line if self.evidence is None else f"{line} ({self.evidence.reason})"
 
 

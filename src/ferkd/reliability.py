@@ -122,8 +122,8 @@ def propose(
     "auto": ``middle`` is where r(s) crosses 1/2, since below it the teacher is more often wrong
     than right about the image; ``low`` is the largest s up to which r(s) is not distinguishable
     from chance; ``top`` cuts the easiest crops, together at most 1 % of the training signal.
-    "reliable": ``low`` = ``middle`` where r(s) crosses 1/2, and ``top`` = 1: no crop gets a hard
-    label and none is too easy. Without ground truth r(s) is unknown, and low = middle = 0.
+    "reliable": ``low`` = ``middle`` where r(s) crosses 1/2, and ``top`` = 1: the unreliable crops
+    are discarded and none is too easy. Without ground truth r(s) is unknown, and low = middle = 0.
     """
     top = easy_cut(scores) if rule == "auto" else 1.0
     chance = 1 / num_classes

@@ -58,9 +58,9 @@ def draw_crops(
     ``usable`` bool [B, crops] says which crops may be drawn, at least one a row. Each image deals
     its usable crops in a random order until all are used (a cycle), then in a new order, and so
     on; a visit takes the next m. A visit that spans two cycles shows no crop twice, as long as
-    there are at least 2 m to draw from.
+    there are at least m to draw from.
     """
-    keys = image_keys(ids, seed)
+    keys = image_keys(["crop order\0" + i for i in ids], seed)
     n = usable.sum(1)
     if usable.size and n.min() < 1:
         raise ValueError("every image needs at least one usable crop")
@@ -91,10 +91,15 @@ def _dealt(
     order = _shuffled(usable, keys, cycle)
     n = usable.sum(1)
     r = (cycle * n) % m
-    rows = np.flatnonzero((r > 0) & (n >= 2 * m))
+    rows = np.flatnonzero((r > 0) & (n >= m))
     if not len(rows):
         return order
     before = _shuffled(usable[rows], keys[rows], cycle[rows] - 1)
+    # With fewer than 2 m crops that order's end was moved too; it ends at a cycle with r = 0,
+    # at most m back.
+    few = np.flatnonzero(n[rows] < 2 * m)
+    if len(few):
+        before[few] = _dealt(usable[rows[few]], keys[rows[few]], cycle[rows[few]] - 1, m)
     place = np.arange(usable.shape[1])
     shown = np.zeros_like(usable[rows])
     is_last = (place >= (n[rows] - r[rows])[:, None]) & (place < n[rows][:, None])

@@ -70,11 +70,9 @@ class Options(BaseModel):
 def parse_spec(spec: str) -> tuple[str, Options]:
     """Split a spec into its target and options; raises InputError for what it cannot mean."""
     target, _, query = spec.partition("?")
-    several = any("/" in member or ":" in member for member in spec.split(",")[1:])
+    several = any("/" in member or ":" in member for member in target.split(",")[1:])
     if several and not Path(target).is_dir():
-        raise InputError(
-            f"teacher {spec!r} names several teachers; this version labels with one: give one spec"
-        )
+        raise InputError(f"teacher {spec!r} names several teachers; only ferkd label takes several")
     values: dict[str, str] = {}
     for item in query.split("&") if query else ():
         key, equals, value = item.partition("=")

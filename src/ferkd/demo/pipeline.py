@@ -20,7 +20,7 @@ from ferkd.labels import LabelStore
 from ferkd.mixing import Mix
 from ferkd.regions import Regions
 from ferkd.training import train
-from ferkd.training.checkpoint import write_json
+from ferkd.training.checkpoint import temporary, write_json
 
 METHODS = ("hard", "fkd", "ferkd")
 _MARKER = "demo.json"
@@ -151,7 +151,7 @@ def _claim(
     marker = out / _MARKER
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder with --out")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(file != temporary(marker) for file in out.iterdir()):
         if not marker.is_file():
             raise InputError(f"{out} is not empty and not a demo's folder; give another --out")
         if overwrite:

@@ -53,7 +53,7 @@ def text_table(result: dict[str, Any]) -> str:
     lines.append(f"teacher  top-1 {result['teacher']['top1']:.1%}; {result['seeds']} seed(s)")
     shares = ", ".join(f"{name} {share:.1%}" for name, share in result["regions"].items())
     lines.append("regions  " + shares)
-    if "auroc" in result:
+    if result.get("auroc") is not None:
         lines.append(
             f"mining   AUROC {result['auroc']:.3f} of the score for 'the crop holds at least half "
             "of the object'"
@@ -92,7 +92,8 @@ def write_report(
     if data.boxes is not None:
         shares = shares_of_object(store, data.boxes)
         panel = report.mining_panel(scores, shares, mining.regions)
-        found["auroc"] = auroc(scores.ravel(), shares.ravel() >= 0.5)
+        area = auroc(scores.ravel(), shares.ravel() >= 0.5)
+        found["auroc"] = None if np.isnan(area) else area
         found["object_share"] = {
             region.name.lower(): float(shares[mining.regions == region].mean())
             for region in Region
@@ -159,8 +160,9 @@ def _choices(plan: Plan, mining: Mining) -> tuple[report.Choice, ...]:
         report.Choice(
             "SelfMix",
             mixing,
-            "at a budget this short the student still underfits, and mixing costs accuracy "
-            "(measured: docs/lab-log.md)",
+            "a student that still underfits gains nothing from mixing (docs/lab-log.md)"
+            if plan.mix.kind == "none"
+            else "set in the plan",
         ),
         report.Choice(
             "crops per decode",

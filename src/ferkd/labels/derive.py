@@ -104,12 +104,11 @@ def decoded(store: LabelStore, rows: NDArray[np.integer], records: NDArray[Any])
 
     Full records, which need no value of their own for the true class, get it from all values.
     """
-    repeated = np.repeat(rows, records.shape[1])
-    labels = store.decode(records.reshape(-1), repeated)
+    targets = np.repeat(store.images["target"][rows].astype(np.int64), records.shape[1])
+    labels = store.record.decode(records.reshape(-1), targets >= 0)
     if not store.record.full:
         return labels
-    targets = torch.from_numpy(store.images["target"][repeated].astype(np.int64))
-    return SoftLabels.from_logits(labels.log_probs, targets)
+    return SoftLabels.from_logits(labels.log_probs, torch.from_numpy(targets))
 
 
 def chunks(count: int, cells: int) -> list[slice]:

@@ -101,7 +101,7 @@ def _table(
         ends = np.arange(0, len(values) + 1, store.record.k, dtype=np.int32)
         return pa.ListArray.from_arrays(pa.array(ends), values)
 
-    labels = store.decode(records, rows)
+    labels = store.record.decode(records, store.images["target"][rows] >= 0)
     targets = np.asarray(store.images["target"][rows], np.int64)
     unknown = targets < 0
     true = labels.prob_of(torch.from_numpy(targets)).numpy()

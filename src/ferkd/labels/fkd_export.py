@@ -82,7 +82,7 @@ def _export_file(store: LabelStore, row: int, k: int, dtype: type[np.floating]) 
     records = store.records(row, np.arange(store.crops_per_image))
     image = store.images[row]
     coords = coords_of(records["box"].astype(np.int64), image["height"], image["width"], dtype)
-    labels = store.decode(records, np.full(len(records), row))
+    labels = store.record.decode(records)
     log_probs, order = labels.log_probs.sort(dim=1, descending=True, stable=True)
     classes = labels.classes.gather(1, order)
     pairs = torch.stack([classes[:, :k].double(), log_probs[:, :k].double().exp()], 1)

@@ -104,8 +104,8 @@ class _Member(NamedTuple):
 
 
 def _member(labels: SoftLabels, targets: Tensor | None) -> _Member:
-    if targets is not None and labels.true_log_prob is not None:
-        labels = _with_true_class(labels, targets)
+    if targets is not None:
+        labels = labels.with_truth(targets)
     empty = ~torch.isfinite(labels.log_probs)
     keys, order = (2 * labels.classes + empty).sort(1)
     unstored = labels.num_classes - (~empty).sum(1, keepdim=True)
@@ -113,26 +113,6 @@ def _member(labels: SoftLabels, targets: Tensor | None) -> _Member:
     other = temperatures * (labels.tail.double() - unstored.clamp_min(1).log())
     log_probs = labels.log_probs.double().gather(1, order)
     return _Member(keys, log_probs.clamp_min(_LOWEST), other.clamp_min(_LOWEST))
-
-
-def _with_true_class(labels: SoftLabels, targets: Tensor) -> SoftLabels:
-    """The labels with one more slot: the true class, taken out of the tail where it lies there."""
-    assert labels.true_log_prob is not None
-    stored = (labels.classes == targets[:, None]) & torch.isfinite(labels.log_probs)
-    hidden = (targets >= 0) & torch.isfinite(labels.true_log_prob) & ~stored.any(1)
-    temperatures = labels.tail.new_tensor(TAIL_TEMPERATURES)
-    share = (labels.true_log_prob[:, None] / temperatures - labels.tail).exp()
-    # Rounded records may put more on the class than on all of the tail, of which it is a part.
-    unstored = labels.num_classes - torch.isfinite(labels.log_probs).sum(1, keepdim=True)
-    share = torch.where(unstored == 1, 1.0, share.clamp_max(0.999))
-    share = torch.where(hidden[:, None], share, 0.0)
-    log_prob = torch.where(hidden, labels.tail[:, 0] + share[:, 0].log(), -math.inf)
-    return SoftLabels(
-        torch.cat([labels.classes, targets.clamp_min(0)[:, None]], 1),
-        torch.cat([labels.log_probs, log_prob[:, None]], 1),
-        labels.tail + torch.log1p(-share),
-        labels.num_classes,
-    )
 
 
 def _union(labels: Sequence[SoftLabels], members: Sequence[_Member]) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def replay(
     records = store.records(rows, crops)
     logits = _answers(store, source, loaded, rows, records)
     told = SoftLabels.from_logits(logits).log_probs.double().numpy()
-    labels = store.decode(records, rows)
+    labels = store.record.decode(records, store.images["target"][rows] >= 0)
     stored = labels.log_probs.double().numpy()
     classes = labels.classes.numpy()
     told_of_stored = np.take_along_axis(told, classes, 1)

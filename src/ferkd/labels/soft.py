@@ -20,6 +20,7 @@ Tail = Literal["uniform", "renorm"]
 
 # The tail's log-sum-exp is recorded at these temperatures; between them it is interpolated.
 TAIL_TEMPERATURES = (1.0, 2.0, 4.0)
+_TAIL_GIVES = math.log(0.98)  # the largest share of a tail that one class may take out of it
 _LOWEST = -80.0  # log-probabilities are kept finite: -inf marks an empty slot
 
 
@@ -53,7 +54,8 @@ class SoftLabels:
     classes not stored, at T = 1, 2, 4; -inf without a tail, NaN where it is not known.
     ``true_log_prob`` float32 [B] or None: the log-probability of the ground truth also when it is
     not among the stored classes; NaN where unknown. ``partner`` and ``share`` hold the other half
-    of a mixed label: share * self + (1 - share) * partner.
+    of a mixed label: share * self + (1 - share) * partner. ``truth_slot``: the last slot is the one
+    that :meth:`with_truth` added.
     """
 
     classes: Tensor
@@ -63,6 +65,7 @@ class SoftLabels:
     true_log_prob: Tensor | None = None
     partner: SoftLabels | None = None
     share: Tensor | None = None
+    truth_slot: bool = False
 
     @staticmethod
     def from_logits(
@@ -194,7 +197,43 @@ class SoftLabels:
         )
         partner = None if self.partner is None else self.partner.top(k)
         classes = self.classes.gather(1, order[:, :k])
-        return replace(self, classes=classes, log_probs=ordered[:, :k], tail=tail, partner=partner)
+        return replace(
+            self,
+            classes=classes,
+            log_probs=ordered[:, :k],
+            tail=tail,
+            partner=partner,
+            truth_slot=False,
+        )
+
+    def with_truth(self, targets: Tensor) -> SoftLabels:
+        """The labels with one slot more: the ground truth, where the tail holds it.
+
+        ``targets`` int64 [B], -1 for none. Its recorded log-probability is taken out of the tail,
+        at most as much as the least probable stored class has and as the tail can give; the slot
+        stays empty where the truth is stored already or its probability is not known.
+        """
+        if self.true_log_prob is None or self.k == self.num_classes:
+            return self
+        stored = (self.classes == targets[:, None]) & torch.isfinite(self.log_probs)
+        in_tail = ~stored.any(1) & (targets >= 0) & torch.isfinite(self.true_log_prob)
+        unstored = self.num_classes - torch.isfinite(self.log_probs).sum(1)
+        # A tail of one class is the truth itself; a longer one keeps something for the others.
+        most = torch.where(unstored == 1, self.tail[:, 0], self.tail[:, 0] + _TAIL_GIVES)
+        least = torch.where(torch.isfinite(self.log_probs), self.log_probs, math.inf).amin(1)
+        true = torch.minimum(self.true_log_prob, torch.minimum(most, least))
+        true = torch.where(unstored == 1, self.tail[:, 0], true)
+        slot = torch.where(in_tail, true, -math.inf)
+        share = slot[:, None] / slot.new_tensor(TAIL_TEMPERATURES) - self.tail
+        rest = self.tail + torch.log1p(-share.clamp_max(_TAIL_GIVES).exp())
+        rest = torch.where((unstored == 1)[:, None], -math.inf, rest)
+        return replace(
+            self,
+            classes=torch.cat([self.classes, targets.clamp_min(0)[:, None]], 1),
+            log_probs=torch.cat([self.log_probs, slot[:, None]], 1),
+            tail=torch.where(in_tail[:, None], rest, self.tail),
+            truth_slot=True,
+        )
 
     def targets(self, temperature: float = 1.0, tail: Tail = "uniform") -> SparseTargets:
         """The target distributions softmax(z / temperature).
@@ -204,14 +243,18 @@ class SoftLabels:
         Raises InputError for a temperature at which the tail's mass is not known: below 1, or
         other than 1 for labels without a tail summary (imported ones).
         """
+        if not temperature > 0:
+            raise InputError(f"temperature is {temperature:g}; it must be above 0")
         mass = self._tail_mass(temperature) if tail == "uniform" else None
         scaled = self.log_probs / temperature
+        if tail == "renorm" and self.truth_slot:  # re-norm keeps the teacher's top classes alone
+            scaled = torch.cat([scaled[:, :-1], torch.full_like(scaled[:, -1:], -math.inf)], 1)
         total = scaled.logsumexp(1)
         if mass is not None:
             total = torch.logaddexp(total, mass)
         probs = (scaled - total[:, None]).exp()
         base = torch.zeros_like(total) if mass is None else self._tail_mean(mass - total)
-        stored = torch.isfinite(self.log_probs)
+        stored = torch.isfinite(scaled)
         weights = torch.where(stored, probs - base[:, None], 0.0)
         ours = SparseTargets(base, self.classes, weights, self.num_classes)
         if self.partner is None or self.share is None:

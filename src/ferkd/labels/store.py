@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ferkd.errors import InputError
@@ -177,8 +178,9 @@ class LabelStore:
         return self.decode(self.records(row, crop).reshape(-1), row.reshape(-1))
 
     def decode(self, records: NDArray[Any], rows: NDArray[np.integer]) -> SoftLabels:
-        """The soft labels of records [B] of the images ``rows`` [B]."""
-        return self.record.decode(records, self.images["target"][rows] >= 0)
+        """The soft labels of records [B] of the images ``rows`` [B], the truth in its own slot."""
+        targets = self.images["target"][rows].astype(np.int64)
+        return self.record.decode(records, targets >= 0).with_truth(torch.from_numpy(targets))
 
     def scan(self) -> Iterator[tuple[slice, NDArray[Any], SoftLabels]]:
         """Walk the store: (rows, records [n, crops], labels [n * crops]) a chunk at a time."""

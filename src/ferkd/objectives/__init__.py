@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from ferkd.errors import InputError
@@ -27,7 +28,15 @@ def build(name: str, **options: Any) -> Objective:
         near = difflib.get_close_matches(name, _OBJECTIVES, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise InputError(f"unknown objective {name!r}; known: {', '.join(_OBJECTIVES)}{hint}")
-    return _OBJECTIVES[name](**options)
+    try:
+        return _OBJECTIVES[name](**options)
+    except ValidationError as error:
+        mistakes = (
+            f"option {'.'.join(map(str, item['loc']))} of {name}: "
+            + item["msg"].replace("Extra inputs are not permitted", "unknown")
+            for item in error.errors()
+        )
+        raise InputError("; ".join(mistakes)) from None
 
 
 __all__ = [

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -20,22 +18,25 @@ from ferkd.errors import InputError
 VERSION = 1
 
 
+def temporary(path: Path) -> Path:
+    """The name under which a file is written before it takes its own; a kill may leave it."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def atomic_write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Write ``path`` by ``write(file)`` so that a reader or a crash sees the old or the new file.
 
     The bytes go to a temporary name in the same folder, are flushed to the disk and renamed.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    unfinished = temporary(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with unfinished.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        os.replace(unfinished, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        unfinished.unlink(missing_ok=True)
         raise
 
 
@@ -96,9 +97,3 @@ def restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if len(state["cuda"]) == torch.cuda.device_count() and state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value

@@ -14,6 +14,7 @@ from ferkd.crop_sources import FreshCrops, StoredCrops
 from ferkd.errors import InputError
 from ferkd.images import open_images
 from ferkd.labels import LabelStore, SoftLabels
+from ferkd.labels.manifest import checksum
 from ferkd.loader import Loader
 from ferkd.mixing import Mix
 from ferkd.regions import Mining
@@ -41,6 +42,7 @@ def open_data(recipe: Recipe) -> TrainingData:
     crops: FreshCrops | StoredCrops
     mining = None
     exif = True
+    labels = ""
     if recipe.method == "hard":
         images = open_images(wanted.images)
         crops = FreshCrops(images, distribution=distribution, seed=recipe.seed)
@@ -59,6 +61,7 @@ def open_data(recipe: Recipe) -> TrainingData:
         regions = recipe.regions if recipe.method == "ferkd" else None
         crops = StoredCrops(images, store, regions=regions, seed=recipe.seed)
         mining = crops.mining
+        labels = checksum(store.manifest)
         classes, names, targets = store.num_classes, store.class_names, store.targets
         exif = store.settings.images.exif
     if classes < 2:
@@ -75,11 +78,11 @@ def open_data(recipe: Recipe) -> TrainingData:
         workers=wanted.workers,
         exif=exif,
     )
-    return TrainingData(loader, names, classes, mining, _identity(images.ids, targets))
+    return TrainingData(loader, names, classes, mining, _identity(images.ids, targets, labels))
 
 
-def _identity(ids: Sequence[str], targets: np.ndarray) -> str:
-    digest = hashlib.sha256("\0".join(ids).encode())
+def _identity(ids: Sequence[str], targets: np.ndarray, labels: str) -> str:
+    digest = hashlib.sha256("\0".join([*ids, labels]).encode())
     digest.update(np.ascontiguousarray(targets, dtype="<i4").tobytes())
     return digest.hexdigest()
 

@@ -11,11 +11,12 @@ from typing import Any
 import yaml
 
 from ferkd.errors import InputError
-from ferkd.training.checkpoint import atomic_write
+from ferkd.training.checkpoint import atomic_write, temporary
 
 RECIPE, CONFIG, METRICS = "recipe.yaml", "config.json", "metrics.jsonl"
 CHECKPOINT, WEIGHTS, RESULT = "checkpoint.pt", "weights.safetensors", "result.json"
 TENSORBOARD = "tensorboard"
+FILES = (RESULT, WEIGHTS, CHECKPOINT, METRICS, CONFIG, RECIPE)  # the recipe last when clearing
 
 # The first line of a run's recipe: how a run of ours is told from any other folder.
 _HEADER = "# The resolved recipe of a run, written by ferkd train\n"
@@ -39,7 +40,8 @@ def prepare(folder: Path, recipe: dict[str, Any], *, resume: bool, overwrite: bo
         raise InputError("--resume and --overwrite exclude each other; give one")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the run")
-    if not folder.exists() or not any(folder.iterdir()):
+    left_over = {temporary(folder / name).name for name in FILES}
+    if not folder.exists() or all(file.name in left_over for file in folder.iterdir()):
         return
     path = folder / RECIPE
     if not path.is_file() or not path.read_text(encoding="utf-8").startswith(_HEADER):
@@ -70,8 +72,9 @@ def prepare(folder: Path, recipe: dict[str, Any], *, resume: bool, overwrite: bo
 
 def clear(folder: Path) -> None:
     """Delete the files of a run, and nothing else that may lie in its folder."""
-    for name in (RESULT, WEIGHTS, CHECKPOINT, METRICS, CONFIG, RECIPE):
+    for name in FILES:
         (folder / name).unlink(missing_ok=True)
+        temporary(folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
 
 

@@ -195,8 +195,8 @@ def _check_same(state: dict[str, Any], recipe: str, data: str, checkpoint: Path)
         )
     if state["data"] != data:
         raise InputError(
-            f"the images or their classes are not those that {checkpoint} was trained on; restore "
-            "them, or start anew with --overwrite"
+            f"the images, their classes or the labels are not those that {checkpoint} was trained "
+            "on; restore them, or start anew with --overwrite"
         )
 
 
@@ -264,7 +264,6 @@ class _Run:
         }
         if self.data.mining is not None:
             start["regions"] = self.data.mining.describe()
-            log.info("%s", start["regions"])
         self.progress(start)
 
     @property

@@ -1,0 +1,16 @@
+"""Command line options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Workers = Annotated[int, typer.Option(help="Threads or processes that load images.")]
+Store = Annotated[str, typer.Argument(help="A label store: a folder or an fsspec URL.")]
+Thresholds = Annotated[str, typer.Option(help="L,M,T (0 to 1, ascending), auto or reliable.")]
