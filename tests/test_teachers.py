@@ -561,7 +561,7 @@ def test_missing_transformers_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         (f"{SMALL}?num_classes=0", r"num_classes=0: .*greater than or equal to 1"),
         (f"{SMALL}?std=0", r"std.*above 0"),
         (f"{SMALL}?mean=0.1,0.2", r"mean"),
-        ("timm/a,timm/b@0.5", r"several teachers; this version labels with one"),
+        ("timm/a,timm/b@0.5", r"several teachers; only ferkd label takes several"),
         ("timm/vit_small_patch14_dinov2", r"no classification head"),
         ("timm/resnet18d_missing", r"timm has no model"),
         ("math:pi?random=1", r"random needs one of timm/"),

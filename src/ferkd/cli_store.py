@@ -37,7 +37,7 @@ def verify(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Check a label store: checksums, structure, images, and the teacher's answers (exit 1: bad)."""
+    """Check a store: checksums, structure, images, the teacher's answers (exit 1: bad)."""
     from ferkd.labels.verify import verify_store
 
     found = verify_store(
