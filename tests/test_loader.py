@@ -155,6 +155,16 @@ def test_changed_images_are_refused(folder, store, tmp_path):
         loader(changed, store)
 
 
+def test_every_labelled_image_is_checked_at_its_first_visit(folder, store, tmp_path, monkeypatch):
+    """Opening checks a sample only; here none, so that the loader itself must notice."""
+    changed = copied(folder, tmp_path / "changed")
+    monkeypatch.setattr("ferkd.crop_sources._CHECKED", 0)
+    batches = loader(changed, store)
+    cv2.imwrite(str(changed / "a/photo.4.jpg"), np.zeros((34, 36, 3), np.uint8))  # the same size
+    with pytest.raises(InputError, match=r"photo\.4\.jpg is not the file that was labelled"):
+        list(batches.batches(0, 3))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_that_change_while_training_are_named(folder, store, tmp_path, workers):
     changed = copied(folder, tmp_path / "changed")

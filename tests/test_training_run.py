@@ -207,6 +207,17 @@ def test_images_that_changed_meanwhile_are_noticed(settings, photos, tmp_path):
         run(settings, tmp_path / "run", resume=True)
 
 
+def test_labels_that_were_made_anew_meanwhile_are_noticed(settings, store, photos, tmp_path):
+    changes = {"method": "fkd"}
+    settings["data"]["store"] = store
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "run", progress=interrupt_at(2), **changes)
+    spec = "timm/test_efficientnet?random=1&num_classes=3&image_size=32"
+    label(photos, spec, store, crops=5, overwrite=True)
+    with pytest.raises(InputError, match="or the labels are not those that"):
+        run(settings, tmp_path / "run", resume=True, **changes)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
