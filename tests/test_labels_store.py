@@ -189,6 +189,7 @@ def test_existing_outputs_are_refused_continued_or_replaced(tmp_path):
         StoreWriter(tmp_path / "s", store_settings(), 5),
     ):
         pass
+    assert "lock" not in bytes_of(tmp_path / "s")  # a refusal leaves no trace
     with StoreWriter(tmp_path / "s", store_settings(), 5, resume=True) as writer:
         assert writer.finished() and writer.missing() == []
     other = store_settings(teacher={"spec": "other"})

@@ -93,11 +93,15 @@ class StoreWriter:
         try:
             self._prepare()
         except BaseException:
-            self._lock.release()
+            self._unlock()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._unlock()
+
+    def _unlock(self) -> None:
+        """Release the lock; a finished store keeps no trace of it."""
         finished = (self.path / MANIFEST).exists()
         if finished and os.name == "posix":  # while it is held: a later writer has its own file
             (self.path / _LOCK).unlink(missing_ok=True)
