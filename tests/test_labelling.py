@@ -132,4 +132,9 @@ def test_wrong_inputs_are_named(folder, tmp_path):
 def test_progress_counts_images_and_crops(folder, tmp_path):
     seen = []
     label(folder, teacher(), tmp_path / "s", crops=2, part_images=4, progress=seen.append)
-    assert [(p.done, p.total, p.crops) for p in seen] == [(4, 9, 8), (8, 9, 16), (9, 9, 18)]
+    told = [(p.done, p.total, p.crops) for p in seen]
+    assert told[0] == (0, 9, 0) and told[-1] == (9, 9, 18) and told == sorted(told)
+    assert list(dict.fromkeys(told)) == [(0, 9, 0), (4, 9, 8), (8, 9, 16), (9, 9, 18)]
+    seen.clear()
+    label(folder, teacher(), tmp_path / "t", crops=2, batch_size=3, progress=seen.append)
+    assert [p.crops for p in seen][:3] == [0, 3, 6]  # heard of every batch

@@ -157,8 +157,16 @@ def label(
         done = len(source) - sum(len(writer.part_range(number)) for number in missing)
         unreadable: list[Unreadable] = []
         crops_done, begun = 0, time.perf_counter()
+
+        def tell(crops_of_part: int) -> None:
+            if progress:
+                elapsed = time.perf_counter() - begun
+                images_done = done + crops_of_part // plan.new
+                progress(Progress(images_done, len(source), crops_done + crops_of_part, elapsed))
+
+        tell(0)
         for number in missing:
-            part = labeller.label(writer.part_range(number))
+            part = labeller.label(writer.part_range(number), tell)
             unreadable += part.skipped
             check_unreadable_share(unreadable, len(source), max_unreadable)
             skipped = [manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped]
@@ -167,9 +175,7 @@ def label(
             )
             done += len(writer.part_range(number))
             crops_done += len(part.ids) * plan.new
-            if progress:
-                elapsed = time.perf_counter() - begun
-                progress(Progress(done, len(source), crops_done, elapsed))
+            tell(0)
         if not writer.finished():
             check_unreadable_share(_listed(writer.skipped()), len(source), max_unreadable)
         return writer.finish()
@@ -256,14 +262,17 @@ class _Labeller:
         self._batch_size, self._workers, self._pool = batch_size, workers, pool
         self._format = settings.record.format
 
-    def label(self, members: range) -> _Part:
-        """Label the images at these places."""
+    def label(self, members: range, tell: Callable[[int], None]) -> _Part:
+        """Label the images at these places; ``tell`` hears after each batch how many crops."""
         part = _Part(self._format.dtype, self._plan.new)
+        crops = 0
         for batch in self._batches(self._segments(part, members)):
             logits = self._teacher(batch.images)
             targets = torch.from_numpy(batch.targets).to(logits.device)
             labels = SoftLabels.from_logits(logits, targets, self._format.k)
             part.records.append(self._format.encode(labels, batch.boxes, batch.flips))
+            crops += len(batch.boxes)
+            tell(crops)
         return part
 
     def _segments(self, part: _Part, members: range) -> Iterator[_Segment]:

@@ -1,8 +1,9 @@
 """What storing a soft label costs: bytes per crop against how much of the label is lost.
 
 `distortion` compares forms of record, ours and FKD's, over the logits of many crops; `tempering`
-does so for the labels at other temperatures. All is computed in float64, chunk by chunk; a
-recovered label is taken as a student would get it, and nothing of it is clipped.
+does so for the labels at other temperatures. All is computed in float64, chunk by chunk (logits
+[B, C] and the ground truth, int64 [B], -1 for none); a recovered label is taken as a student would
+get it, and nothing of it is clipped.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ferkd.bench.store import machine
 from ferkd.errors import InputError
 from ferkd.labels import LabelStore, SoftLabels
 
+Chunk = tuple[Tensor, Tensor]  # logits [B, C], ground truth int64 [B]
 QUANTILE = 0.999
 _ROWS = 64  # crops looked at together: some tens of MB with 20,000 classes
 _LARGEST_GAP = (255 / 48) ** 2  # nats: what a u8 code can say at most
@@ -41,7 +43,7 @@ class Synthetic:
     decay: float = 1.5  # exponent of the Zipf law over the other classes
 
 
-_SYNTHETIC = (Synthetic(1000, 16_384), Synthetic(21_841, 4096, median=0.5, spread=2.0))
+_SYNTHETIC = (Synthetic(1000, 16_384), Synthetic(21_841, 2048, median=0.5, spread=2.0))
 
 
 def bench_distortion(
@@ -56,7 +58,7 @@ def bench_distortion(
     of ``synthetic``: the mean divergence of the default record beside FKD's top-5 in single
     precision.
     """
-    sources: dict[str, Callable[[], Iterator[Tensor]]] = {}
+    sources: dict[str, Callable[[], Iterator[Chunk]]] = {}
     for path in stores:
         store = LabelStore.open(path)
         sources[f"store {store.path.name}, {store.num_classes} classes"] = stored_logits(store)
@@ -104,11 +106,11 @@ def divergence(logits: Tensor, recovered: Tensor) -> Tensor:
 
 
 def distortion(
-    chunks: Iterable[Tensor], forms: Sequence[Form] = FORMS, *, crops: int = 50
+    chunks: Iterable[Chunk], forms: Sequence[Form] = FORMS, *, crops: int = 50
 ) -> list[dict[str, Any]]:
     """One row a form that fits the number of classes: bytes, and what is lost over all crops.
 
-    ``chunks`` are logits [B, C]. ``kl_mean`` and ``kl_p999`` are of KL(teacher || recovered) in
+    ``kl_mean`` and ``kl_p999`` are of KL(teacher || recovered) in
     nats, None where infinite; ``infinite`` is the share of crops whose divergence is, ``kl_finite``
     the mean over the others (None without any). ``argmax_changed`` is the share of crops whose
     most probable class got less than another, ``crops`` the number per image for
@@ -118,14 +120,14 @@ def distortion(
     changed: dict[str, int] = {}
     fitting: list[Form] = []
     count = num_classes = 0
-    for logits in chunks:
+    for logits, targets in chunks:
         if not count:
             num_classes = logits.shape[1]
             fitting = [f for f in forms if fits(f, num_classes)]
         count += len(logits)
         top = logits.argmax(1, keepdim=True)
         for form in fitting:
-            recovered = form.recover(logits)
+            recovered = form.recover(logits, targets)
             kls.setdefault(form.name, []).append(divergence(logits, recovered))
             less = recovered.gather(1, top)[:, 0] < recovered.amax(1)
             changed[form.name] = changed.get(form.name, 0) + int(less.sum())
@@ -151,24 +153,24 @@ def distortion(
 
 
 def tempering(
-    chunks: Iterable[Tensor],
+    chunks: Iterable[Chunk],
     forms: Sequence[Stored] = _TEMPERED,
     temperatures: Sequence[float] = _TEMPERATURES,
 ) -> list[dict[str, Any]]:
     """One row a form and temperature T: labels tempered from the record against softmax(z / T).
 
-    Absolute errors of probabilities: of the stored classes and the tail as a whole
+    Absolute errors of probabilities: of the k stored classes and of all others together
     (``stored_max``, ``stored_mean``; what `temperature_bound` bounds), and of every class
     (``class_max``, ``class_mean``), where the tail's shape is lost as well. ``kl_mean`` and
     ``kl_p999`` are of KL(tempered teacher || tempered record), ``kl_tail`` of the mean is what an
-    even tail costs with all else exact.
+    even tail costs with all else, the ground truth too, exact.
     """
     gathered: dict[tuple[str, float], list[dict[str, Tensor]]] = {}
-    for logits in chunks:
+    for logits, targets in chunks:
         for form in forms:
             if not fits(form, logits.shape[1]):
                 continue
-            labels = form.labels(logits)
+            labels = form.labels(logits, targets)
             for t in temperatures:
                 gathered.setdefault((form.name, t), []).append(tempered_errors(logits, labels, t))
     rows = []
@@ -196,41 +198,49 @@ def tempered_errors(logits: Tensor, labels: SoftLabels, temperature: float) -> d
     exact = scaled.softmax(1)
     got = labels.dense(temperature).double()
     error = (got - exact).abs()
-    stored = error.gather(1, labels.classes)
-    is_stored = torch.zeros_like(error, dtype=torch.bool).scatter(1, labels.classes, True)
-    tail = exact.masked_fill(is_stored, 0.0).sum(1, keepdim=True)
-    tail_error = (got.masked_fill(is_stored, 0.0).sum(1, keepdim=True) - tail).abs()
-    parts = torch.cat([stored, tail_error], 1)
-    even = tail / (~is_stored).sum(1, keepdim=True).clamp_min(1)
+    stored = labels.classes[:, :-1] if labels.truth_slot else labels.classes
+    is_stored = torch.zeros_like(error, dtype=torch.bool).scatter(1, stored, True)
+    rest = (got - exact).masked_fill(is_stored, 0.0).sum(1, keepdim=True)
+    parts = torch.cat([error.gather(1, stored), rest.abs()], 1)
+    # The slot of the truth is empty, and its class means nothing, where the truth is stored.
+    filled = torch.isfinite(labels.log_probs).to(exact.dtype)
+    is_known = torch.zeros_like(error).scatter_add(1, labels.classes, filled) > 0
+    tail = exact.masked_fill(is_known, 0.0).sum(1, keepdim=True)
+    even = tail / (~is_known).sum(1, keepdim=True).clamp_min(1)
     return {
         "stored_max": parts.amax(1),
         "stored_mean": parts.mean(1),
         "class_max": error.amax(1),
         "class_mean": error.mean(1),
         "kl": divergence(scaled, got),
-        "kl_tail": divergence(scaled, torch.where(is_stored, exact, even)),
+        "kl_tail": divergence(scaled, torch.where(is_known, exact, even)),
     }
 
 
 def temperature_bound(temperature: float) -> float:
     """The most by which a u8 top-k record may miss a stored class's tempered probability, or the
-    tail's total, at a temperature T of 1, 2 or 4, for gaps up to 28.2 nats.
+    total of the others, at a temperature T of 1, 2 or 4, for gaps up to 28.2 nats.
 
     A gap g is stored as the nearest c with g = (c / 48)^2, so off by at most sqrt(g) / 48 + 1 /
     9216 =: e. A class's exponent is then off by e / T at most, the tail's (stored per T) by e. Two
     distributions whose log-ratio spans d differ by at most tanh(d / 4) at any event.
+
+    The ground truth's slot divides the tail's total and leaves it as it is, but where its share at
+    T > 1 is cut to 98 %. There the total is at most 1 / 0.98 of the slot's, which at T = 1 was at
+    most 98 % of the tail and so exceeds the tail at T by e / T - (1 - 1 / T) ln 0.98 < e at most.
     """
     e = math.sqrt(_LARGEST_GAP) / 48 + 1 / 9216
     return math.tanh((e / temperature + e) / 4)
 
 
-def synthetic_logits(model: Synthetic, *, seed: int = 0) -> Iterator[Tensor]:
-    """Teacher-like logits in chunks [B, C] float32.
+def synthetic_logits(model: Synthetic, *, seed: int = 0) -> Iterator[Chunk]:
+    """Teacher-like logits in chunks [B, C] float32, and the classes shown.
 
-    Each crop shows a class y, drawn evenly. The confidence p_y has normal log-odds with the
-    model's median and spread: many sure crops and a long tail of doubtful ones, as random crops
-    are. The rest of the mass goes to the other classes by a Zipf law over their rank in y's own
-    fixed order of likely confusions, times log-normal noise whose deviation belongs to y:
+    Each crop shows a class y, drawn evenly: the ground truth. The confidence p_y has normal
+    log-odds with the model's median and spread: many sure crops and a long tail of doubtful ones,
+    as random crops are. The rest of the mass goes to the other classes by a Zipf law over their
+    rank in y's own fixed order of likely confusions, times log-normal noise whose deviation
+    belongs to y:
     log p_c = const - decay * log(rank of c) + deviation_y * normal, deviation_y in 0.6 .. 1.4.
     """
     num_classes, odds = model.num_classes, model.median / (1 - model.median)
@@ -249,26 +259,37 @@ def synthetic_logits(model: Synthetic, *, seed: int = 0) -> Iterator[Tensor]:
             order = np.random.default_rng([seed, num_classes, y]).permutation(num_classes)
             logits[i, order[order != y]] = rest[i]
             logits[i, y] = log_odds[i] + np.logaddexp.reduce(rest[i])
-        yield from torch.from_numpy(logits).float().split(_ROWS)
+        yield from _split(torch.from_numpy(logits).float(), torch.from_numpy(shown))
 
 
-def stored_logits(store: LabelStore) -> Callable[[], Iterator[Tensor]]:
-    """The logits of a store of all classes, in chunks, as often as it is called."""
+def stored_logits(store: LabelStore) -> Callable[[], Iterator[Chunk]]:
+    """The logits and targets of a store of all classes, in chunks, as often as it is called."""
     if not store.record.full or store.record.values != "f32":
         raise InputError(
             f"{store.path} holds top-{store.record.k} labels as {store.record.values}; label with "
             "--top-k 0 --values f32 to have the teacher's logits"
         )
-    return lambda: (part for _, _, labels in store.scan() for part in labels.log_probs.split(_ROWS))
+
+    def chunks() -> Iterator[Chunk]:
+        for rows, records, labels in store.scan():
+            targets = np.repeat(store.targets[rows].astype(np.int64), records.shape[1])
+            yield from _split(labels.log_probs, torch.from_numpy(targets))
+
+    return chunks
 
 
-def population(chunks: Iterable[Tensor]) -> dict[str, float]:
+def _split(logits: Tensor, targets: Tensor) -> Iterator[Chunk]:
+    return zip(logits.split(_ROWS), targets.split(_ROWS), strict=True)
+
+
+def population(chunks: Iterable[Chunk]) -> dict[str, float]:
     """What the labels are like: shares of crops and mean masses."""
-    confidence, top5 = [], []
-    for logits in chunks:
-        ordered = logits.double().softmax(1).topk(min(5, logits.shape[1]), dim=1).values
+    confidence, top5, outside = [], [], []
+    for logits, targets in chunks:
+        ordered, classes = logits.double().softmax(1).topk(min(5, logits.shape[1]), dim=1)
         confidence.append(ordered[:, 0])
         top5.append(ordered.sum(1))
+        outside.append((targets >= 0) & (classes != targets[:, None]).all(1))
     sure = torch.cat(confidence)
     return {
         "crops": len(sure),
@@ -276,6 +297,7 @@ def population(chunks: Iterable[Tensor]) -> dict[str, float]:
         "share_above_0.9": float((sure > 0.9).double().mean()),
         "share_below_0.3": float((sure < 0.3).double().mean()),
         "mean_top5_mass": float(torch.cat(top5).mean()),
+        "truth_outside_top5": float(torch.cat(outside).double().mean()),
     }
 
 

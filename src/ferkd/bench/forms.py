@@ -1,8 +1,9 @@
 """The forms that a crop's soft label is stored in, ours and FKD's: their bytes, what comes back.
 
 A form has a ``name``, ``record_bytes(C)`` (box and flip included), ``bytes_per_crop(C, crops)``
-(all told where an image has so many crops) and ``recover(logits)``: encoded and decoded, the
-probabilities [B, C] in float64 that a student would be given.
+(all told where an image has so many crops) and ``recover(logits, targets)``: encoded and decoded,
+the probabilities [B, C] in float64 that a student would be given. ``targets`` int64 [B] are the
+ground truth, -1 for none, which our records know the probability of and FKD's do not.
 """
 
 from __future__ import annotations
@@ -46,15 +47,16 @@ class Stored:
         total = store_bytes(self.format(num_classes), IMAGENET_IMAGES, crops, IMAGENET_ID)
         return total / (IMAGENET_IMAGES * crops)
 
-    def labels(self, logits: Tensor) -> SoftLabels:
-        """The labels of logits [B, C] after a passage through the record."""
+    def labels(self, logits: Tensor, targets: Tensor) -> SoftLabels:
+        """The labels of logits [B, C] after a passage through the record, as a store reads them."""
         record = self.format(logits.shape[1])
-        labels = SoftLabels.from_logits(logits, None, None if record.full else record.k)
+        labels = SoftLabels.from_logits(logits, targets, None if record.full else record.k)
         boxes, flips = np.zeros((len(logits), 4), np.int64), np.zeros(len(logits), bool)
-        return record.decode(record.encode(labels, boxes, flips), flips)
+        records = record.encode(labels, boxes, flips)
+        return record.decode(records, (targets >= 0).numpy()).with_truth(targets)
 
-    def recover(self, logits: Tensor) -> Tensor:
-        return self.labels(logits).dense().double()
+    def recover(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self.labels(logits, targets).dense().double()
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ class Fkd:
         torch.save(self._arrays(crops, num_classes), file)
         return file.tell() / crops
 
-    def recover(self, logits: Tensor) -> Tensor:
+    def recover(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """From the logits alone: FKD's label does not hold the ground truth."""
         probs = logits.float().softmax(1)
         if self.k is None:
             return probs.to(self._dtype).double()

@@ -70,8 +70,9 @@ FOLDER = Plan(
     teacher_lr=1e-3,
     teacher_mix=Mix(kind="mixup", alpha=0.2, probability=0.5),
     student="timm/mobilenetv3_small_050",
-    student_epochs=60,
+    student_epochs=40,
     crops=30,
+    crops_per_image=1,
 )
 
 

@@ -155,7 +155,7 @@ def _choices(plan: Plan, mining: Mining) -> tuple[report.Choice, ...]:
         report.Choice(
             "epsilon",
             f"{plan.regions.epsilon:g}",
-            "mass a softened hard label leaves to the other classes; docs/lab-log.md has the runs",
+            "mass a softened hard label leaves to the other classes; used only where crops are hard",
         ),
         report.Choice(
             "SelfMix",
@@ -167,7 +167,8 @@ def _choices(plan: Plan, mining: Mining) -> tuple[report.Choice, ...]:
         report.Choice(
             "crops per decode",
             f"hard 1, FKD and FerKD {plan.crops_per_image}",
-            "as each method is used; all take the same number of steps on the same batch size",
+            "small batches lose more by repeating an image than they save in decodes "
+            "(docs/evidence.md); all take the same number of steps on the same batch size",
         ),
         report.Choice(
             "optimiser",

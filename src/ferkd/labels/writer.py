@@ -147,10 +147,7 @@ class StoreWriter:
             ) from None
 
     def _check_same(self, old: manifests.Settings) -> None:
-        before, now = (
-            _flat(old.model_dump(mode="json")),
-            _flat(self.settings.model_dump(mode="json")),
-        )
+        before, now = old.flat(), self.settings.flat()
         changed = sorted(key for key in before | now if before.get(key) != now.get(key))
         if changed == ["images.listing"]:
             raise InputError(
@@ -164,6 +161,11 @@ class StoreWriter:
             raise InputError(
                 f"{self.path} was begun with other settings ({listed}); resume with the same "
                 "settings, or start again with --overwrite"
+                + (
+                    "; more crops are added by --add-to into a new folder"
+                    if changed == ["crops.count"]
+                    else ""
+                )
             )
 
     def finished(self) -> bool:
@@ -325,15 +327,6 @@ def _grouped(counts: list[int], row_bytes: int) -> Iterator[list[int]]:
         group.append(member)
         size += count * row_bytes
     yield group
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
-    return flat
 
 
 def _described(path: Path, rows: int) -> manifests.File:
