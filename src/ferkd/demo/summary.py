@@ -155,7 +155,7 @@ def _choices(plan: Plan, mining: Mining) -> tuple[report.Choice, ...]:
         report.Choice(
             "epsilon",
             f"{plan.regions.epsilon:g}",
-            "mass a softened hard label leaves to the other classes; used only where crops are hard",
+            "mass a softened hard label leaves to the other classes, where crops are hard",
         ),
         report.Choice(
             "SelfMix",
