@@ -215,18 +215,18 @@ class SoftLabels:
         """
         if self.true_log_prob is None or self.k == self.num_classes:
             return self
-        stored = (self.classes == targets[:, None]) & torch.isfinite(self.log_probs)
-        in_tail = ~stored.any(1) & (targets >= 0) & torch.isfinite(self.true_log_prob)
-        unstored = self.num_classes - torch.isfinite(self.log_probs).sum(1)
+        filled = torch.isfinite(self.log_probs)
+        stored = ((self.classes == targets[:, None]) & filled).any(1)
+        in_tail = ~stored & (targets >= 0) & torch.isfinite(self.true_log_prob)
+        least = self.log_probs.masked_fill(~filled, math.inf).amin(1)
+        mass = self.tail[:, 0]
+        true = torch.minimum(self.true_log_prob, torch.minimum(mass + _TAIL_GIVES, least))
         # A tail of one class is the truth itself; a longer one keeps something for the others.
-        most = torch.where(unstored == 1, self.tail[:, 0], self.tail[:, 0] + _TAIL_GIVES)
-        least = torch.where(torch.isfinite(self.log_probs), self.log_probs, math.inf).amin(1)
-        true = torch.minimum(self.true_log_prob, torch.minimum(most, least))
-        true = torch.where(unstored == 1, self.tail[:, 0], true)
-        slot = torch.where(in_tail, true, -math.inf)
+        whole = filled.sum(1) == self.num_classes - 1
+        slot = torch.where(whole, mass, true).masked_fill(~in_tail, -math.inf)
         share = slot[:, None] / slot.new_tensor(TAIL_TEMPERATURES) - self.tail
         rest = self.tail + torch.log1p(-share.clamp_max(_TAIL_GIVES).exp())
-        rest = torch.where((unstored == 1)[:, None], -math.inf, rest)
+        rest = rest.masked_fill(whole[:, None], -math.inf)
         return replace(
             self,
             classes=torch.cat([self.classes, targets.clamp_min(0)[:, None]], 1),
