@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 import torch
 
-from ferkd.labelling import label
+from ferkd.labelling import Progress, label
 from ferkd.labels import writer
 from ferkd.labels.verify import verify_store
 from ferkd.teachers import Inputs, Teacher
@@ -38,6 +38,19 @@ from ferkd.teachers import Inputs, Teacher
 PAGE = 4096
 ROOM = 64 << 20  # of the small file system, when it is not made full
 Prepare = Callable[[], None]
+
+
+def after_each_part(act: Callable[[], object]) -> Callable[[Progress], None]:
+    """A progress callback that acts once after each part was written."""
+    written = 0
+
+    def progress(now: Progress) -> None:
+        nonlocal written
+        if now.parts > written:
+            written = now.parts
+            act()
+
+    return progress
 
 
 class Scene:
@@ -98,7 +111,7 @@ class Scene:
                 batch_size=4,
                 resume=True,
                 recheck=True,
-                progress=(lambda _: os.read(wait, 1)) if wait else None,  # type: ignore[arg-type]
+                progress=after_each_part(lambda: os.read(wait, 1)) if wait else None,
             )
             os._exit(0)
         except BaseException as error:

@@ -179,12 +179,8 @@ def test_images_that_changed_between_two_jobs_are_labelled_again(tmp_path):
     teacher = Teacher(module, Inputs(image_size=8), spec="test", device="cpu")
 
     def run(out: str, stop: int = 99, **options) -> Path:
-        seen = 0
-
-        def progress(_) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == stop:
+        def progress(now) -> None:
+            if now.parts == stop:
                 raise Killed
 
         label(

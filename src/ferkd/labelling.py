@@ -50,12 +50,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a labelling pass is: images done of all, and the crops labelled in this run."""
+    """How far a labelling pass is: images done of all, the crops labelled in this run, and the
+    parts of the store written in it."""
 
     done: int
     total: int
     crops: int
     seconds: float
+    parts: int = 0
 
     @property
     def crops_per_second(self) -> float:
@@ -156,13 +158,14 @@ def label(
         missing = writer.missing()
         done = len(source) - sum(len(writer.part_range(number)) for number in missing)
         unreadable: list[Unreadable] = []
-        crops_done, begun = 0, time.perf_counter()
+        crops_done, parts, begun = 0, 0, time.perf_counter()
 
         def tell(crops_of_part: int) -> None:
             if progress:
                 elapsed = time.perf_counter() - begun
                 images_done = done + crops_of_part // plan.new
-                progress(Progress(images_done, len(source), crops_done + crops_of_part, elapsed))
+                crops_in_all = crops_done + crops_of_part
+                progress(Progress(images_done, len(source), crops_in_all, elapsed, parts))
 
         tell(0)
         for number in missing:
@@ -175,6 +178,7 @@ def label(
             )
             done += len(writer.part_range(number))
             crops_done += len(part.ids) * plan.new
+            parts += 1
             tell(0)
         if not writer.finished():
             check_unreadable_share(_listed(writer.skipped()), len(source), max_unreadable)
