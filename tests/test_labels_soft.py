@@ -125,6 +125,8 @@ def test_the_truth_gets_its_own_place_in_the_tail_by_hand():
     close(placed.dense()[0], D_PROBS)
     for temperature in (2.0, 4.0):
         assert torch.allclose(placed.dense(temperature), (D / temperature).softmax(1), atol=1e-6)
+    # Marginal re-norm keeps the teacher's top classes alone, wherever the truth is.
+    close(placed.dense(tail="renorm")[0], [0.736125, 0.164252, 0.0, 0.099624, 0.0])
     inside = SoftLabels.from_logits(D, targets=torch.tensor([1]), k=3)
     assert torch.equal(inside.with_truth(torch.tensor([1])).dense(), inside.dense())
     unknown = labels.with_truth(torch.tensor([-1]))

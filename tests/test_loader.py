@@ -193,6 +193,17 @@ def test_fresh_crops_differ_from_visit_to_visit(folder):
     assert torch.equal(again.images, two.images) and one.labels is None
 
 
+def test_fresh_crops_are_never_those_that_a_teacher_labels(folder, store):
+    """Same seed, same image, same numbers: a teacher must not be trained on what it labels."""
+    source = open_images(folder)
+    fresh = FreshCrops(source, seed=store.settings.crops.seed)
+    chosen = fresh.choose(np.arange(11), np.zeros(11, np.int64), CROPS)
+    for row in range(11):
+        shape = tuple(int(v) for v in store.images[["height", "width"]][row])
+        boxes, _ = fresh.boxes(chosen, row, store.ids[row], shape)
+        assert (boxes != store.boxes(row, np.arange(CROPS))).any(axis=1).mean() > 0.5
+
+
 def test_an_unreadable_image_is_replaced_in_ordinary_training_and_listed(folder, tmp_path, caplog):
     many = copied(folder, tmp_path / "many")
     data = (many / "a/photo.0.jpg").read_bytes()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ferkd.crops import random_boxes
 from ferkd.schedule import ImageOrder, draw_crops
 
 
@@ -61,6 +62,16 @@ def test_all_crops_are_equally_likely_in_any_place():
     first = draw_crops(usable, [str(i) for i in range(2000)], np.full(2000, 3), 2, 0)
     counts = np.bincount(first.ravel(), minlength=5)
     assert abs(counts - 800).max() < 5 * (4000 * 0.2 * 0.8) ** 0.5
+
+
+def test_which_crop_comes_first_tells_nothing_of_its_box():
+    """The order and the boxes are drawn from one seed and id, and must not share a stream."""
+    ids = [str(i) for i in range(4000)]
+    boxes, _ = random_boxes([300] * 4000, [300] * 4000, crops=50, seed=0, ids=ids)
+    areas = boxes[:, 0, 2] * boxes[:, 0, 3] / 300**2
+    drawn = draw_crops(np.ones((4000, 50), bool), ids, np.zeros(4000, int), 4, 0)
+    first = (drawn == 0).any(axis=1)  # some 320 images show crop 0 at their first visit
+    assert abs(areas[first].mean() - areas[~first].mean()) < 0.08  # five standard errors
 
 
 def test_an_image_without_usable_crops_is_an_error():
