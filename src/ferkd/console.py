@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ class Meter:
         self._task = bar.add_task(title, total=None, note="") if bar else None
         self._begun = 0.0
         self._first: float | None = None  # where this run began, which a resumed one does not at 0
-        self._shown = 0.0
+        self._shown = -math.inf
+        self._finished = False
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
         """Show that ``done`` of ``total`` is done; ``note`` is for rates and losses."""
@@ -33,9 +35,12 @@ class Meter:
             self._bar.update(self._task, completed=done, total=total, note=note)
             return
         now = time.monotonic()
-        if now - self._shown >= _PLAIN_SECONDS or done >= total:
+        finishing = done >= total and not self._finished  # said once, however often it is heard
+        if now - self._shown >= _PLAIN_SECONDS or finishing:
             self._shown = now
-            say(f"{self._title}: {done:.0f}/{total:.0f} {note}{self._left(done, total, now)}")
+            self._finished = done >= total
+            said = f"{self._title}: {done:.0f}/{total:.0f} {note}".rstrip()
+            say(said + self._left(done, total, now))
 
     def _left(self, done: float, total: float, now: float) -> str:
         gained = done - (self._first or 0)
