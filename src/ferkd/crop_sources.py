@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from ferkd.crops import CUT_RULE, CropDistribution, random_boxes
 from ferkd.errors import InputError
-from ferkd.images import DECODER, ImageSource, fingerprint
+from ferkd.images import DECODER, ImageSource, Picture, fingerprint
 from ferkd.labels import LabelStore, SoftLabels
-from ferkd.labels.manifest import IMPORTED_RULE
-from ferkd.regions import Mining, Region, Regions, calibrate, mine
+from ferkd.labels.manifest import IMPORTED_RULE, check_kind
+from ferkd.regions import Mining, Region, Regions, mine
 from ferkd.schedule import draw_crops
 
 logger = logging.getLogger("ferkd")
@@ -40,27 +40,38 @@ class CropSource(Protocol):
     def choose(self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int) -> Chosen:
         """What the images ``rows`` show at their visits."""
 
-    def check(self, row: int, data: bytes) -> None:
-        """Refuse the bytes of an image that are not those that were labelled."""
+    def check(self, row: int, picture: Picture) -> None:
+        """Refuse an image whose file is not the one that was labelled."""
 
-    def boxes(
-        self, chosen: Chosen, i: int, image_id: str, shape: tuple[int, ...]
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Boxes [m, 4] and flips [m] of the i-th chosen image, decoded to (height, width)."""
+    def boxes(self, chosen: Chosen, sizes: NDArray[np.int64]) -> Placed:
+        """Where the crops of the chosen images lie; ``sizes`` [n, 2] are heights and widths."""
+
+    def labels(
+        self, chosen: Chosen, placed: Placed, sizes: NDArray[np.int64]
+    ) -> tuple[SoftLabels | None, NDArray[np.int8] | None]:
+        """The n * m crops' labels and, where they are divided into regions, those [n, m]."""
+
+
+class Placed(NamedTuple):
+    """Boxes int32 [n, m, 4] as (top, left, height, width) and flips bool [n, m]."""
+
+    boxes: NDArray[np.int32]
+    flips: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Crop numbers [n, m] and targets [n]; for stored crops also what their store says of them:
-    boxes [n, m, 4], flips [n, m], image sizes [n, 2], n * m labels and regions [n, m]."""
+    """What n images show: rows [n], crop numbers [n, m], targets [n], and the records [n, m] that
+    a store holds of the crops."""
 
+    rows: NDArray[np.int64]
     crops: NDArray[np.int64]
     targets: NDArray[np.int64]
-    boxes: NDArray[np.int32] | None = None
-    flips: NDArray[np.bool_] | None = None
-    sizes: NDArray[np.int64] | None = None
-    labels: SoftLabels | None = None
-    regions: NDArray[np.int8] | None = None
+    records: NDArray[Any] | None = None
+
+    def __getitem__(self, some: slice) -> Chosen:
+        records = None if self.records is None else self.records[some]
+        return Chosen(self.rows[some], self.crops[some], self.targets[some], records)
 
 
 class FreshCrops:
@@ -87,34 +98,76 @@ class FreshCrops:
 
     def choose(self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int) -> Chosen:
         crops = visits[:, None] * m + np.arange(m)
-        return Chosen(crops, self._images.targets[rows].astype(np.int64))
+        return Chosen(rows, crops, self._images.targets[rows].astype(np.int64))
 
-    def check(self, row: int, data: bytes) -> None:
+    def check(self, row: int, picture: Picture) -> None:
         """Nothing is known of the images, so none is refused."""
 
-    def boxes(
-        self, chosen: Chosen, i: int, image_id: str, shape: tuple[int, ...]
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    def boxes(self, chosen: Chosen, sizes: NDArray[np.int64]) -> Placed:
         boxes, flips = random_boxes(
-            shape[:1],
-            shape[1:],
+            sizes[:, 0],
+            sizes[:, 1],
             crops=chosen.crops.shape[1],
             seed=self.seed,
             # A stream of its own: with the seed that labels are made with, a teacher would else
             # have been trained on the very crops that it labels, and its confidence be too high.
-            ids=["fresh\0" + image_id],
+            ids=["fresh\0" + self._images.ids[int(row)] for row in chosen.rows],
             distribution=self.distribution,
-            first=int(chosen.crops[i, 0]),
+            first=chosen.crops[:, 0],
         )
-        return boxes[0], flips[0]
+        return Placed(boxes, flips)
+
+    def labels(
+        self, chosen: Chosen, placed: Placed, sizes: NDArray[np.int64]
+    ) -> tuple[SoftLabels | None, NDArray[np.int8] | None]:
+        return None, None
+
+
+class LabelledImages:
+    """The images of a store, found in an image source; rows are the store's.
+
+    ``kind`` is what its labels must be of: "random" crops, or the "grid" of label maps. ``places``
+    int64 [N]: where each image stands in the source. Raises InputError when the store does not
+    belong to these images: an id, the class names or the content (of a sample) differ, or the
+    crops were cut by another rule. Imported labels, whose rule is not known, are accepted with a
+    logged warning.
+    """
+
+    def __init__(
+        self, images: ImageSource, store: LabelStore, kind: Literal["random", "grid"]
+    ) -> None:
+        check_kind(store.settings, kind, store.path)
+        self.store = store
+        self.places = match(images, store)
+
+    def image(self, row: int) -> tuple[int, str]:
+        """The image's place in the image source, and its id."""
+        return int(self.places[row]), self.store.ids[row]
+
+    def targets(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ground-truth classes, int64 [n], -1 for none."""
+        return np.asarray(self.store.images["target"][rows], np.int64)
+
+    def check(self, row: int, picture: Picture) -> None:
+        """Refuse an image whose file is not the one that was labelled."""
+        if picture.fingerprint != int(self.store.images["fingerprint"][row]):
+            raise InputError(_changed(self.store.ids[row], self.store))
+
+    def check_sizes(self, rows: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+        """Refuse images of other heights and widths, ``sizes`` [n, 2], than were labelled."""
+        images = self.store.images[rows]
+        labelled = np.stack([images["height"], images["width"]], 1)
+        for i in np.flatnonzero((sizes != labelled).any(1)):
+            raise InputError(
+                f"{self.store.ids[int(rows[i])]} is {sizes[i, 0]}x{sizes[i, 1]} pixels, but was "
+                f"labelled at {labelled[i, 0]}x{labelled[i, 1]}; use the images that were labelled"
+            )
 
 
 class StoredCrops:
     """The crops of a label store, calibrated by regions; discarded crops are never drawn.
 
-    Raises InputError when the store does not belong to these images: an id, the class names or
-    the content (of a sample) differ, or the crops were cut by another rule. Imported labels, whose
-    rule is not known, are accepted with a logged warning.
+    Raises InputError for a store of label maps, and as :class:`LabelledImages` does.
     """
 
     replaceable = False
@@ -128,15 +181,14 @@ class StoredCrops:
         seed: int = 0,
     ) -> None:
         self.store, self.seed = store, seed
-        self._sources = match(images, store)
+        self._labelled = LabelledImages(images, store, "random")
         self.mining: Mining | None = mine(store, regions) if regions else None
-        self._epsilon = regions.epsilon if regions else 0.0
 
     def __len__(self) -> int:
         return len(self.store)
 
     def image(self, row: int) -> tuple[int, str]:
-        return int(self._sources[row]), self.store.ids[row]
+        return self._labelled.image(row)
 
     def choose(self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int) -> Chosen:
         store = self.store
@@ -146,43 +198,30 @@ class StoredCrops:
         else:
             usable = self.mining.regions[rows] != Region.DISCARDED
         crops = draw_crops(usable, ids, visits, m, self.seed)
-        records = store.records(rows[:, None], crops)
-        labels = store.decode(records.reshape(-1), np.repeat(rows, m))
-        targets = store.images["target"][rows].astype(np.int64)
-        regions = None
-        if self.mining is not None:
-            regions = self.mining.regions[rows[:, None], crops]
-            labels = calibrate(
-                labels,
-                torch.from_numpy(np.repeat(targets, m)),
-                torch.from_numpy(regions.reshape(-1)),
-                self._epsilon,
-            )
-        sizes = np.stack([store.images["height"][rows], store.images["width"][rows]], 1)
-        return Chosen(
-            crops,
-            targets,
-            records["box"].astype(np.int32),
-            store.record.flips(records),
-            sizes.astype(np.int64),
-            labels,
-            regions,
+        targets = self._labelled.targets(rows)
+        return Chosen(rows, crops, targets, store.records(rows[:, None], crops))
+
+    def check(self, row: int, picture: Picture) -> None:
+        self._labelled.check(row, picture)
+
+    def boxes(self, chosen: Chosen, sizes: NDArray[np.int64]) -> Placed:
+        assert chosen.records is not None
+        self._labelled.check_sizes(chosen.rows, sizes)
+        return Placed(
+            chosen.records["box"].astype(np.int32), self.store.record.flips(chosen.records)
         )
 
-    def check(self, row: int, data: bytes) -> None:
-        if fingerprint(data) != int(self.store.images["fingerprint"][row]):
-            raise InputError(_changed(self.store.ids[row], self.store))
-
-    def boxes(
-        self, chosen: Chosen, i: int, image_id: str, shape: tuple[int, ...]
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        assert chosen.boxes is not None and chosen.flips is not None and chosen.sizes is not None
-        if shape != tuple(chosen.sizes[i]):
-            raise InputError(
-                f"{image_id} is {shape[0]}x{shape[1]} pixels, but was labelled at "
-                f"{chosen.sizes[i][0]}x{chosen.sizes[i][1]}; use the images that were labelled"
-            )
-        return chosen.boxes[i], chosen.flips[i]
+    def labels(
+        self, chosen: Chosen, placed: Placed, sizes: NDArray[np.int64]
+    ) -> tuple[SoftLabels | None, NDArray[np.int8] | None]:
+        assert chosen.records is not None
+        m = chosen.crops.shape[1]
+        labels = self.store.decode(chosen.records.reshape(-1), np.repeat(chosen.rows, m))
+        if self.mining is None:
+            return labels, None
+        targets = torch.from_numpy(np.repeat(chosen.targets, m))
+        labels = self.mining.calibrate(labels, targets, chosen.rows, chosen.crops)
+        return labels, self.mining.regions[chosen.rows[:, None], chosen.crops]
 
 
 def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:

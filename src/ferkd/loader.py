@@ -7,8 +7,9 @@ and the seed alone, whatever the number of workers and wherever training was con
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -16,17 +17,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ferkd.crop_sources import CropSource, StoredCrops
-from ferkd.crops import cut
+from ferkd.crop_sources import Chosen, CropSource, Placed, StoredCrops
+from ferkd.crops import cut, cut_scaled, largest_reduction
 from ferkd.errors import InputError
 from ferkd.images import (
     ImageSource,
+    Picture,
+    Pictures,
+    PixelCache,
     Unreadable,
     UnreadableImage,
     check_unreadable_share,
-    decode,
     open_images,
 )
 from ferkd.labels import LabelStore, SoftLabels
@@ -35,6 +38,8 @@ from ferkd.regions import Regions
 from ferkd.schedule import ImageOrder
 
 logger = logging.getLogger("ferkd")
+
+_GROUP = 16  # images whose bytes are held at a time
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,10 @@ class Loader:
 
     ``batch_size`` counts crops; a step shows ceil(batch_size / crops_per_image) images. The
     images follow each other in one endless shuffled stream (see `ImageOrder`), so every batch is
-    full. ``workers`` 0 loads in this process.
+    full. ``workers`` 0 loads in this process. ``size_at`` gives the side of the crops of a step
+    where it is not always ``image_size``. ``scaled_decoding`` decodes a large JPEG at a half, a
+    quarter or an eighth where all its crops are cut smaller still (see `ferkd.crops.cut_scaled`);
+    ``cache`` keeps decoded images.
     """
 
     def __init__(
@@ -102,6 +110,9 @@ class Loader:
         seed: int = 0,
         workers: int = 0,
         exif: bool = True,
+        size_at: Callable[[int], int] | None = None,
+        scaled_decoding: bool = True,
+        cache: PixelCache | None = None,
     ) -> None:
         for name, value in (
             ("batch_size", batch_size),
@@ -117,20 +128,22 @@ class Loader:
         self.crops_per_image = crops_per_image
         self.workers = workers
         self.unreadable: dict[str, Unreadable] = {}
+        self.cache = cache
+        shares_memory = cache is not None and cache.kind == "ram" and workers > 0
+        self._start_method = _forking(workers) if shares_memory else None
         self._steps = _Steps(
-            images,
+            Pictures(images, exif=exif, scaled=scaled_decoding, cache=cache),
             crops,
             ImageOrder(len(crops), seed),
             self.images_per_batch,
             crops_per_image,
-            image_size,
-            exif,
+            size_at or _Constant(image_size),
         )
 
     @property
     def images(self) -> int:
         """The number of images."""
-        return len(self._steps.source)
+        return len(self._steps.crops)
 
     @property
     def steps_per_pass(self) -> float:
@@ -152,6 +165,7 @@ class Loader:
             sampler=range(start, stop),
             num_workers=min(self.workers, stop - start),
             worker_init_fn=_one_thread,
+            multiprocessing_context=self._start_method if self.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
         for batch in loaded:
@@ -187,6 +201,8 @@ class SoftLabelLoader(Loader):
         regions: Regions | None = None,
         mix: Mix | None = None,
         seed: int = 0,
+        scaled_decoding: bool = True,
+        cache: PixelCache | None = None,
     ) -> None:
         opened = LabelStore.open(store)
         source = open_images(images, targets=opened.settings.targets)
@@ -200,6 +216,8 @@ class SoftLabelLoader(Loader):
             seed=seed,
             workers=workers,
             exif=opened.settings.images.exif,
+            scaled_decoding=scaled_decoding,
+            cache=cache,
         )
         self.mining = crops.mining
         self.epoch = 0
@@ -230,26 +248,30 @@ class _Failure:
     message: str
 
 
+@dataclass(frozen=True)
+class _Constant:
+    """The same size at every step (a function of its own could not be sent to a worker)."""
+
+    size: int
+
+    def __call__(self, step: int) -> int:
+        return self.size
+
+
 class _Steps(Dataset["Batch | _Failure"]):
     """The batch of each step; what the workers run."""
 
     def __init__(
         self,
-        images: ImageSource,
-        source: CropSource,
+        pictures: Pictures,
+        crops: CropSource,
         order: ImageOrder,
         images_per_batch: int,
         m: int,
-        size: int,
-        exif: bool,
+        size_at: Callable[[int], int],
     ) -> None:
-        self.images, self.source, self.order = images, source, order
-        self.images_per_batch, self.m, self.size, self.exif = (
-            images_per_batch,
-            m,
-            size,
-            exif,
-        )
+        self.pictures, self.crops, self.order = pictures, crops, order
+        self.images_per_batch, self.m, self.size_at = images_per_batch, m, size_at
 
     def __getitem__(self, step: int) -> Batch | _Failure:
         try:
@@ -258,57 +280,137 @@ class _Steps(Dataset["Batch | _Failure"]):
             return _Failure(str(error))
 
     def _batch(self, step: int) -> Batch:
-        count, m, size = self.images_per_batch, self.m, self.size
+        count, m, size = self.images_per_batch, self.m, self.size_at(step)
         rows, visits = self.order.at(step * count, count)
-        chosen = self.source.choose(rows, visits, m)
-        pixels = np.empty((count * m, size, size, 3), np.uint8)
-        unreadable: list[Unreadable] = []
-        for i in range(count):
-            place, image_id = self.source.image(int(rows[i]))
-            data = self.images.read(place)
-            image = self._decoded(data, image_id)
-            if isinstance(image, Unreadable):
-                if not self.source.replaceable:
-                    raise InputError(
-                        f"{image_id} of {self.images.name} was labelled but cannot be read now "
-                        f"({image.reason}); restore the file"
-                    )
-                image, rows[i] = self._stand_in(int(rows[i]), unreadable)
-            boxes, flips = self.source.boxes(chosen, i, image_id, image.shape[:2])
-            if visits[i] == 0 and not unreadable:  # once a run: hashing each time costs a tenth
-                self.source.check(int(rows[i]), data)
-            for c in range(m):
-                cut(image, boxes[c], bool(flips[c]), size, out=pixels[i * m + c])
-        if unreadable:  # the stand-ins have targets of their own
-            chosen = replace(chosen, targets=self.source.choose(rows, visits, m).targets)
+        shown = _Shown(
+            rows,
+            visits,
+            self.crops.choose(rows, visits, m),
+            sizes=np.ones((count, 2), np.int64),
+            placed=Placed(np.zeros((count, m, 4), np.int32), np.zeros((count, m), bool)),
+            pixels=_shared(count * m, size),
+        )
+        for start in range(0, count, _GROUP):
+            self._show(shown, slice(start, min(count, start + _GROUP)))
+        chosen = shown.chosen
+        if shown.unreadable:  # the stand-ins have targets of their own
+            chosen = self.crops.choose(rows, visits, m)
+        labels, regions = self.crops.labels(chosen, shown.placed, shown.sizes)
         return Batch(
-            images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-            labels=chosen.labels,
+            images=shown.pixels.permute(0, 3, 1, 2),
+            labels=labels,
             targets=torch.from_numpy(np.repeat(chosen.targets, m)),
             rows=torch.from_numpy(np.repeat(rows, m)),
             crops=torch.from_numpy(chosen.crops.reshape(-1)),
-            regions=None
-            if chosen.regions is None
-            else torch.from_numpy(chosen.regions.reshape(-1)),
-            unreadable=tuple(unreadable),
+            regions=None if regions is None else torch.from_numpy(regions.reshape(-1)),
+            unreadable=tuple(shown.unreadable),
         )
 
-    def _decoded(self, data: bytes, image_id: str) -> NDArray[np.uint8] | Unreadable:
-        try:
-            return decode(data, exif=self.exif)
-        except UnreadableImage as error:
-            return Unreadable(image_id, str(error))
+    def _show(self, shown: _Shown, group: slice) -> None:
+        """Fill the rows of ``group``: read the images, place their crops together, cut them."""
+        pictures = [self._picture(int(row)) for row in shown.rows[group]]
+        for i, picture in enumerate(pictures, group.start):
+            if isinstance(picture, Picture):
+                shown.sizes[i] = picture.height, picture.width
+        boxes, flips = self.crops.boxes(shown.chosen[group], shown.sizes[group])
+        shown.placed.boxes[group], shown.placed.flips[group] = boxes, flips
+        for i, picture in enumerate(pictures, group.start):
+            if isinstance(picture, Unreadable):
+                failed: Unreadable | None = picture
+            else:
+                if shown.visits[i] == 0:  # once a run: hashing each time costs a tenth
+                    self.crops.check(int(shown.rows[i]), picture)
+                failed = self._cut(shown, i, picture)
+            if failed is not None:
+                self._stand_in(shown, i, failed)
 
-    def _stand_in(self, row: int, unreadable: list[Unreadable]) -> tuple[NDArray[np.uint8], int]:
-        """The next image after ``row`` that can be read; the ones before it are listed."""
-        for step in range(len(self.source)):
-            candidate = (row + step) % len(self.source)
-            place, image_id = self.source.image(candidate)
-            image = self._decoded(self.images.read(place), image_id)
-            if not isinstance(image, Unreadable):
-                return image, candidate
-            unreadable.append(image)
-        raise InputError(f"no image of {self.images.name} can be read; check the files")
+    def _picture(self, row: int) -> Picture | Unreadable:
+        place, image_id = self.crops.image(row)
+        try:
+            return self.pictures.open(place)
+        except UnreadableImage as error:
+            return self._unreadable(image_id, error)
+
+    def _unreadable(self, image_id: str, error: UnreadableImage) -> Unreadable:
+        if not self.crops.replaceable:
+            raise InputError(
+                f"{image_id} of {self.pictures.source.name} was labelled but cannot be read now "
+                f"({error}); restore the file"
+            )
+        return Unreadable(image_id, str(error))
+
+    def _cut(self, shown: _Shown, i: int, picture: Picture) -> Unreadable | None:
+        """Cut the crops of the i-th image, unless it turns out unreadable."""
+        m, size = self.m, shown.pixels.shape[1]
+        boxes, flips = shown.placed.boxes[i], shown.placed.flips[i]
+        reduction = largest_reduction(boxes, size) if self.pictures.scaled else 1
+        try:
+            image, scale = picture.pixels(reduction)
+        except UnreadableImage as error:
+            return self._unreadable(self.crops.image(int(shown.rows[i]))[1], error)
+        out = shown.pixels[i * m : (i + 1) * m].numpy()
+        for box, flip, crop in zip(boxes, flips, out, strict=True):
+            if scale is None:
+                cut(image, box, bool(flip), size, out=crop)
+            else:
+                full = (picture.height, picture.width)
+                cut_scaled(image, full, scale, box, bool(flip), size, out=crop)
+        return None
+
+    def _stand_in(self, shown: _Shown, i: int, unreadable: Unreadable) -> None:
+        """Show the next image that can be read in place of the i-th."""
+        first = int(shown.rows[i])
+        for step in range(1, len(self.crops)):
+            shown.unreadable.append(unreadable)
+            row = (first + step) % len(self.crops)
+            picture = self._picture(row)
+            if isinstance(picture, Unreadable):
+                unreadable = picture
+                continue
+            one = slice(i, i + 1)
+            shown.rows[i], shown.sizes[i] = row, (picture.height, picture.width)
+            chosen = self.crops.choose(shown.rows[one], shown.visits[one], self.m)
+            boxes, flips = self.crops.boxes(chosen, shown.sizes[one])
+            shown.placed.boxes[one], shown.placed.flips[one] = boxes, flips
+            failed = self._cut(shown, i, picture)
+            if failed is None:
+                return
+            unreadable = failed
+        raise InputError(f"no image of {self.pictures.source.name} can be read; check the files")
+
+
+@dataclass
+class _Shown:
+    """The n images of a batch as they are worked out, in place: rows and visits [n], what was
+    chosen, sizes [n, 2], boxes [n, m, 4] and flips [n, m], pixels uint8 [n * m, S, S, 3]."""
+
+    rows: NDArray[np.int64]
+    visits: NDArray[np.int64]
+    chosen: Chosen
+    sizes: NDArray[np.int64]
+    placed: Placed
+    pixels: Tensor
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
+def _shared(crops: int, size: int) -> Tensor:
+    """Room for a batch of crops; in a worker, in memory that the training process can read."""
+    shape = (crops, size, size, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As PyTorch's own collation does: cutting into shared memory spares copying the batch there.
+    storage = torch.UntypedStorage._new_shared(crops * size * size * 3)
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def _forking(workers: int) -> str:
+    """The way to start workers that share this process's memory."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise InputError(
+            f"data.cache ram with {workers} workers needs processes that share memory, which this "
+            "system does not have; use data.workers 0 or data.cache: disk"
+        )
+    return "fork"
 
 
 def _one_thread(worker: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .cache import PixelCache
 from .decode import (
     DECODER,
     MAX_PIXELS,
@@ -10,6 +11,7 @@ from .decode import (
     check_unreadable_share,
     decode,
 )
+from .pictures import Picture, Pictures
 from .source import FolderImages, ImageSource, fingerprint, open_images
 
 __all__ = [
@@ -17,6 +19,9 @@ __all__ = [
     "MAX_PIXELS",
     "FolderImages",
     "ImageSource",
+    "Picture",
+    "Pictures",
+    "PixelCache",
     "Unreadable",
     "UnreadableImage",
     "check_unreadable_share",

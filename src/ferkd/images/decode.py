@@ -38,7 +38,7 @@ DECODER = f"opencv {cv2.__version__} / pillow {PIL.__version__}, rule 1"
 MAX_PIXELS = 175_000_000
 
 # Named so that Pillow never tries the others: its EPS reader runs Ghostscript on the file.
-_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 _ORIENTATION_TAG = 0x0112
 # EXIF orientation -> (transpose first, then flip as cv2.flip codes it; None: no flip).
@@ -110,17 +110,17 @@ def decode(data: bytes, *, exif: bool = True) -> np.ndarray:
     """
     if not data:
         raise UnreadableImage("the file is empty")
-    header = _plain_jpeg(data)
+    header = plain_jpeg(data)
     if header is None:
         return _decode_pillow(data, exif)
     _check_size(header.width, header.height)
     pixels = _decode_opencv(data)
     if pixels is None or pixels.shape != (header.height, header.width, 3):
         return _decode_pillow(data, exif)
-    return _turn(pixels, header.orientation) if exif else pixels
+    return turn(pixels, header.orientation) if exif else pixels
 
 
-def _plain_jpeg(data: bytes) -> _PlainJpeg | None:
+def plain_jpeg(data: bytes) -> _PlainJpeg | None:
     """Walk a JPEG's segments up to the frame header; None where Pillow has to decide.
 
     A file that does not end in the end-of-image marker may be truncated, which OpenCV (by its
@@ -149,7 +149,7 @@ def _plain_jpeg(data: bytes) -> _PlainJpeg | None:
         end = position + 2 + (data[position + 2] << 8 | data[position + 3])
         is_exif = marker == _JPEG_APP1 and data.startswith(_EXIF_HEADER, position + 4)
         if is_exif and orientation is None:
-            orientation = _exif_orientation(data[position + 4 : end])
+            orientation = exif_orientation(data[position + 4 : end])
         position = end
     return None
 
@@ -169,17 +169,17 @@ def _decode_pillow(data: bytes, exif: bool) -> np.ndarray:
             "grey. Set it to False before reading images"
         )
     try:
-        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
             _check_size(*image.size)
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 return _tiff_pixels(image, exif)
             image.load()  # first: a PNG may keep its EXIF block behind the pixels
             pixels = _rgb(image)
-            return _turn(pixels, _exif_orientation(image.info.get("exif", b""))) if exif else pixels
+            return turn(pixels, exif_orientation(image.info.get("exif", b""))) if exif else pixels
     except (UnreadableImage, MemoryError):
         raise
     except UnidentifiedImageError:
-        known = ", ".join(_PILLOW_FORMATS)
+        known = ", ".join(PILLOW_FORMATS)
         raise UnreadableImage(
             f"no image of a known kind ({known}) or a damaged header: it begins {data[:16]!r}"
         ) from None
@@ -217,10 +217,10 @@ def _tiff_pixels(image: TiffImagePlugin.TiffImageFile, exif: bool) -> np.ndarray
     image.load()
     pixels = _rgb(image)
     # The two quarter turns undo each other, the other turns undo themselves.
-    return pixels if exif else _turn(pixels, {6: 8, 8: 6}.get(orientation, orientation))
+    return pixels if exif else turn(pixels, {6: 8, 8: 6}.get(orientation, orientation))
 
 
-def _exif_orientation(block: bytes) -> int:
+def exif_orientation(block: bytes) -> int:
     """The orientation (1..8) in an EXIF block; 1 where there is none or the block is damaged."""
     tiff = block.removeprefix(_EXIF_HEADER)
     order: Literal["little", "big"] = "little" if tiff.startswith(b"II*\x00") else "big"
@@ -242,7 +242,7 @@ def _exif_orientation(block: bytes) -> int:
     return 1
 
 
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turn stored pixels upright."""
     if orientation not in _TURNS:
         return pixels
