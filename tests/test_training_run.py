@@ -19,6 +19,7 @@ from ferkd.evaluation import evaluate
 from ferkd.labelling import label
 from ferkd.training import NonFiniteLoss, train
 from ferkd.training.metrics import read_metrics
+from ferkd.training.run import build_trainer
 
 STEPS = 6
 
@@ -245,6 +246,42 @@ def test_loading_workers_change_nothing(settings, tmp_path):
     run(settings, tmp_path / "none")
     run({**settings, "data": {**settings["data"], "workers": 2}}, tmp_path / "two")
     assert same_weights(tmp_path / "none", tmp_path / "two")
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+@pytest.mark.parametrize("labels", [False, True])
+def test_a_cache_changes_nothing_and_says_what_it_takes(settings, store, tmp_path, cache, labels):
+    method = {"method": "fkd"} if labels else {}
+    data = {**settings["data"], "store": store}
+    lines = []
+    run(settings, tmp_path / "one", **method, data=data)
+    data |= {"cache": cache, "cache_dir": str(tmp_path / "cache")}
+    run(settings, tmp_path / "two", progress=lines.append, **method, data=data)
+    assert same_weights(tmp_path / "one", tmp_path / "two")
+    assert "decoded images of 12 files take" in lines[0]["cache"]
+
+
+def test_a_cache_that_cannot_fit_is_refused_before_anything_is_written(settings, tmp_path):
+    data = {**settings["data"], "cache": "ram", "cache_limit_gb": 1e-6}
+    with pytest.raises(InputError, match=r"more than the 1 kB of memory .* data\.cache_side"):
+        run(settings, tmp_path / "run", data=data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_crops_side_follows_the_schedule_and_a_stopped_run_continues(settings, tmp_path):
+    sides = {"schedule": {"steps": STEPS, "image_size": [[0, 24], [0.5, 32]]}}
+    settings = {**settings, **sides}
+    shown = []
+    recipe = make_recipe(settings)
+    trainer, _, _ = build_trainer(recipe)
+    trainer.model.register_forward_pre_hook(lambda model, given: shown.append(given[0].shape[-1]))
+    assert list(trainer.run()) == list(range(1, STEPS + 1))
+    assert shown == [24] * 3 + [32] * 3
+    run(settings, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, tmp_path / "stopped", progress=interrupt_at(4))
+    run(settings, tmp_path / "stopped", resume=True)
+    assert same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_training_learns(settings, tmp_path):

@@ -47,3 +47,23 @@ def test_rates_rise_then_fall_within_bounds(total, data):
     assert rates[warmup] == 1.0
     assert rates[: warmup + 1] == sorted(rates[: warmup + 1])
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+
+
+def test_the_side_of_the_crops_follows_the_run():
+    schedule = Schedule(steps=10, image_size=((0, 24), (0.25, 32), (0.6, 40)))
+    sizes = schedule.sizes(images=100, batch_size=10, image_size=64)
+    # 0.25 of 10 steps rounds to step 2, 0.6 is step 6.
+    assert [sizes(step) for step in range(10)] == [24] * 2 + [32] * 4 + [40] * 4
+    always = Schedule(steps=10).sizes(images=100, batch_size=10, image_size=64)
+    assert {always(step) for step in range(10)} == {64}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[], [(0.1, 32)], [(0, 32), (0, 48)], [(0, 32), (0.5, 48), (0.4, 56)], [(0, 32), (1, 48)]],
+)
+def test_shares_that_do_not_cover_the_run_are_refused(wrong):
+    with pytest.raises(ValueError, match="must start with 0, rise and stay below 1"):
+        Schedule(steps=10, image_size=wrong)
+    with pytest.raises(ValueError, match="at least 8 pixels"):
+        Schedule(steps=10, image_size=[(0, 4)])

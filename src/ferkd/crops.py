@@ -171,12 +171,9 @@ def cut(
     region = image[top : top + height, left : left + width]
     shrinks_twofold = min(height, width) >= size and max(height, width) >= 2 * size
     method = cv2.INTER_AREA if shrinks_twofold else cv2.INTER_LINEAR
-    if not flip:
-        resized = cv2.resize(region, (size, size), dst=out, interpolation=method)
-    else:
-        mirrored = cv2.resize(region, (size, size), interpolation=method)
-        resized = cv2.flip(mirrored, 1, dst=out)
-    return resized  # type: ignore[return-value]
+    resized = cv2.resize(region, (size, size), dst=out, interpolation=method)
+    # In place: the crop is still in the processor's cache, and no memory has to be found for it.
+    return cv2.flip(resized, 1, dst=resized) if flip else resized  # type: ignore[return-value]
 
 
 def cut_scaled(
