@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ferkd.crops import CUT_RULE, CropDistribution, random_boxes
+from ferkd.label_maps import grid_boxes
 from ferkd.labels import LabelStore, SoftLabels
 from ferkd.labels import manifest as manifests
 from ferkd.labels.records import RecordFormat, Summary
@@ -30,16 +31,20 @@ def write_store(
     seed: int = 0,
     resume: bool = False,
     overwrite: bool = False,
+    grid: manifests.Crops | None = None,
+    wrong: str = "",
     **settings: Any,
 ) -> LabelStore:
-    """A store of ``ids`` with random logits, every third image without a ground truth."""
+    """A store of ``ids`` with random logits, every third image without a ground truth.
+
+    ``grid`` makes label maps of it; ``wrong`` "box" or "flip" spoils that of image 1, crop 2.
+    """
     rng = np.random.default_rng(seed)
     form = RecordFormat.choose(k, classes, values, tail)
     described = {
         "record": manifests.Record(**vars(form)),
-        "crops": manifests.Crops(
-            count=crops, distribution=CropDistribution(), seed=seed, rule=CUT_RULE
-        ),
+        "crops": grid
+        or manifests.Crops(count=crops, distribution=CropDistribution(), seed=seed, rule=CUT_RULE),
         "images": manifests.Images(decoder="none", exif=True, listing=listing(ids)),
         "teacher": {"spec": "random"},
         "class_names": tuple(f"class é{i}" for i in range(classes)),
@@ -53,6 +58,13 @@ def write_store(
     table["target"][::3] = -1
     table["height"], table["width"] = 300, 65_535
     boxes, flips = random_boxes(table["height"], table["width"], crops=crops, seed=seed, ids=ids)
+    if grid is not None:
+        boxes = grid_boxes(table["height"], table["width"], grid.rows, grid.columns)
+        flips = np.zeros(boxes.shape[:2], bool)
+    if wrong == "box":
+        boxes[1, 2, 3] -= 1
+    elif wrong == "flip":
+        flips[1, 2] = True
     logits = torch.from_numpy(rng.normal(0, 3, (len(ids) * crops, classes)))
     targets = torch.from_numpy(np.repeat(table["target"], crops).astype(np.int64))
     labels = SoftLabels.from_logits(logits, targets, k)

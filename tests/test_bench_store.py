@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ferkd.bench import store as bench
 from ferkd.bench.forms import store_bytes
+from ferkd.bench.measuring import in_a_fresh_process
 from ferkd.bench.store import bench_store, imagenet_ids, write_fkd, write_sparse, write_store
 from ferkd.errors import InputError
 from ferkd.images import open_images
@@ -68,7 +68,7 @@ def test_random_reads_give_what_indexing_gives(tmp_path, monkeypatch):
 
 def test_imagenets_store_opens_at_once_and_in_little_memory(tmp_path):
     write_sparse(tmp_path / "s", 1_281_167, 50)
-    opened = bench._in_a_fresh_process(tmp_path / "s")
+    opened = in_a_fresh_process("ferkd.bench.store:probe", str(tmp_path / "s"))
     assert (opened["images"], opened["crops_per_image"]) == (1_281_167, 50)
     assert opened["open_seconds"] < 0.2  # some 2 ms
     assert opened["lookup_microseconds"] < 5000  # some 35: bisection, not a scan

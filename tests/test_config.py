@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from typing import get_args
+
 import pytest
 import yaml
 
 from ferkd import config
-from ferkd.config import load_recipe, make_recipe
+from ferkd.config import Data, Method, Recipe, load_recipe, make_recipe
 from ferkd.errors import InputError
+from ferkd.methods import METHODS
+from ferkd.mixing import Mix
+from ferkd.training.schedule import Schedule
 
 HARD = "method: hard\ndata: {images: train}\nschedule: {epochs: 2}\n"
 
@@ -37,9 +44,92 @@ def test_an_override_creates_a_section_and_null_clears_a_value(recipe_file):
     assert (recipe.schedule.epochs, recipe.schedule.steps) == (None, 9)
 
 
-@pytest.mark.parametrize(("method", "crops"), [("hard", 1), ("fkd", 4), ("ferkd", 4)])
+def test_reading_a_recipe_does_not_import_the_model_libraries():
+    code = "import ferkd.config, sys; sys.exit('timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+EVERYTHING = ["data.store=labels", "teacher=run"]
+
+
+def test_the_table_of_methods_and_the_recipes_agree():
+    assert set(get_args(Method)) == set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_recipes_may_differ_in_their_method_alone(recipe_file, method):
+    recipe = load_recipe(recipe_file, [f"method={method}", *EVERYTHING])
+    assert recipe.method == method
+    assert make_recipe(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "default", "other"),
+    [
+        ("hard", "loss.label_smoothing", 0.1, 0.2),
+        ("kd", "loss.label_smoothing", 0.0, 0.2),
+        ("kd", "loss.objective", "kl", "jeffreys"),
+        ("kd", "mix.kind", "none", "cutmix"),
+        ("funmatch", "loss.objective", "kl", None),
+        ("funmatch", "mix.kind", "mixup", "none"),
+        ("fkd", "loss.objective", "soft_ce", "kl"),
+        ("meal_v2", "student.pretrained", True, False),
+        ("ssld", "loss.objective", "jeffreys", "soft_ce"),
+        ("ferkd", "mix.kind", "none", "selfmix"),
+        ("ferkd-paper", "mix.kind", "selfmix", "none"),
+        ("ferkd-paper", "regions.thresholds", "auto", (0.1, 0.2, 0.9)),
+        ("ferkd-paper", "regions.calibration", "steps", None),
+    ],
+)
+def test_a_method_sets_what_the_recipe_leaves_out(recipe_file, method, key, default, other):
+    part, name = key.split(".")
+
+    def value(*overrides):
+        recipe = load_recipe(recipe_file, [f"method={method}", *EVERYTHING, *overrides])
+        return getattr(getattr(recipe, part), name)
+
+    assert value() == default
+    if other is not None:
+        assert value(f"{key}={list(other) if isinstance(other, tuple) else other}") == other
+
+
+def test_weights_of_its_own_keep_meal_v2_from_the_published_ones(recipe_file):
+    overrides = ["method=meal_v2", *EVERYTHING, "student.weights=w.safetensors"]
+    assert not load_recipe(recipe_file, overrides).student.pretrained
+
+
+def test_parts_made_in_python_are_taken_as_they_are():
+    recipe = Recipe(
+        method="funmatch",
+        teacher="run",
+        data=Data(images="train"),
+        schedule=Schedule(steps=1),
+        mix=Mix(),
+    )
+    assert recipe.mix.kind == "none" and recipe.data.crops_per_image == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["method=funmatch", "loss.objective=soft_ce"], "recipe: method funmatch matches the tea"),
+        (["method=ferkd-paper", "regions.calibration=blend"], "recipe: method ferkd-paper calibr"),
+        (["method=ferkd-paper", "data.crops_per_image=1"], "recipe: mix.kind selfmix needs data."),
+        (["method=pskd", "mix.kind=mixup"], "recipe: method pskd keeps a prediction for each ima"),
+    ],
+)
+def test_what_a_method_cannot_do_is_said(recipe_file, overrides, line):
+    (found,) = mistakes(recipe_file, *EVERYTHING, *overrides)
+    assert found.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("method", "crops"),
+    [("hard", 1), ("kd", 1), ("funmatch", 1), ("relabel", 1), ("pskd", 1), ("fkd", 4),
+     ("meal_v2", 4), ("ssld", 4), ("ferkd", 4), ("ferkd-paper", 4)],
+)  # fmt: skip
 def test_crops_per_image_follow_the_method_unless_set(recipe_file, method, crops):
-    overrides = [f"method={method}", "data.store=labels"]
+    overrides = [f"method={method}", *EVERYTHING]
     assert load_recipe(recipe_file, overrides).data.crops_per_image == crops
     overrides.append("data.crops_per_image=3")
     assert load_recipe(recipe_file, overrides).data.crops_per_image == 3
@@ -65,20 +155,25 @@ def test_a_resolved_recipe_reads_back_to_the_same_one(recipe_file, overrides):
         ("optimizer.lrr=3", "recipe.optimizer.lrr: unknown key; did you mean 'lr'?"),
         ("schedul=3", "recipe.schedul: unknown key; did you mean 'schedule'?"),
         ("momentun=3", "recipe.momentun: unknown key; did you mean 'optimizer.momentum'?"),
-        ("regions.x=1", "recipe.regions.x: unknown key; known keys: thresholds, score, scale, "),
+        ("regions.x=1", "recipe.regions.x: unknown key; known keys: "),
         ("optimizer.lr=fast", "recipe.optimizer.lr: got 'fast'; must be a valid number"),
         ("optimizer.lr=-1", "recipe.optimizer.lr: got -1; must be greater than 0"),
         ("ema=1", "recipe.ema: got 1; must be less than 1"),
         ("data.batch_size=1.5", "recipe.data.batch_size: got 1.5; must be a valid integer"),
         ("data.images=", "recipe.data.images: got None; must be a valid string"),
-        ("method=fkdd", "recipe.method: got 'fkdd'; must be 'hard', 'fkd' or 'ferkd'"),
+        ("method=fkdd", "recipe.method: got 'fkdd'; must be 'hard', 'kd', "),
         ("schedule=3", "recipe.schedule: got 3; must be a mapping of keys to values"),
         ("schedule.steps=3", "recipe.schedule: set exactly one of epochs and steps"),
-        ("regions.thresholds=x", "recipe.regions.thresholds: got 'x'; must be 'auto' "),
+        ("regions.thresholds=x", "recipe.regions.thresholds: got 'x'; must be 'auto'"),
         ("regions.thresholds=[0.1, 0.2]", "recipe.regions.thresholds: got [0.1, 0.2]; must be "),
         ("regions.thresholds=[0.5, 0.2, 0.9]", "recipe.regions.thresholds: thresholds 0.5, 0.2, "),
         ("data.crops.scale=[0.5, 0.2]", "recipe.data.crops: scale (0.5, 0.2) must satisfy"),
         ("method=fkd", "recipe: method fkd needs data.store, the labels that ferkd label wrote"),
+        ("method=relabel", "recipe: method relabel needs data.store, the label maps that "),
+        ("method=kd", "recipe: method kd needs teacher, named as for ferkd label: the folder of "),
+        ("method=funmatch", "recipe: method funmatch needs teacher, named as for ferkd label"),
+        ("loss.label_kind=smooth", "recipe.loss.label_kind: got 'smooth'; must be 'soft', "),
+        ("loss.own_share=1", "recipe.loss.own_share: got 1; must be less than 1"),
         ("mix.kind=selfmix", "recipe: mix.kind selfmix needs data.crops_per_image of at least 2"),
         ("loss.objective=soft_c", "recipe.loss: unknown objective 'soft_c'"),
         ("loss.options.temprature=2", "recipe.loss: option temprature of soft_ce: unknown"),

@@ -33,3 +33,12 @@ def test_the_end_is_said_once(clock, capsys):
     for done in (0, 7, 7, 7):
         meter(done, 7)
     assert capsys.readouterr().err.splitlines() == ["work: 0/7", "work: 7/7"]
+
+
+def test_a_bar_may_be_shown_before_anything_is_counted(monkeypatch, capsys):
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
+    with console.meter("work"):
+        pass
+    with console.meter("work") as advance:
+        advance(2.6, 7, "things")
+    assert "3/7 things" in capsys.readouterr().err

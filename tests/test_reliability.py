@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferkd.reliability import easy_cut, isotonic, propose, reliability, wilson
+from ferkd.reliability import (
+    Reliability,
+    easy_cut,
+    isotonic,
+    propose,
+    reliability,
+    weights_of,
+    wilson,
+)
 
 
 def test_isotonic_by_hand():
@@ -99,3 +107,37 @@ def test_bins_hold_all_crops():
     rng = np.random.default_rng(1)
     curve = reliability(rng.random((7, 3)), rng.random((7, 3)) < 0.5, bins=5)
     assert curve.crops.sum() == 21 and (np.diff(curve.s) > 0).all()
+
+
+def curve_of(s: list[float], rate: list[float], crops: list[int]) -> Reliability:
+    r = np.array(rate)
+    return Reliability(np.array(s), r, r, r, np.array(crops))
+
+
+def test_weights_lie_on_the_curve_by_hand():
+    """Between .2 (rate 0) and .6 (rate .8) the slope is 2: .3 gives .2, so 51 of 255."""
+    curve = curve_of([0.2, 0.6], [0.0, 0.8], [5, 5])
+    scores = np.array([[0.1, 0.2, 0.3], [0.4, 0.6, 0.99], [0.5, np.nan, 0.35]], np.float32)
+    expected = [[0, 0, 51], [102, 204, 204], [153, 255, 76]]  # .35: .3 * 255 = 76.5
+    weights = weights_of(curve, scores)
+    assert weights.dtype == np.uint8
+    assert np.abs(weights.astype(int) - expected).max() <= 1
+    assert weights[1].tolist() == [102, 204, 204] and weights[2, 1] == 255
+
+
+def test_bins_of_one_score_weigh_in_by_their_crops():
+    """.2 on 3 crops and .6 on 1 are .3 together, which is 76.5 of 255."""
+    curve = curve_of([0.5, 0.5], [0.2, 0.6], [3, 1])
+    assert weights_of(curve, np.array([[0.5, 0.1, 0.9]])).tolist()[0] in ([76] * 3, [77] * 3)
+
+
+def test_the_weights_of_a_sure_teacher_are_whole():
+    scores = np.random.default_rng(0).random((50, 4))
+    curve = reliability(scores, np.ones(scores.shape, bool))
+    assert (weights_of(curve, scores) == 255).all()
+
+
+def test_none_keeps_all_and_still_tells_the_curve():
+    scores = np.random.default_rng(0).random((50, 4))
+    evidence = propose(scores, scores > 0.5, np.ones(50, bool), 5, "none")
+    assert evidence.thresholds == (0.0, 0.0, 1.0) and evidence.reliability is not None

@@ -40,15 +40,22 @@ class FakeLoader:
                 targets = torch.randint(0, 3, (self.batch,), generator=generator)
                 logits = torch.randn(self.batch, 3, generator=generator)
                 labels = SoftLabels.from_logits(logits) if self.soft else None
-                yield SimpleNamespace(images=images, labels=labels, targets=targets)
+                rows = torch.arange(self.batch) + self.batch * step
+                yield batch(images, targets, labels, rows, torch.arange(self.batch) % 2)
         finally:
             self.closed += 1
 
 
-def objective(logits, labels, targets):
-    if labels is None:
-        return nn.functional.cross_entropy(logits, targets)
-    return soft_cross_entropy(logits, labels)
+def batch(images, targets, labels=None, rows=None, crops=None):
+    rows = torch.arange(len(images)) if rows is None else rows
+    crops = torch.zeros_like(rows) if crops is None else crops
+    return SimpleNamespace(images=images, labels=labels, targets=targets, rows=rows, crops=crops)
+
+
+def objective(logits, view):
+    if view.labels is None:
+        return nn.functional.cross_entropy(logits, view.targets)
+    return soft_cross_entropy(logits, view.labels)
 
 
 def network():
@@ -98,7 +105,7 @@ def test_a_step_by_hand():
     class OneImage:
         def batches(self, start, stop):
             images = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
-            yield SimpleNamespace(images=images, labels=None, targets=torch.tensor([0]))
+            yield batch(images, torch.tensor([0]))
 
     sgd = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.0)
     t = trainer(model, OneImage(), optimizer=sgd, rate=1.0, steps=1)
@@ -118,7 +125,7 @@ def test_gradients_are_clipped_to_the_norm():
     class OneImage:
         def batches(self, start, stop):
             images = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
-            yield SimpleNamespace(images=images, labels=None, targets=torch.tensor([0]))
+            yield batch(images, torch.tensor([0]))
 
     sgd = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.0)
     t = trainer(model, OneImage(), optimizer=sgd, rate=1.0, steps=1, clip_grad=0.5)
@@ -247,7 +254,7 @@ def test_the_average_is_what_is_kept():
 def test_a_diverged_run_stops_and_names_the_step(bad, ask):
     t = trainer(steps=5)
     losses = iter([1.0, 1.0, bad, 1.0, 1.0])
-    t.objective = lambda logits, labels, targets: logits.sum() * 0 + next(losses)
+    t.objective = lambda logits, view: logits.sum() * 0 + next(losses)
     list(t.run())
     with pytest.raises(NonFiniteLoss) as caught:
         getattr(t, ask)()
@@ -266,9 +273,9 @@ def test_mixed_hard_targets_at_share_one_are_the_smoothed_cross_entropy():
         label_smoothing=0.3,
     )
     images, targets, logits = torch.rand(4, 3, 2, 2), torch.tensor([0, 1, 4, 2]), torch.randn(4, 5)
-    mixed, labels = apply(0, images, None, targets)
+    mixed, labels, larger = apply(0, images, None, targets)
     expected = nn.functional.cross_entropy(logits, targets, label_smoothing=0.3)
-    assert torch.equal(mixed, images)
+    assert torch.equal(mixed, images) and torch.equal(larger, targets)
     assert float(soft_cross_entropy(logits, labels)) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -283,6 +290,75 @@ def test_mixing_depends_on_the_step_and_the_seed_alone():
     assert torch.equal(mixed(1, 5), mixed(1, 5))
     assert not torch.equal(mixed(1, 5), mixed(1, 6))
     assert not torch.equal(mixed(1, 5), mixed(2, 5))
+
+
+def test_mixed_images_labels_and_targets_belong_together():
+    """Each row is one value, so the share of the own image can be read off the pixels."""
+    apply = mixer(Mix(kind="mixup"), crops_per_image=1, seed=4, num_classes=4, label_smoothing=0.0)
+    targets = torch.tensor([0, 1, 2, 3])
+    images = (10.0 ** torch.arange(4.0)).view(4, 1, 1, 1).expand(4, 3, 2, 2)
+    mixed, labels, larger = apply(0, images, None, targets)
+    p = labels.dense()
+    assert torch.allclose(mixed[:, 0, 0, 0], p @ images[:, 0, 0, 0], rtol=1e-4)
+    assert torch.equal(larger, p.argmax(1)) and not torch.equal(larger, targets)
+
+
+def test_an_objective_sees_the_mixed_view_and_whose_it_is():
+    seen = []
+
+    def watched(logits, view):
+        seen.append(view)
+        return objective(logits, view)
+
+    t = trainer(
+        steps=2,
+        mixer=mixer(
+            Mix(kind="mixup"), crops_per_image=1, seed=3, num_classes=3, label_smoothing=0.1
+        ),
+    )
+    t.objective = watched
+    list(t.run())
+    first, second = seen
+    assert first.rows.tolist() == list(range(6)) and second.rows.tolist() == list(range(6, 12))
+    assert first.crops.tolist() == [0, 1] * 3
+    plain = t.normalise(next(FakeLoader().batches(0, 1)).images)
+    assert first.images.shape == plain.shape and not torch.equal(first.images, plain)
+    assert first.labels.partner is not None
+
+
+class Counting:
+    """An objective that remembers how often it was asked, and weighs the loss by it."""
+
+    def __init__(self):
+        self.asked = torch.zeros(())
+
+    def __call__(self, logits, view):
+        self.asked += 1
+        return objective(logits, view) / self.asked
+
+    def state_dict(self):
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state):
+        self.asked.copy_(state["asked"])
+
+
+def test_the_state_of_an_objective_continues_with_the_run(tmp_path):
+    whole = trainer()
+    whole.objective = Counting()
+    expected = [whole.mean_loss() for _ in whole.run()]
+    killed = trainer()
+    killed.objective = Counting()
+    for step in killed.run():
+        if step == 4:
+            save_checkpoint(tmp_path / "c.pt", killed.state())
+            break
+    resumed = trainer()
+    resumed.objective = Counting()
+    resumed.load_state(load_checkpoint(tmp_path / "c.pt"))
+    last = [resumed.mean_loss() for _ in resumed.run()]
+    assert last[1:] == expected[5:] and resumed.objective.asked == STEPS
+    assert identical(whole, resumed)
 
 
 def test_no_mixing_is_no_mixer():

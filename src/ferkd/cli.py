@@ -16,15 +16,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ferkd import __version__, cli_store
+from ferkd import __version__, cli_bench, cli_compare, cli_inspect, cli_plan, cli_store
 from ferkd.cli_options import (
     Device,
     Json,
     Overwrite,
     Precision,
     Resume,
-    Store,
-    Thresholds,
     Workers,
 )
 from ferkd.console import meter, say, show, table
@@ -85,6 +83,9 @@ def label(
         ),
     ],
     out: Annotated[str, typer.Option(help="A new folder for the labels, or an fsspec URL.")],
+    kind: Annotated[
+        str, typer.Option(help="crops, or map: one label map per image (ReLabel).")
+    ] = "crops",
     crops: Annotated[int | None, typer.Option(help="Random crops per image [50].")] = None,
     top_k: Annotated[int, typer.Option(help="Classes kept per crop; 0 keeps all.")] = 5,
     values: Annotated[str, typer.Option(help="Number type: auto, u8, f16 or f32.")] = "auto",
@@ -101,7 +102,7 @@ def label(
     image_size: Annotated[
         int | None, typer.Option(help="Pixels; the teacher's own if unset.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Crops per forward pass.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Crops (or images) per forward pass.")] = 128,
     workers: Workers = 2,
     seed: Annotated[int | None, typer.Option(help="Of the crops [0].")] = None,
     device: Device = "auto",
@@ -125,7 +126,11 @@ def label(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Label random crops of every image with a teacher."""
+    """Label random crops of every image with a teacher.
+
+    With --kind map the whole image is shown once, and a convolutional teacher labels each cell of
+    its last features instead: a label map per image, to train from with method relabel.
+    """
     from ferkd import labelling
     from ferkd.crops import CropDistribution
     from ferkd.labels.publish import label_out
@@ -133,6 +138,7 @@ def label(
 
     if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
+    one = "cell" if kind == "map" else "crop"
     begun = time.perf_counter()
     last = labelling.Progress(0, 0, 0, 0.0)
     with (
@@ -143,12 +149,13 @@ def label(
         def progress(now: labelling.Progress) -> None:
             nonlocal last
             last = now
-            advance(now.done, now.total, f"images, {now.crops_per_second:.0f} crops/s")
+            advance(now.done, now.total, f"images, {now.crops_per_second:.0f} {one}s/s")
 
         store = labelling.label(
             images,
             teacher,
             folder,
+            kind=kind,  # type: ignore[arg-type]
             crops=crops,
             top_k=top_k or None,
             values=values,
@@ -173,6 +180,7 @@ def label(
         result = {
             "images": len(store),
             "skipped": skipped,
+            "kind": kind,
             "crops_per_image": store.crops_per_image,
             "seconds": time.perf_counter() - begun,
             "crops_per_second": last.crops_per_second,
@@ -182,72 +190,15 @@ def label(
     for skip in skipped:
         say(f"left out {skip['id']}: {skip['reason']}")
     text = (
-        f"{result['images']} images x {result['crops_per_image']} crops labelled into "
-        f"{result['store']} ({result['bytes_per_crop']:.1f} bytes per crop, "
-        f"{last.crops_per_second:.0f} crops/s)"
+        f"{result['images']} images x {result['crops_per_image']} {one}s labelled into "
+        f"{result['store']} ({result['bytes_per_crop']:.1f} bytes per {one}, "
+        f"{last.crops_per_second:.0f} {one}s/s)"
     )
     show(result, text, as_json)
 
 
 def _bytes_per_crop(store: Any) -> float:
     return float(store.bytes_on_disk / max(1, len(store) * store.crops_per_image))
-
-
-@app.command()
-def inspect(
-    store: Store,
-    images: Annotated[str | None, typer.Option(help="Its images, for the page's gallery.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
-    thresholds: Thresholds = "auto",
-    score: Annotated[str, typer.Option(help="max_prob or true_prob.")] = "max_prob",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Show what a label store holds: sizes, regions, reliability, suspicious labels."""
-    from ferkd import inspection
-
-    regions = _regions(thresholds, score)
-    result = inspection.inspect(store, regions)
-    if html is not None:
-        if html.exists() and not overwrite:
-            raise InputError(f"{html} exists; give another file or --overwrite")
-        inspection.write_page(store, html, images=images, regions=regions)
-        result["html"] = str(html)
-    right = result["teacher_right"]
-    rows: list[tuple[str, Any]] = [
-        ("images", result["images"]),
-        ("left out", len(result["skipped"])),
-        ("crops per image", result["crops_per_image"]),
-        ("classes", result["classes"]),
-        ("teacher", result["teacher"].get("spec")),
-        ("teacher right", "no ground truth" if right is None else f"{right:.1%} of the crops"),
-        ("bytes per crop", f"{result['bytes_per_crop']:.2f}"),
-        ("thresholds", " / ".join(f"{t:.3f}" for t in result["thresholds"])),
-        ("  from", result["threshold_source"]),
-        *((name, f"{share:.1%}") for name, share in result["regions"].items()),
-        *(
-            ("suspicious", f"{s['id']}: the teacher says {s['teacher_says']}")
-            for s in result["suspicious"]
-        ),
-    ]
-    show(result, table(rows), as_json)
-
-
-def _regions(thresholds: str, score: str) -> Any:
-    from ferkd.regions import Regions, check_thresholds
-
-    if score not in ("max_prob", "true_prob"):
-        raise InputError(f"--score {score!r}: it must be max_prob or true_prob")
-    if thresholds in ("auto", "reliable"):
-        return Regions.model_validate({"score": score, "thresholds": thresholds})
-    try:
-        low, middle, top = (float(t) for t in thresholds.split(","))
-    except ValueError:
-        raise InputError(
-            f"--thresholds {thresholds!r}: give three numbers L,M,T, or auto, or reliable"
-        ) from None
-    given = check_thresholds(low, middle, top)
-    return Regions.model_validate({"score": score, "thresholds": given})
 
 
 @app.command()
@@ -279,8 +230,9 @@ def _training(advance: Any) -> Any:
         nonlocal steps, note, evaluated
         if line["kind"] == "start":
             steps = line["steps"]
-            if "regions" in line:
-                say(f"regions: {line['regions']}")
+            for what in ("regions", "cache"):
+                if what in line:
+                    say(f"{what}: {line[what]}")
         elif line["kind"] == "eval":
             evaluated = f", top-1 {line['top1']:.2%}"
         else:
@@ -388,4 +340,8 @@ def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
     to.write_text(text, encoding="utf-8")
 
 
+cli_inspect.register(app)
+cli_plan.register(app)
 cli_store.register(app)
+cli_bench.register(app)
+cli_compare.register(app)

@@ -1,4 +1,4 @@
-"""Commands on label stores: verify, merge, subset, publish, fetch, import, export-labels, bench."""
+"""Commands on label stores: verify, merge, subset, publish, fetch, import, export-labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ Values = Annotated[str | None, typer.Option(help="Number type: u8, f16 or f32.")
 Out = Annotated[Path, typer.Option(help="A new folder for the labels.")]
 
 import_app = typer.Typer(help="Bring labels of other systems over.", no_args_is_help=True)
-bench_app = typer.Typer(help="Benchmarks: ratios measured side by side.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +24,6 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
     app.command("export-labels")(export_labels)
     app.add_typer(import_app, name="import")
-    app.add_typer(bench_app, name="bench")
 
 
 def verify(
@@ -241,46 +239,6 @@ def import_fkd(
     }
     text = f"{len(report.store)} images x {report.store.crops_per_image} crops imported into {out}"
     show(result, text, as_json)
-
-
-@bench_app.command("store")
-def bench_store(
-    images: Annotated[int, typer.Option(help="Images of the store that is read.")] = 1024,
-    crops: Annotated[int, typer.Option(help="Crops per image.")] = 500,
-    repeats: Annotated[int, typer.Option(help="Interleaved turns; medians are reported.")] = 30,
-    ids_of: Annotated[
-        str | None, typer.Option(help="Image folder whose ids the store on disk is sized with.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Reading labels: ours against torch.load of FKD-style files; opening a huge store."""
-    from ferkd.bench.store import bench_store as run
-
-    result = run(images=images, crops=crops, repeats=repeats, ids_of=ids_of)
-    show(result, _figures(result), as_json)
-
-
-@bench_app.command("distortion")
-def bench_distortion(
-    store: Annotated[
-        list[str] | None,
-        typer.Option(help="Stores of all classes in f32 (--top-k 0 --values f32)."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """What records lose: bytes per crop against the divergence from the teacher."""
-    from ferkd.bench.distortion import bench_distortion as run
-    from ferkd.bench.distortion import markdown
-
-    result = run(store or [])
-    show(result, markdown(result), as_json)
-
-
-def _figures(result: dict[str, Any]) -> str:
-    rows: list[tuple[str, Any]] = [("value", f"{result['value']:.4g} {result['unit']}")]
-    rows += [(name, f"{value:.4g} {result['unit']}") for name, value in result["baselines"].items()]
-    rows += [(f"times faster than {name}", f"{r:.4g}") for name, r in result["ratios"].items()]
-    return table(rows)
 
 
 def _numbers(option: str, text: str) -> list[float]:

@@ -23,13 +23,26 @@ from ferkd import objectives
 from ferkd.compute import Precision
 from ferkd.crops import CropDistribution
 from ferkd.errors import InputError
+from ferkd.methods import problem, with_defaults
+from ferkd.methods.stored import LabelKind
 from ferkd.mixing import Mix
 from ferkd.regions import Regions
 from ferkd.students import Student
 from ferkd.training.optim import OptimizerConfig
 from ferkd.training.schedule import Schedule
 
-Method = Literal["hard", "fkd", "ferkd"]
+Method = Literal[
+    "hard",
+    "kd",
+    "funmatch",
+    "relabel",
+    "fkd",
+    "meal_v2",
+    "ssld",
+    "ferkd",
+    "ferkd-paper",
+    "pskd",
+]
 
 
 class _Part(BaseModel):
@@ -40,8 +53,18 @@ class Data(_Part):
     """Where images and labels are, relative to the working directory, and how they are batched.
 
     ``batch_size`` counts crops and ``crops_per_image`` (m) is how many an image shows at a visit;
-    unset, it is 1 for hard and 4 for the others. ``crops`` is the distribution of the random crops
-    of ``hard``; stored labels bring their own. ``store`` is read by fkd and ferkd.
+    unset, it is 1 for hard, kd, funmatch, relabel and pskd and 4 for the others. ``crops`` is the
+    distribution of those methods' random crops; the labels of stored crops bring their own.
+    ``store`` holds labels of crops, or label maps for relabel.
+
+    ``scaled_decoding`` decodes large JPEG files no larger than their crops need. ``cache`` keeps
+    decoded images in memory or in a file under ``cache_dir`` (unset: the user's cache folder), made
+    smaller where their shorter side is longer than ``cache_side``, in at most ``cache_limit_gb``
+    gigabytes (unset: half of the free memory, nine tenths of the free disk space).
+
+    ``cut``: where crops are cut, by the "workers" that decode, or on the training "device", to
+    which decoded images are then sent whole. "auto" is workers for now, also with a GPU: nobody has
+    measured the other on one yet.
     """
 
     images: str
@@ -51,16 +74,31 @@ class Data(_Part):
     crops_per_image: int = Field(default=4, ge=1)
     batch_size: int = Field(default=256, ge=1)
     workers: int = Field(default=2, ge=0)
+    scaled_decoding: bool = True
+    cut: Literal["auto", "workers", "device"] = "auto"
+    cache: Literal["none", "ram", "disk"] = "none"
+    cache_side: int | None = Field(default=None, ge=8)
+    cache_limit_gb: float | None = Field(default=None, gt=0)
+    cache_dir: str | None = None
     crops: CropDistribution = CropDistribution()
 
 
 class Loss(_Part):
-    """What is minimised: for ``hard`` cross-entropy with ``label_smoothing`` (a share of the mass
-    spread over all classes), for the others ``objective`` with its own ``options``."""
+    """What is minimised: ``objective`` with its own ``options``, where there is a teacher.
+
+    ``label_smoothing``: the share of the mass that hard labels spread over all classes; unset, it
+    is 0 for kd. ``objective``: unset, it is kl for kd and funmatch and jeffreys for ssld.
+    ``label_kind`` is what fkd makes of the stored labels, ``discriminator`` the weight of
+    meal_v2's second term (0: none), ``own_share`` how much of pskd's target is the student's own
+    prediction in the end.
+    """
 
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     objective: str = "soft_ce"
     options: dict[str, Any] = Field(default_factory=dict)
+    label_kind: LabelKind = "soft"
+    discriminator: float = Field(default=0.0, ge=0)
+    own_share: float = Field(default=0.8, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _objective_exists(self) -> Loss:
@@ -83,8 +121,10 @@ class Evaluation(_Part):
 class Recipe(_Part):
     """Everything that decides how a run goes.
 
-    ``regions`` is read by ferkd alone, ``mix`` by every method. ``ema`` is the decay of an average
-    of the weights, which is then what is evaluated and kept;
+    ``method`` decides what else is read, so that recipes may differ in it alone: ``teacher``, the
+    spec of a live one, by kd and funmatch (it runs in ``teacher_precision``; unset, in that of the
+    student), ``regions`` by ferkd and ferkd-paper, ``mix`` by all.
+    ``ema`` is the decay of an average of the weights, which is then what is evaluated and kept;
     ``clip_grad`` the largest norm of the gradient; None turns either off. A state to resume from
     is saved every ``checkpoint_seconds``, losses are reported every ``log_steps``.
     """
@@ -92,6 +132,8 @@ class Recipe(_Part):
     method: Method
     seed: int = Field(default=0, ge=0, lt=2**63)
     data: Data
+    teacher: str | None = None
+    teacher_precision: Precision | None = None
     student: Student = Student()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Schedule
@@ -111,25 +153,13 @@ class Recipe(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_crop_per_decode(cls, value: Any) -> Any:
-        """Ordinary training shows one crop of an image, unless told otherwise."""
-        if isinstance(value, dict) and value.get("method") == "hard":
-            data = value.get("data")
-            if isinstance(data, dict):
-                return {**value, "data": {"crops_per_image": 1, **data}}
-        return value
+    def _settings_of_the_method(cls, value: Any) -> Any:
+        return with_defaults(value)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
-        if self.method != "hard" and self.data.store is None:
-            raise ValueError(
-                f"method {self.method} needs data.store, the labels that ferkd label wrote"
-            )
-        if self.mix.kind == "selfmix" and self.data.crops_per_image < 2:
-            raise ValueError(
-                f"mix.kind selfmix needs data.crops_per_image of at least 2, not "
-                f"{self.data.crops_per_image}"
-            )
+        if found := problem(self):
+            raise ValueError(found)
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -146,11 +176,15 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     ``overrides`` are ``key=value`` with dotted keys and values in YAML
     (``optimizer.lr=1e-3``). Raises InputError with one line for each mistake.
     """
-    text, source = _read(str(recipe))
-    settings = _parse(text, source)
+    settings = read_settings(recipe)
     for override in overrides:
         _override(settings, override)
     return make_recipe(settings)
+
+
+def read_settings(recipe: str | Path) -> dict[str, Any]:
+    """The keys that a recipe file or a shipped recipe gives, as written, not yet checked."""
+    return parse_yaml(*_read(str(recipe)))
 
 
 def make_recipe(settings: dict[str, Any]) -> Recipe:
@@ -158,7 +192,7 @@ def make_recipe(settings: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(error, Recipe, "recipe"))) from None
+        raise InputError("\n".join(explain(error, Recipe, "recipe"))) from None
 
 
 def shipped_recipes() -> list[str]:
@@ -211,7 +245,8 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parse(text: str, source: str) -> dict[str, Any]:
+def parse_yaml(text: str, source: str, what: str = "recipe") -> dict[str, Any]:
+    """A mapping from YAML; InputError names ``source`` and the line of a mistake."""
     try:
         # A subclass of the safe loader: it builds plain data only.
         settings = yaml.load(text, _StrictLoader)
@@ -223,7 +258,7 @@ def _parse(text: str, source: str) -> dict[str, Any]:
         ) from None
     if not isinstance(settings, dict):
         raise InputError(
-            f"{source}: a recipe is a mapping of keys to values, not {type(settings).__name__}"
+            f"{source}: a {what} is a mapping of keys to values, not {type(settings).__name__}"
         )
     return settings
 
@@ -245,7 +280,7 @@ def _override(settings: dict[str, Any], override: str) -> None:
     settings[parts[-1]] = value
 
 
-def _explain(error: ValidationError, model: type[BaseModel], root: str) -> list[str]:
+def explain(error: ValidationError, model: type[BaseModel], root: str) -> list[str]:
     """One readable line for each mistake, in the order of the keys."""
     lines: dict[str, list[str]] = {}
     for item in error.errors():

@@ -21,7 +21,7 @@ class Meter:
 
     def __init__(self, title: str, bar: Progress | None) -> None:
         self._title, self._bar = title, bar
-        self._task = bar.add_task(title, total=None, note="") if bar else None
+        self._task = bar.add_task(title, total=None, count="", note="") if bar else None
         self._begun = 0.0
         self._first: float | None = None  # where this run began, which a resumed one does not at 0
         self._shown = -math.inf
@@ -32,7 +32,8 @@ class Meter:
         if self._first is None:
             self._first, self._begun = done, time.monotonic()
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, note=note)
+            count = f"{done:.0f}/{total:.0f}"
+            self._bar.update(self._task, completed=done, total=total, count=count, note=note)
             return
         now = time.monotonic()
         finishing = done >= total and not self._finished  # said once, however often it is heard
@@ -58,7 +59,7 @@ def meter(title: str) -> Iterator[Meter]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[note]}"),
+        TextColumn("{task.fields[count]} {task.fields[note]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

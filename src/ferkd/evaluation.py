@@ -29,6 +29,7 @@ from ferkd.images import (
     open_images,
 )
 from ferkd.labels import LabelStore
+from ferkd.labels.manifest import check_kind
 from ferkd.measures import measure, per_class_accuracy, teacher_agreement
 from ferkd.students import load_run
 
@@ -299,6 +300,7 @@ def store_agreement(
             f"the labels {store.path} have {store.num_classes} classes, the model {num_classes}; "
             "give labels of the model's classes"
         )
+    check_kind(store.settings, "random", store.path)
     places = match(images, store)
     count = min(crops, store.crops_per_image)
     sums = {"agreement": 0.0, "kl": 0.0}

@@ -16,11 +16,16 @@ from ferkd.regions import Mining, Region, Regions, mine, scores_of
 SUSPICIOUS = 20  # images listed at most
 
 
-def inspect(store: str | Path | LabelStore, regions: Regions | None = None) -> dict[str, Any]:
+def inspect(
+    store: str | Path | LabelStore,
+    regions: Regions | None = None,
+    truth: str | Path | None = None,
+) -> dict[str, Any]:
     """Figures of a store: the JSON object of ``ferkd inspect``.
 
     ``suspicious`` lists the images whose crops the teacher most consistently takes for another
     class (mean probability of that class): wrong ground truth, or a picture of something else.
+    ``truth`` is the truth file of planted scenes: adds how well the scores find what was planted.
     """
     opened = LabelStore.open(store)
     mining = mine(opened, regions)
@@ -34,11 +39,15 @@ def inspect(store: str | Path | LabelStore, regions: Regions | None = None) -> d
         "store": str(opened.path),
         "images": len(opened),
         "skipped": [s.model_dump() for s in opened.manifest.skipped],
+        "kind": "map" if settings.crops.is_map else "crops",
+        **settings.crops.grid,
         "crops_per_image": opened.crops_per_image,
         "classes": opened.num_classes,
         "bytes_per_crop": opened.bytes_on_disk / max(1, crops),
         "record": settings.record.model_dump(),
         "teacher": settings.teacher,
+        "calibration": settings_of.calibration,
+        "mean_weight": mining.mean_weight,
         "thresholds": list(mining.thresholds),
         "threshold_source": mining.evidence.reason if mining.evidence else "fixed",
         "regions": mining.shares,
@@ -51,6 +60,10 @@ def inspect(store: str | Path | LabelStore, regions: Regions | None = None) -> d
     if mining.evidence is not None and mining.evidence.reliability is not None:
         curve = asdict(mining.evidence.reliability)
         result["reliability"] = {name: values.tolist() for name, values in curve.items()}
+    if truth is not None:
+        from ferkd.demo.planted import against_truth, read_truth
+
+        result["truth"] = against_truth(opened, read_truth(truth))
     return result
 
 
@@ -96,11 +109,12 @@ def write_page(
     source = None if images is None else open_images(images, targets=opened.settings.targets)
     report.write_report(
         report.Report(
-            title=f"Label store {opened.path.name}",
+            title=f"{'Label maps' if figures['kind'] == 'map' else 'Label store'} "
+            f"{opened.path.name}",
             verdict=mining.describe(),
             facts=(
                 report.Fact("Images", f"{len(opened):,}"),
-                report.Fact("Crops per image", str(opened.crops_per_image)),
+                report.Fact(*_crops_fact(figures)),
                 report.Fact("Classes", str(opened.num_classes)),
                 report.Fact("Teacher", str(opened.settings.teacher.get("spec", "unknown"))),
                 report.Fact("Bytes per crop", f"{figures['bytes_per_crop']:.1f}"),
@@ -114,6 +128,12 @@ def write_page(
         ),
         path,
     )
+
+
+def _crops_fact(figures: dict[str, Any]) -> tuple[str, str]:
+    if figures["kind"] == "crops":
+        return "Crops per image", str(figures["crops_per_image"])
+    return "Cells per map", figures["map_grid"]
 
 
 def confidence(store: LabelStore, mining: Mining, regions: Regions) -> Any:

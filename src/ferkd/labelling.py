@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,8 +33,9 @@ from ferkd.images import (
     fingerprint,
     open_images,
 )
+from ferkd.label_maps import MapTeacher, map_teacher, refuse_drawn
 from ferkd.labels import manifest as manifests
-from ferkd.labels.derive import refuse_inside
+from ferkd.labels.derive import chunks, refuse_inside
 from ferkd.labels.records import MAX_SIDE, RecordFormat
 from ferkd.labels.soft import SoftLabels
 from ferkd.labels.store import IMAGE, LabelStore
@@ -50,8 +51,8 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a labelling pass is: images done of all, the crops labelled in this run, and the
-    parts of the store written in it."""
+    """How far a labelling pass is: images done of all, the crops (or cells) labelled in this run,
+    and the parts of the store written in it."""
 
     done: int
     total: int
@@ -69,6 +70,7 @@ def label(
     teacher: str | Path | nn.Module | Teacher | Committee,
     out: str | Path,
     *,
+    kind: Literal["crops", "map"] = "crops",
     crops: int | None = None,
     top_k: int | None = 5,
     values: str = "auto",
@@ -107,7 +109,21 @@ def label(
     teacher. It stays untouched, and ``out`` is what ``crops`` from the start would have given,
     but for the float rounding of another batch composition. Both pass over the images that the
     store left out, and refuse images other than those it labelled.
+
+    ``kind="map"`` labels the cells of a grid over each whole image instead (see
+    ferkd.label_maps), by one convolutional teacher; ``batch_size`` then counts images, and all
+    that says which crops to draw is refused.
     """
+    if kind not in ("crops", "map"):
+        raise InputError(f"kind is {kind!r}; it must be crops or map")
+    if kind == "map":
+        refuse_drawn(
+            crops=crops,
+            distribution=distribution,
+            seed=seed,
+            boxes_from=boxes_from,
+            add_to=add_to,
+        )
     if crops is not None and crops < 1:
         raise InputError(f"crops is {crops}; label at least 1 crop per image")
     if batch_size < 1 or workers < 1 or part_images < 1:
@@ -124,14 +140,16 @@ def label(
     source = open_images(images, targets=targets)
     if base is not None:
         refuse_inside(out, [base])
+        manifests.check_kind(base.settings, "random", base.path)
         check_same_images(source, base)
     loaded = load_committee(teacher, image_size=image_size, device=device, precision=precision)
     if targets:
         for member in loaded.members:
             check_classes(member, source.class_names)
+    by_cell = map_teacher(loaded) if kind == "map" else None
     settings = manifests.Settings(
         record=manifests.Record(**vars(RecordFormat.choose(top_k, loaded.num_classes, values))),
-        crops=_crops(crops, distribution, seed, base),
+        crops=_crops(crops, distribution, seed, base) if by_cell is None else by_cell.crops,
         images=manifests.Images(decoder=DECODER, exif=exif, listing=listing(source.ids)),
         # The batch size is here because float rounding may depend on it.
         teacher={**loaded.describe(), "batch_size": batch_size},
@@ -154,7 +172,8 @@ def label(
     ):
         if recheck:
             writer.drop_changed(source)
-        labeller = _Labeller(source, loaded, settings, plan, batch_size, workers, pool)
+        answers = by_cell or loaded
+        labeller = _Labeller(source, answers, settings, plan, batch_size, workers, pool)
         missing = writer.missing()
         done = len(source) - sum(len(writer.part_range(number)) for number in missing)
         unreadable: list[Unreadable] = []
@@ -254,7 +273,7 @@ class _Labeller:
     def __init__(
         self,
         source: ImageSource,
-        teacher: Committee,
+        teacher: Committee | MapTeacher,
         settings: manifests.Settings,
         plan: CropPlan,
         batch_size: int,
@@ -272,10 +291,12 @@ class _Labeller:
         crops = 0
         for batch in self._batches(self._segments(part, members)):
             logits = self._teacher(batch.images)
-            targets = torch.from_numpy(batch.targets).to(logits.device)
-            labels = SoftLabels.from_logits(logits, targets, self._format.k)
-            part.records.append(self._format.encode(labels, batch.boxes, batch.flips))
-            crops += len(batch.boxes)
+            boxes, flips, true = self._plan.recorded(batch.boxes, batch.flips, batch.targets)
+            targets = torch.from_numpy(true).to(logits.device)
+            for some in chunks(len(boxes), logits.shape[1]):  # the cells of maps are many
+                labels = SoftLabels.from_logits(logits[some], targets[some], self._format.k)
+                part.records.append(self._format.encode(labels, boxes[some], flips[some]))
+            crops += len(boxes)
             tell(crops)
         return part
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from ferkd.compute import send
 from ferkd.errors import InputError
 from ferkd.labels.soft import SoftLabels
 
@@ -182,14 +183,14 @@ def _mix(
     shares = generator.beta(alpha, alpha, rows)
     shares[generator.random(rows) >= probability] = 1.0
     device = images.device
-    index = torch.from_numpy(partners).to(device)
+    index = send(partners, device)
     if operator == "mixup":
-        share = torch.from_numpy(shares).float().to(device)
+        share = send(shares.astype(np.float32), device)
         mixed = _blend(images, images[index], share[:, None, None, None])
     else:
         boxes, shares = cut_boxes(shares, height, width, generator)
-        share = torch.from_numpy(shares).float().to(device)
-        top, left, bottom, right = torch.from_numpy(boxes).to(device).T[:, :, None]
+        share = send(shares.astype(np.float32), device)
+        top, left, bottom, right = send(boxes, device).T[:, :, None]
         y, x = torch.arange(height, device=device), torch.arange(width, device=device)
         inside_y, inside_x = (y >= top) & (y < bottom), (x >= left) & (x < right)
         inside = (inside_y[:, :, None] & inside_x[:, None, :])[:, None]

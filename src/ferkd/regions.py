@@ -8,6 +8,10 @@ DISCARDED       s < low or s > top   the crop is never drawn: it teaches nothing
 HARD            low <= s < middle    background or context: a softened hard label replaces it
 IMPORTANT       middle <= s <= top   the soft label, unchanged
 ==============  ===================  ==========================================================
+
+That is the paper's rule, ``calibration: steps``. Ours, ``calibration: blend``, has no step: every
+crop that is not discarded is trained on r(s) p + (1 - r(s)) h, with p the soft label, h the
+softened hard one and r(s) how often the teacher is right at that score.
 """
 
 from __future__ import annotations
@@ -16,19 +20,20 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
 
 from ferkd.errors import InputError
-from ferkd.labels.soft import SoftLabels
+from ferkd.labels.soft import LOWEST, TAIL_TEMPERATURES, SoftLabels
 from ferkd.labels.store import LabelStore
-from ferkd.reliability import Evidence, Rule, propose
+from ferkd.reliability import Evidence, Rule, propose, reliability, weights_of
 
+Calibration = Literal["steps", "blend"]
 Score = Literal["max_prob", "true_prob"]
 Scale = Literal["probability", "image_quantile"]
 
@@ -53,19 +58,24 @@ class Regions(BaseModel):
     """How labels are divided and calibrated.
 
     ``thresholds``: (low, middle, top), or a rule that reads them off the labels: "auto", which
-    places all three, or "reliable", which only discards the crops about which the teacher is more
-    often wrong than right (see `ferkd.reliability.propose`).
+    places all three; "reliable", which only discards the crops about which the teacher is more
+    often wrong than right; "none", which keeps all crops (see `ferkd.reliability.propose`).
+    ``calibration``: "steps", the paper's rule, or "blend", which weights the labels of all kept
+    crops by their reliability and does not read ``middle``.
     ``score``: the teacher's largest probability, or its probability of the ground truth.
     ``scale``: compare the score itself, or its rank among the crops of the image (0 .. 1).
-    ``epsilon``: mass that a softened hard label leaves to the other classes.
+    ``epsilon``: mass that a softened hard label leaves to the other classes; "reliability", for
+    "blend" alone, is 1 - r(s) of each crop, so that no hard label is surer than the teacher is
+    right, and a crop at chance gets an even label.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     thresholds: Rule | tuple[float, float, float] = "auto"
+    calibration: Calibration = "steps"
     score: Score = "max_prob"
     scale: Scale = "probability"
-    epsilon: float = Field(default=0.1, ge=0.0, lt=1.0)
+    epsilon: Annotated[float, Field(ge=0.0, lt=1.0)] | Literal["reliability"] = 0.1
 
     @field_validator("thresholds")
     @classmethod
@@ -73,6 +83,14 @@ class Regions(BaseModel):
         if not isinstance(value, str):
             check_thresholds(*value)
         return value
+
+    @model_validator(mode="after")
+    def _softening_is_known(self) -> Regions:
+        if self.epsilon == "reliability" and self.calibration != "blend":
+            raise ValueError(
+                "epsilon reliability needs calibration blend; the steps of the paper take a number"
+            )
+        return self
 
 
 def check_thresholds(low: float, middle: float, top: float) -> Thresholds:
@@ -161,28 +179,150 @@ def calibrate(
     )
 
 
+def blend(
+    labels: SoftLabels, targets: Tensor, weights: Tensor, epsilon: float | Tensor = 0.1
+) -> SoftLabels:
+    """weights * label + (1 - weights) * softened hard label, row by row.
+
+    ``targets`` int64 [B], -1 for none; ``weights`` float32 [B], 0 .. 1; ``epsilon`` one number or
+    float32 [B]. At temperature 1 the result is exactly that sum. A crop without ground truth, or
+    whose weight is 1 or NaN (not known), keeps its soft label. The truth gets a slot of its own
+    where it has none, and tail "renorm" keeps it. At other temperatures the tail is taken for some
+    classes of equal mass and some of none, as many as its recorded masses at 1 and at that
+    temperature imply; that is exact for an even tail and for the weights 0 and 1.
+    """
+    if labels.partner is not None:
+        raise ValueError("these labels are mixed already; calibrate before mixing")
+    others = labels.num_classes - 1
+    soften = torch.as_tensor(epsilon if others else 0.0).to(weights).expand_as(weights)[:, None]
+    row = (targets >= 0) & (weights < 1)
+    labels = _slot_for_truth(labels, targets, row)
+    weight = weights.clamp(0, 1)[:, None]
+    soft, hard = weight.log(), (1 - weight).log()
+    spread = hard + (soften / max(1, others)).log()
+    filled = torch.isfinite(labels.log_probs)
+    truth = filled & (labels.classes == targets[:, None])
+    added = torch.where(truth, hard + torch.log1p(-soften), spread)
+    mixed = torch.logaddexp(soft + labels.log_probs, added).masked_fill(~filled, -math.inf)
+    unstored = labels.num_classes - filled.sum(1)
+    tail = _blended_tail(labels.tail, unstored, soft, spread)
+    true = labels.true_log_prob
+    own = mixed.masked_fill(~truth, -math.inf).logsumexp(1)
+    return replace(
+        labels,
+        log_probs=torch.where(row[:, None], mixed, labels.log_probs),
+        tail=torch.where(row[:, None], tail, labels.tail),
+        true_log_prob=None if true is None else torch.where(row, own, true),
+        truth_slot=False,
+    )
+
+
+def _slot_for_truth(labels: SoftLabels, targets: Tensor, row: Tensor) -> SoftLabels:
+    """The same distributions; in each ``row`` (bool [B]) the truth has a slot."""
+    classes, log_probs = labels.classes, labels.log_probs
+    filled = torch.isfinite(log_probs)
+    absent = row & ~(filled & (classes == targets[:, None])).any(1)
+    if not labels.truth_slot and labels.k < labels.num_classes:
+        empty = torch.full_like(log_probs[:, :1], -math.inf)
+        classes = torch.cat([classes, targets.clamp_min(0)[:, None]], 1)
+        log_probs = torch.cat([log_probs, empty], 1)
+    unstored = (labels.num_classes - filled.sum(1)).clamp_min(1)
+    mean = (labels.tail[:, 0] - unstored.log()).clamp_min(LOWEST)
+    rest = labels.tail + ((unstored - 1) / unstored).log()[:, None]
+    return replace(
+        labels,
+        classes=torch.cat(
+            [classes[:, :-1], torch.where(absent, targets, classes[:, -1])[:, None]], 1
+        ),
+        log_probs=torch.cat(
+            [log_probs[:, :-1], torch.where(absent, mean, log_probs[:, -1])[:, None]], 1
+        ),
+        tail=torch.where(absent[:, None], rest, labels.tail),
+    )
+
+
+def _blended_tail(tail: Tensor, unstored: Tensor, soft: Tensor, spread: Tensor) -> Tensor:
+    """log of the sum of (w p + a)^(1/T) over the unstored classes, [B, 3].
+
+    ``tail`` [B, 3] is that of p, ``soft`` and ``spread`` [B, 1] are log w and log a. The classes
+    are taken for ``heavy`` ones that share p's mass evenly and others without any.
+    """
+    count = unstored[:, None].to(tail.dtype)
+    mass = tail[:, :1]
+    blended = []
+    for i, t in enumerate(TAIL_TEMPERATURES):
+        heavy = count.log()
+        if t != 1:  # at T = 1 the sum does not depend on how p is spread
+            share = (tail[:, i : i + 1] - mass / t) / (1 - 1 / t)
+            share = torch.minimum(share.clamp_min(0), heavy)
+            heavy = torch.where(torch.isfinite(mass), share, heavy)
+        each = torch.logaddexp(soft + mass - heavy, spread) / t
+        none = (count - heavy.exp()).clamp_min(0).log() + spread / t
+        blended.append(torch.logaddexp(heavy + each, none))
+    return torch.cat(blended, 1).masked_fill(count == 0, -math.inf)
+
+
 @dataclass(frozen=True)
 class Mining:
     """The regions of a whole store and what they were made from.
 
     ``regions`` int8 [N, crops]; ``shares`` of all crops by region name, before images with
     nothing left were given back; ``rescued`` is the number of such images; ``evidence`` is None
-    for fixed thresholds.
+    where neither a rule nor the calibration asked for it. ``weights`` uint8 [N, crops] in 255ths,
+    what is left of each soft label under "blend"; None under "steps" and without ground truth.
     """
 
+    settings: Regions
     regions: NDArray[np.int8]
     thresholds: Thresholds
     shares: dict[str, float]
     rescued: int
     without_target: int
     evidence: Evidence | None
+    weights: NDArray[np.uint8] | None = None
+
+    def calibrate(
+        self,
+        labels: SoftLabels,
+        targets: Tensor,
+        rows: NDArray[np.integer],
+        crops: NDArray[np.integer],
+    ) -> SoftLabels:
+        """The labels to train on, by the settings' calibration.
+
+        ``labels`` and ``targets`` (int64, -1 for none) are those of the crops ``crops`` [n, m] of
+        the images ``rows`` [n], n * m in all, in that order.
+        """
+        at = rows[:, None], crops
+        epsilon = self.settings.epsilon
+        if self.settings.calibration == "steps" and not isinstance(epsilon, str):
+            regions = torch.from_numpy(self.regions[at].reshape(-1))
+            return calibrate(labels, targets, regions, epsilon)
+        if self.weights is None:
+            return labels
+        weights = torch.from_numpy(self.weights[at].reshape(-1)).float() / 255
+        if not isinstance(epsilon, str):
+            return blend(labels, targets, weights, epsilon)
+        surest = weights.clamp_min(1 / labels.num_classes)  # below chance it would deny the truth
+        return blend(labels, targets, weights, 1 - surest)
+
+    @property
+    def mean_weight(self) -> float | None:
+        """What is left of the soft labels of kept crops on average, 0 .. 1; None under "steps"."""
+        if self.weights is None:
+            return None
+        return float(self.weights[self.regions != Region.DISCARDED].mean()) / 255
 
     def describe(self) -> str:
         """One line for the log."""
         shares = ", ".join(f"{name} {share:.1%}" for name, share in self.shares.items())
         line = "thresholds {:.3f} / {:.3f} / {:.3f}: ".format(*self.thresholds) + shares
+        line += f"; calibration {self.settings.calibration}, epsilon {self.settings.epsilon}"
+        if (weight := self.mean_weight) is not None:
+            line += f", mean weight of the soft labels {weight:.3f}"
         if self.rescued:
-            line += f"; {self.rescued} images with all crops discarded count as hard"
+            what = "count as hard" if self.settings.calibration == "steps" else "are kept whole"
+            line += f"; {self.rescued} images with all crops discarded {what}"
         if self.without_target:
             line += f"; {self.without_target} images without ground truth keep their soft labels"
         if self.shares["discarded"] > 0.5:
@@ -193,29 +333,37 @@ class Mining:
 
 
 def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
-    """Divide all crops of a store into regions.
+    """Divide all crops of a store into regions, and weigh their labels where that is asked for.
 
     Raises InputError when the settings cannot be met, for instance thresholds out of order.
     """
     settings = settings or Regions()
     scores, correct = scores_of(store, settings.score, settings.scale)
+    known, chance = store.targets >= 0, 1 / store.num_classes
+    blended = settings.calibration == "blend"
     evidence = None
     if isinstance(settings.thresholds, str):
-        known = store.targets >= 0
         evidence = propose(scores, correct, known, store.num_classes, settings.thresholds)
         thresholds = check_thresholds(*evidence.thresholds)
     else:
         thresholds = check_thresholds(*settings.thresholds)
+        if blended:
+            curve = reliability(scores[known], correct[known]) if known.any() else None
+            evidence = Evidence(thresholds, chance, curve, "fixed thresholds")
+    if blended:
+        thresholds = thresholds._replace(middle=thresholds.low)
+    curve = evidence.reliability if evidence is not None else None
     regions = classify_scores(scores, *thresholds)
     shares = {region.name.lower(): float((regions == region).mean()) for region in Region}
-    kept = keep_every_image(regions)
     return Mining(
-        regions=kept,
+        settings=settings,
+        regions=keep_every_image(regions),
         thresholds=thresholds,
         shares=shares,
         rescued=int((regions == Region.DISCARDED).all(axis=1).sum()),
-        without_target=int((store.targets < 0).sum()),
+        without_target=int((~known).sum()),
         evidence=evidence,
+        weights=weights_of(curve, scores) if blended and curve is not None else None,
     )
 
 

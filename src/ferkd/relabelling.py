@@ -1,5 +1,5 @@
-"""A labelling pass over images that a store holds already: its crops for another teacher
-(``boxes_from``), or more crops by the same one (``add_to``)."""
+"""What a labelling pass shows its teacher, also over images that a store holds already: its crops
+for another teacher (``boxes_from``), or more crops by the same one (``add_to``)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ferkd.crops import random_boxes
 from ferkd.errors import InputError
 from ferkd.images import ImageSource
+from ferkd.label_maps import grid_boxes
 from ferkd.labels import manifest as manifests
 from ferkd.labels.store import LabelStore
 from ferkd.labels.writer import listing
@@ -25,7 +26,8 @@ class CropPlan:
     """Which crops of an image a pass shows its teacher.
 
     All ``crops.count`` drawn ones; with a ``base``, the crops of that store; with ``first`` > 0,
-    those drawn after its first ones, whose records are taken over as they are.
+    those drawn after its first ones, whose records are taken over as they are. For a label map
+    the whole image, which gives a record for each cell.
     """
 
     crops: manifests.Crops
@@ -34,13 +36,15 @@ class CropPlan:
 
     @property
     def new(self) -> int:
-        """The number of crops per image that the teacher is shown."""
+        """The number of records per image that the pass makes."""
         return self.crops.count - self.first
 
     def draw(
         self, image_id: str, height: int, width: int
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Boxes [new, 4] and flips [new] of an image of this size in pixels."""
+        """Boxes [n, 4] and flips [n] to show of an image of this size in pixels."""
+        if self.crops.is_map:
+            return np.array([[0, 0, height, width]], np.int32), np.zeros(1, bool)
         if self.base is not None and not self.first:
             return self._stored(image_id, self.base)
         boxes, flips = random_boxes(
@@ -60,6 +64,17 @@ class CropPlan:
                     "draw, so no more of them can be drawn; label again with as many as you need"
                 )
         return boxes[0, self.first :], flips[0, self.first :]
+
+    def recorded(
+        self, boxes: NDArray[np.int32], flips: NDArray[np.bool_], targets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int64]]:
+        """Boxes, flips and targets of the records that these [B] crops give: theirs, or [B * count]
+        for whole images, whose cells follow each other."""
+        if not self.crops.is_map:
+            return boxes, flips, targets
+        cells = grid_boxes(boxes[:, 2], boxes[:, 3], self.crops.rows, self.crops.columns)
+        count = self.crops.count
+        return cells.reshape(-1, 4), np.repeat(flips, count), np.repeat(targets, count)
 
     def joined(self, ids: list[str], new: NDArray[Any]) -> NDArray[Any]:
         """Records [n, count] of the images ``ids``, from those of the new crops [n, new]."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-Rule = Literal["auto", "reliable"]
+Rule = Literal["auto", "reliable", "none"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 _BINS = 100
+_ROWS = 65_536  # images weighed at a time
 _Z = 1.96  # 95 % confidence
 EASY_SHARE = 0.01  # of the training signal, sum of 1 - s, that the easiest crops may take along
 
@@ -99,6 +101,20 @@ def reliability(
     return Reliability(np.array([s[b].mean() for b in slices]), rate, low, high, crops)
 
 
+def weights_of(curve: Reliability, scores: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """r(s) of each score [N, crops] in 255ths: one byte a crop.
+
+    Linear between the bins' mean scores and constant outside them; 255 for NaN (not known).
+    """
+    s, bins = np.unique(curve.s, return_inverse=True)  # bins of one score have one rate, too
+    rates = np.bincount(bins, curve.rate * curve.crops) / np.bincount(bins, curve.crops)
+    weights = np.empty(scores.shape, np.uint8)
+    for row in range(0, len(scores), _ROWS):  # bounds the float64 that np.interp returns
+        rate = np.interp(scores[row : row + _ROWS], s, rates)
+        weights[row : row + _ROWS] = np.rint(np.nan_to_num(rate, nan=1.0) * 255)
+    return weights
+
+
 def easy_cut(scores: NDArray[np.floating], share: float = EASY_SHARE) -> float:
     """The top threshold: the easiest crops above it hold at most ``share`` of sum(1 - s)."""
     s = np.sort(scores[~np.isnan(scores)].astype(np.float64))[::-1]
@@ -123,7 +139,8 @@ def propose(
     than right about the image; ``low`` is the largest s up to which r(s) is not distinguishable
     from chance; ``top`` cuts the easiest crops, together at most 1 % of the training signal.
     "reliable": ``low`` = ``middle`` where r(s) crosses 1/2, and ``top`` = 1: the unreliable crops
-    are discarded and none is too easy. Without ground truth r(s) is unknown, and low = middle = 0.
+    are discarded and none is too easy. "none": 0, 0, 1, all crops are kept. Without ground truth
+    r(s) is unknown, and low = middle = 0.
     """
     top = easy_cut(scores) if rule == "auto" else 1.0
     chance = 1 / num_classes
@@ -131,6 +148,8 @@ def propose(
     if not has_target.any():
         return Evidence((0.0, 0.0, top), chance, None, f"{rule}: no ground truth{easy}")
     curve = reliability(scores[has_target], correct[has_target])
+    if rule == "none":
+        return Evidence((0.0, 0.0, 1.0), chance, curve, "none: all crops are kept")
     middle = min(_between(curve, np.flatnonzero(curve.rate < 0.5)), top)
     reason = f"{rule}: r(s) reaches 1/2 at {middle:.3f}"
     if rule == "reliable":

@@ -6,7 +6,7 @@ Which networks can be named, and how, stands in :mod:`ferkd.teacher_specs`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -74,6 +74,15 @@ class Teacher:
         was done to the module between. Raises ValueError for another dtype or shape, InputError
         for output that is not finite.
         """
+        return self.answers(images, self.module)
+
+    def answers(
+        self, images: Tensor, network: Callable[[Tensor], Any], *, each: int | None = 1
+    ) -> Tensor:
+        """As a call, of a ``network`` made of this teacher's modules: logits [B * each, C].
+
+        ``network`` takes the normalised images; ``each`` None accepts any number of rows.
+        """
         size = self.image_size
         if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
             dtype = str(images.dtype).removeprefix("torch.")
@@ -84,8 +93,12 @@ class Teacher:
         self.module.eval()
         with torch.inference_mode(), autocast(self.device, self._dtype):
             pixels = self._normalise(images.contiguous(memory_format=torch.channels_last))
-            logits = _logits(self.module(pixels))
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+            logits = _logits(network(pixels))
+            if (
+                not isinstance(logits, Tensor)
+                or logits.ndim != 2
+                or (each is not None and len(logits) != len(images) * each)
+            ):
                 got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise InputError(
                     f"teacher {self.spec} returned {got} for {len(images)} images; a classifier's "
@@ -96,6 +109,19 @@ class Teacher:
                     f"teacher {self.spec} returned logits that are not finite in {self.precision}; "
                     "try precision fp32, else its weights are damaged"
                 )
+        # A copy made outside inference mode may take part in a loss that is differentiated.
+        return logits.to(torch.float32, copy=True)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Logits float32 [B,C] for ``pixels`` float [B,3,S,S] normalised by this teacher's mean
+        and std, of any side S that its network takes.
+
+        In evaluation mode, without gradient, and without waiting for the device: whether they are
+        finite is for the caller to see.
+        """
+        self.module.eval()
+        with torch.inference_mode(), autocast(self.device, self._dtype):
+            logits = cast(Tensor, _logits(self.module(pixels)))
         # A copy made outside inference mode may take part in a loss that is differentiated.
         return logits.to(torch.float32, copy=True)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ferkd.bench.forms import FORMS, Form, Stored, fits, sizes
-from ferkd.bench.store import machine
+from ferkd.bench.measuring import machine
 from ferkd.errors import InputError
 from ferkd.labels import LabelStore, SoftLabels
 

@@ -6,12 +6,7 @@ medians over the turns, so that what else the machine does weighs on both alike.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ferkd import __version__
+from ferkd.bench.measuring import in_a_fresh_process, machine
 from ferkd.crops import CUT_RULE, CropDistribution
 from ferkd.errors import InputError
 from ferkd.images import open_images
@@ -107,7 +103,7 @@ def bench_store(
         }
         if opened_images:
             write_sparse(place / "large", opened_images, opened_crops)
-            details["opening"] = _in_a_fresh_process(place / "large")
+            details["opening"] = in_a_fresh_process("ferkd.bench.store:probe", str(place / "large"))
         if ids_of is not None:
             listed = list(open_images(ids_of).ids)
             weighed = write_store(place / "weighed", listed, 50, seed=seed)
@@ -125,18 +121,6 @@ def bench_store(
         "ratios": {"torch.load": median["torch.load"] / median["records"]},
         "details": details,
         "machine": machine(),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What a figure was measured on."""
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "system": platform.system(),
-        "software": f"ferkd {__version__}, torch {torch.__version__}, numpy {np.__version__}",
     }
 
 
@@ -259,24 +243,6 @@ def probe(path: str, batch: int = 256, crops_per_image: int = 4) -> dict[str, An
     }
 
 
-def _in_a_fresh_process(path: Path) -> dict[str, Any]:
-    code = (
-        "import json, sys; from ferkd.bench.store import probe; "
-        "print(json.dumps(probe(sys.argv[1])))"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"the probe of a large store failed: {done.stderr.strip()[-500:]}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
-
-
 def _resident() -> dict[str, int]:
     """This process's resident bytes by kind, from Linux's /proc; empty elsewhere."""
     try:
@@ -319,13 +285,3 @@ def _settings(crops: int, images: str, seed: int) -> manifests.Settings:
 
 def _quartiles(values: list[float]) -> list[float]:
     return [float(q) for q in np.quantile(values, [0.25, 0.75])]
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -154,7 +154,7 @@ def _choices(plan: Plan, mining: Mining) -> tuple[report.Choice, ...]:
         report.Choice("thresholds", f"{low:.3f} / {middle:.3f} / {top:.3f}", source),
         report.Choice(
             "epsilon",
-            f"{plan.regions.epsilon:g}",
+            str(plan.regions.epsilon),
             "mass a softened hard label leaves to the other classes, where crops are hard",
         ),
         report.Choice(

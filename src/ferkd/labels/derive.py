@@ -47,6 +47,11 @@ def subset(
     does not hold.
     """
     store = LabelStore.open(store)
+    if crops is not None and store.settings.crops.is_map:
+        raise InputError(
+            f"crops is {crops}, but {store.path} holds label maps, whose cells belong together; "
+            "leave it out, and give top_k or values for a smaller store"
+        )
     kept = _smaller("crops", crops, store.crops_per_image, store)
     form = RecordFormat.choose(
         _smaller("top_k", top_k, store.record.k, store),

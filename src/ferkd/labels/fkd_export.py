@@ -14,6 +14,7 @@ import torch
 from ferkd.errors import InputError
 from ferkd.labels.fkd_convert import EXACT_HALF_CLASSES, EXACT_HALF_SIDE, coords_of
 from ferkd.labels.fkd_match import SUFFIX, cut_at_dot
+from ferkd.labels.manifest import check_kind
 from ferkd.labels.store import LabelStore
 
 Progress = Callable[[int, int], None]  # images done, of all
@@ -40,6 +41,7 @@ def export_fkd(
     first dot), and for ids that are no paths inside of the folder.
     """
     store, target = LabelStore.open(store), Path(directory)
+    check_kind(store.settings, "random", store.path)
     kept = store.record.k if k is None else k
     if not 1 <= kept <= store.record.k:
         raise InputError(f"k is {k}; {store.path} holds {store.record.k}: give 1 to that")

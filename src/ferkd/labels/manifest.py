@@ -5,9 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ferkd.crops import CropDistribution
 from ferkd.errors import InputError
@@ -36,12 +43,54 @@ class Record(_Part):
 
 
 class Crops(_Part):
-    """Which crops were drawn and how they were cut."""
+    """Which crops were labelled and how they were cut.
 
+    ``kind`` "random": ``count`` crops drawn from ``distribution`` with ``seed``. "grid": the
+    ``rows`` x ``columns`` cells of a label map, row by row, ``count`` in all. A kind writes its own
+    keys alone, and "random" not its name: so stores written before there were maps keep their
+    bytes.
+    """
+
+    kind: Literal["random", "grid"] = "random"
     count: int = Field(ge=1)
-    distribution: CropDistribution
-    seed: int
+    distribution: CropDistribution = CropDistribution()
+    seed: int = 0
+    rows: int = Field(default=0, ge=0)
+    columns: int = Field(default=0, ge=0)
     rule: str
+
+    @property
+    def is_map(self) -> bool:
+        """Whether these are the cells of label maps."""
+        return self.kind == "grid"
+
+    @property
+    def grid(self) -> dict[str, str]:
+        """The figure ``map_grid``, as "7x7", for label maps; nothing for random crops."""
+        return {"map_grid": f"{self.rows}x{self.columns}"} if self.is_map else {}
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if self.is_map and self.rows * self.columns != self.count:
+            raise ValueError(f"a grid of {self.rows}x{self.columns} has no {self.count} cells")
+        foreign = _KEYS_OF["random" if self.is_map else "grid"] & self.model_fields_set
+        missing = _KEYS_OF[self.kind] - self.model_fields_set
+        if foreign or missing:
+            wrong = f"without {sorted(missing)}" if missing else f"with {sorted(foreign)}"
+            raise ValueError(f"crops of kind {self.kind} {wrong}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _of_its_kind(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = serialise(self)
+        other = _KEYS_OF["grid"] | {"kind"} if not self.is_map else _KEYS_OF["random"]
+        return {key: value for key, value in written.items() if key not in other}
+
+
+_KEYS_OF = {
+    "random": frozenset({"distribution", "seed"}),
+    "grid": frozenset({"rows", "columns"}),
+}
 
 
 class Images(_Part):
@@ -93,6 +142,23 @@ class Manifest(_Part):
     ids: File
     records: tuple[File, ...]
     skipped: tuple[Skipped, ...]
+
+
+def check_kind(settings: Settings, kind: Literal["random", "grid"], where: object) -> None:
+    """Raise InputError where labels of crops are needed and these are maps, or the reverse."""
+    crops = settings.crops
+    if crops.kind == kind:
+        return
+    if crops.is_map:
+        raise InputError(
+            f"{where} holds label maps ({crops.rows}x{crops.columns} cells of whole images), but "
+            "labels of random crops are needed here; train from maps with method relabel, or make "
+            "labels with ferkd label --kind crops"
+        )
+    raise InputError(
+        f"{where} holds labels of random crops, but label maps are needed here; make them with "
+        "ferkd label --kind map, or train from these labels with method fkd or ferkd"
+    )
 
 
 def to_bytes(manifest: Manifest) -> bytes:

@@ -264,13 +264,14 @@ def check_same_crops(stores: Sequence[LabelStore]) -> None:
         if difference:
             raise InputError(
                 f"{other.path} does not label the same crops as {first.path}: {difference}; label "
-                "the same images with --boxes-from"
+                "the same images with --boxes-from (for maps: with a grid of the same size)"
             )
 
 
 def _difference(a: LabelStore, b: LabelStore) -> str | None:
     pairs: list[tuple[str, object, object]] = [
         ("classes", a.num_classes, b.num_classes),
+        ("the cells of maps", a.settings.crops.grid, b.settings.crops.grid),
         ("crops per image", a.crops_per_image, b.crops_per_image),
         ("EXIF orientation used", a.settings.images.exif, b.settings.images.exif),
     ]

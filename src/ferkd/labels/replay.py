@@ -19,6 +19,7 @@ from torch import nn
 from ferkd.crops import CUT_RULE, cut
 from ferkd.errors import InputError
 from ferkd.images import DECODER, ImageSource, decode
+from ferkd.label_maps import MapTeacher
 from ferkd.labels.records import RecordFormat
 from ferkd.labels.soft import SoftLabels
 from ferkd.labels.store import LabelStore
@@ -49,7 +50,10 @@ def replay(
     chosen = np.random.default_rng(seed).choice(total, min(sample, total), replace=False)
     rows, crops = np.divmod(np.sort(chosen), store.crops_per_image)
     records = store.records(rows, crops)
-    logits = _answers(store, source, loaded, rows, records)
+    if store.settings.crops.is_map:
+        logits = _cell_answers(store, source, loaded, rows, crops)
+    else:
+        logits = _answers(store, source, loaded, rows, records)
     told = SoftLabels.from_logits(logits).log_probs.double().numpy()
     labels = store.record.decode(records, store.images["target"][rows] >= 0)
     stored = labels.log_probs.double().numpy()
@@ -178,3 +182,39 @@ def _answers(
             cut(pixels, records["box"][i], bool(flips[i]), size, out=images[i - start])
         answers.append(teacher(torch.from_numpy(images).permute(0, 3, 1, 2)).cpu())
     return torch.cat(answers)
+
+
+def _cell_answers(
+    store: LabelStore,
+    source: ImageSource,
+    teacher: Teacher,
+    rows: NDArray[np.integer],
+    cells: NDArray[np.integer],
+) -> torch.Tensor:
+    """The teacher's logits of cells of label maps, float32 [n, C] on the CPU.
+
+    Raises InputError for a teacher whose maps are of another size than the store's.
+    """
+    by_cell, grid = MapTeacher(teacher), store.settings.crops
+    if (by_cell.rows, by_cell.columns) != (grid.rows, grid.columns):
+        raise InputError(
+            f"teacher {teacher.spec} makes maps of {by_cell.rows}x{by_cell.columns} cells, but "
+            f"those of {store.path} are of {grid.rows}x{grid.columns}; give the teacher that made "
+            "them"
+        )
+    places = {image_id: place for place, image_id in enumerate(source.ids)}
+    size = teacher.image_size
+    batch = max(1, int(store.settings.teacher.get("batch_size", 64)))
+    several, of_several = np.unique(rows, return_inverse=True)
+    answers = torch.empty(len(rows), teacher.num_classes)
+    for start in range(0, len(several), batch):
+        members = several[start : start + batch]
+        images = np.empty((len(members), size, size, 3), np.uint8)
+        for i, row in enumerate(members):
+            data = source.read(places[store.ids[int(row)]])
+            pixels = decode(data, exif=store.settings.images.exif)
+            cut(pixels, (0, 0, *pixels.shape[:2]), False, size, out=images[i])
+        maps = by_cell({size: torch.from_numpy(images).permute(0, 3, 1, 2)}).cpu()
+        here = np.flatnonzero((of_several >= start) & (of_several < start + len(members)))
+        answers[here] = maps[(of_several[here] - start) * grid.count + cells[here]]
+    return answers

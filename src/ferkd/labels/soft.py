@@ -21,7 +21,7 @@ Tail = Literal["uniform", "renorm"]
 # The tail's log-sum-exp is recorded at these temperatures; between them it is interpolated.
 TAIL_TEMPERATURES = (1.0, 2.0, 4.0)
 _TAIL_GIVES = math.log(0.98)  # the largest share of a tail that one class may take out of it
-_LOWEST = -80.0  # log-probabilities are kept finite: -inf marks an empty slot
+LOWEST = -80.0  # log-probabilities are kept finite: -inf marks an empty slot
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class SoftLabels:
         num_classes = logits.shape[1]
         if k is not None and k < 1:
             raise ValueError(f"k is {k}; at least 1 class must be kept")
-        log_probs = logits.double().log_softmax(1).clamp_min(_LOWEST).float()
+        log_probs = logits.double().log_softmax(1).clamp_min(LOWEST).float()
         true = None
         if targets is not None:
             true = log_probs.gather(1, targets.clamp_min(0)[:, None])[:, 0]
@@ -113,7 +113,7 @@ class SoftLabels:
             epsilon = 0.0
         log_probs = torch.full(
             (len(targets), 1),
-            math.log1p(-epsilon) if epsilon < 1 else _LOWEST,
+            math.log1p(-epsilon) if epsilon < 1 else LOWEST,
             device=targets.device,
         )
         if epsilon > 0:
@@ -121,7 +121,8 @@ class SoftLabels:
             knots = [math.log(others) + math.log(epsilon / others) / t for t in TAIL_TEMPERATURES]
         else:
             knots = [-math.inf] * len(TAIL_TEMPERATURES)
-        tail = log_probs.new_tensor(knots).expand(len(targets), -1)
+        # Filled on the device: a list of numbers would be copied there, which waits for it.
+        tail = torch.stack([log_probs.new_full((len(targets),), knot) for knot in knots], 1)
         return SoftLabels(targets[:, None], log_probs, tail, num_classes, log_probs[:, 0])
 
     def __len__(self) -> int:
@@ -297,15 +298,17 @@ class SoftLabels:
         if temperature in TAIL_TEMPERATURES:
             mass = self.tail[:, TAIL_TEMPERATURES.index(temperature)]
         elif temperature < 1:
-            if not bool((self.tail[:, 0] == -math.inf).all()):
+            mass = self.tail[:, 0].masked_fill(self.tail[:, 0] != -math.inf, math.nan)
+            if mass.device.type == "cpu" and bool(torch.isnan(mass).any()):
                 raise InputError(
                     f"temperature {temperature} is below 1, where a top-{self.k} label does not "
                     "tell its tail; use a temperature of 1 or more, or store all classes"
                 )
-            mass = self.tail[:, 0]
         else:
             mass = self._interpolated(1.0 / temperature)
-        if bool(torch.isnan(mass).any()):
+        # On an accelerator the question would wait for it; there a missing tail shows as a loss of
+        # NaN, and training asks of the first labels on the CPU before it begins.
+        if mass.device.type == "cpu" and bool(torch.isnan(mass).any()):
             raise InputError(
                 f"temperature {temperature} asks for the tail of these labels at that temperature, "
                 "which their record does not hold (imported labels do not); use temperature 1, "

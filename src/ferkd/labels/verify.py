@@ -17,6 +17,7 @@ from torch import nn
 
 from ferkd.errors import InputError
 from ferkd.images import ImageSource, decode, fingerprint, open_images
+from ferkd.label_maps import grid_boxes
 from ferkd.labels import manifest as manifests
 from ferkd.labels.store import MANIFEST, LabelStore
 from ferkd.labels.walk import walk
@@ -61,11 +62,12 @@ def verify_store(
     """Check a finished label store, and with them its images and its teacher.
 
     Always: the manifest's digest, the folder's files and no others, their sizes, SHA-256 and
-    shapes, and that ids, targets, boxes and labels are possible ones. With ``images``: every id,
-    content and decoded size. With ``teacher`` (which needs ``images``): ``sample`` random crops
-    are labelled again, see :mod:`ferkd.labels.replay`. A stage runs only if the ones before found
-    nothing. Nothing pickled is executed and no link is followed. Raises InputError where there is
-    no finished store, and for images or a teacher that cannot be compared with it.
+    shapes, and that ids, targets, boxes and labels are possible ones (the boxes of label maps: the
+    cells of their grid). With ``images``: every id, content and decoded size. With ``teacher``
+    (which needs ``images``): ``sample`` random crops or cells are labelled again, see
+    :mod:`ferkd.labels.replay`. A stage runs only if the ones before found nothing. Nothing pickled
+    is executed and no link is followed. Raises InputError where there is no finished store, and for
+    images or a teacher that cannot be compared with it.
     """
     if teacher is not None and images is None:
         raise InputError(
@@ -81,6 +83,7 @@ def verify_store(
         "images": len(store),
         "crops_per_image": store.crops_per_image,
         "files": 1 + len(store.files),
+        **store.settings.crops.grid,
         "bytes": store.bytes_on_disk,
         "skipped": len(store.manifest.skipped),
     }
@@ -223,9 +226,27 @@ def _record_problems(store: LabelStore) -> Iterator[Problem]:
     """Boxes inside their images; labels that an encoder can have written."""
     for rows, crops, records in walk(store):
         table = store.images[rows]
-        for wrong, what in _impossible(store, records, table["height"], table["width"]):
+        wrongs = list(_impossible(store, records, table["height"], table["width"]))
+        if store.settings.crops.is_map:
+            wrongs.append(_not_its_cell(store, rows, crops, records))
+        for wrong, what in wrongs:
             for i in np.flatnonzero(wrong):
                 yield Problem(f"{store.ids[int(rows[i])]}, crop {crops[i]}", what)
+
+
+def _not_its_cell(
+    store: LabelStore,
+    rows: NDArray[np.integer],
+    crops: NDArray[np.integer],
+    records: NDArray[Any],
+) -> tuple[Any, str]:
+    """Which of the records [n] of a map are not of the cell that their number ``crops`` names."""
+    grid = store.settings.crops
+    several, of_several = np.unique(rows, return_inverse=True)
+    table = store.images[several]
+    boxes = grid_boxes(table["height"], table["width"], grid.rows, grid.columns)
+    wrong = (records["box"] != boxes[of_several, crops]).any(1) | store.record.flips(records)
+    return wrong, f"its box is not its cell of the {grid.rows}x{grid.columns} grid"
 
 
 def _impossible(

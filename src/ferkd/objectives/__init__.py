@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +11,14 @@ from torch import Tensor
 
 from ferkd.errors import InputError
 from ferkd.labels.soft import SoftLabels
+from ferkd.objectives.bce import Bce
+from ferkd.objectives.decoupled import Dkd, Nkd
+from ferkd.objectives.dist import Dist
+from ferkd.objectives.jeffreys import Jeffreys
+from ferkd.objectives.kl import Kl
+from ferkd.objectives.lskd import Lskd
+from ferkd.objectives.ofa import Ofa
+from ferkd.objectives.pld import Pld
 from ferkd.objectives.soft_ce import (
     SoftCrossEntropy,
     soft_cross_entropy,
@@ -19,17 +27,28 @@ from ferkd.objectives.soft_ce import (
 
 Objective = Callable[[Tensor, SoftLabels, Tensor | None], Tensor]
 
-_OBJECTIVES: dict[str, Callable[..., Objective]] = {"soft_ce": SoftCrossEntropy}
+CARDS: Mapping[str, Callable[..., Objective]] = {
+    "soft_ce": SoftCrossEntropy,
+    "kl": Kl,
+    "jeffreys": Jeffreys,
+    "dkd": Dkd,
+    "nkd": Nkd,
+    "dist": Dist,
+    "bce": Bce,
+    "pld": Pld,
+    "lskd": Lskd,
+    "ofa": Ofa,
+}
 
 
 def build(name: str, **options: Any) -> Objective:
     """An objective by its name, e.g. ``build("soft_ce", temperature=2.0)``; raises InputError."""
-    if name not in _OBJECTIVES:
-        near = difflib.get_close_matches(name, _OBJECTIVES, 1)
+    if name not in CARDS:
+        near = difflib.get_close_matches(name, CARDS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown objective {name!r}; known: {', '.join(_OBJECTIVES)}{hint}")
+        raise InputError(f"unknown objective {name!r}; known: {', '.join(CARDS)}{hint}")
     try:
-        return _OBJECTIVES[name](**options)
+        return CARDS[name](**options)
     except ValidationError as error:
         mistakes = (
             f"option {'.'.join(map(str, item['loc']))} of {name}: "
@@ -40,7 +59,16 @@ def build(name: str, **options: Any) -> Objective:
 
 
 __all__ = [
+    "Bce",
+    "Dist",
+    "Dkd",
+    "Jeffreys",
+    "Kl",
+    "Lskd",
+    "Nkd",
     "Objective",
+    "Ofa",
+    "Pld",
     "SoftCrossEntropy",
     "build",
     "soft_cross_entropy",

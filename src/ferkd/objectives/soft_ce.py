@@ -63,8 +63,9 @@ def sparse_cross_entropy(
 class _SparseCrossEntropy(torch.autograd.Function):
     """L = lse(z) - base * sum_c z_c - sum_j w_j z_{c_j}; dL/dz = softmax(z) - base - scatter(w).
 
-    Written out because autograd would hold three [B, C] arrays in the backward pass; this holds
-    one. The targets get no gradient.
+    Written out because autograd would hold three [B, C] arrays: this holds one, in which the
+    softmax becomes the gradient, and takes one pass of exponentials instead of two. A temperature
+    other than 1, or half precision, takes one array more for a while. The targets get no gradient.
     """
 
     @staticmethod
@@ -76,22 +77,38 @@ class _SparseCrossEntropy(torch.autograd.Function):
         weights: Tensor,
         temperature: float,
     ) -> Tensor:
-        z = logits.float()
-        # Both sums below are taken of z - max, which loses nothing since targets sum to 1.
+        z = _scaled(logits, temperature)
+        q = z.softmax(1)
+        # All is taken of z - max, which loses nothing since targets sum to 1; its lse is that of
+        # the largest probability, which is never 0.
         top = z.amax(1)
-        lse = (z / temperature).logsumexp(1)
         total = (z.sum(1) - top * z.shape[1]) * base
         stored = ((z.gather(1, classes) - top[:, None]) * weights).sum(1)
-        ctx.save_for_backward(logits, lse, base, classes, weights)
+        loss = (q.amax(1).log() + total + stored).mean().neg()
+        ctx.save_for_backward(logits, base, classes, weights)
         ctx.temperature = temperature
-        return (lse - (total + stored + top) / temperature).mean()
+        ctx.gradient = None
+        if ctx.needs_input_grad[0]:
+            ctx.gradient = _difference(q, base, classes, weights)
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits, lse, base, classes, weights = ctx.saved_tensors
-        out = logits.float() / ctx.temperature
-        out.sub_(lse[:, None]).exp_().sub_(base[:, None])
-        out.scatter_add_(1, classes, -weights)
+        logits, base, classes, weights = ctx.saved_tensors
+        out, ctx.gradient = ctx.gradient, None
+        if out is None:  # a second time, for which the graph was retained
+            q = _scaled(logits, ctx.temperature).softmax(1)
+            out = _difference(q, base, classes, weights)
         out.mul_(grad / (len(logits) * ctx.temperature))
         return out.to(logits.dtype), None, None, None, None
+
+
+def _difference(q: Tensor, base: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
+    """q - base - scatter(w), in place of ``q``."""
+    return q.sub_(base[:, None]).scatter_add_(1, classes, -weights)
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    z = logits.float()
+    return z if temperature == 1 else z / temperature

@@ -2,16 +2,20 @@
 
 from ferkd.report.gallery import crop_thumb, gallery_item, jpeg_uri, pick_crops
 from ferkd.report.model import (
+    Budget,
+    Cell,
     Choice,
     Column,
     Comparison,
     ConfidencePanel,
     CropThumb,
     Curve,
+    Difference,
     Fact,
     Gallery,
     GalleryCrop,
     GalleryItem,
+    Goal,
     MethodRow,
     MiningPanel,
     RegionShares,
@@ -19,6 +23,7 @@ from ferkd.report.model import (
     Report,
     Series,
     Stat,
+    Table,
 )
 from ferkd.report.page import render, write_report
 from ferkd.report.panels import (
@@ -28,20 +33,32 @@ from ferkd.report.panels import (
     curves_from_runs,
     mining_panel,
 )
-from ferkd.report.stats import auroc, object_share, roc_curve, sample_deviation, wilson_interval
+from ferkd.report.stats import (
+    auroc,
+    mean_interval,
+    object_share,
+    roc_curve,
+    sample_deviation,
+    student_t_quantile,
+    wilson_interval,
+)
 
 __all__ = [
     "COLUMNS",
+    "Budget",
+    "Cell",
     "Choice",
     "Column",
     "Comparison",
     "ConfidencePanel",
     "CropThumb",
     "Curve",
+    "Difference",
     "Fact",
     "Gallery",
     "GalleryCrop",
     "GalleryItem",
+    "Goal",
     "MethodRow",
     "MiningPanel",
     "RegionShares",
@@ -49,6 +66,7 @@ __all__ = [
     "Report",
     "Series",
     "Stat",
+    "Table",
     "auroc",
     "comparison_from_results",
     "confidence_panel",
@@ -56,12 +74,14 @@ __all__ = [
     "curves_from_runs",
     "gallery_item",
     "jpeg_uri",
+    "mean_interval",
     "mining_panel",
     "object_share",
     "pick_crops",
     "render",
     "roc_curve",
     "sample_deviation",
+    "student_t_quantile",
     "wilson_interval",
     "write_report",
 ]

@@ -7,7 +7,7 @@ classes, methods) may be any text: the page escapes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,6 +77,59 @@ class Curve:
     seconds: Sequence[float]
     top1: Series
     nll: Series
+
+
+@dataclass(frozen=True)
+class Goal:
+    """An accuracy to reach: its level, its name, and by method the evaluation that first has it
+    (its place in the method's curve)."""
+
+    level: float
+    name: str
+    reached: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An entry of a table in words: the figure, its deviation or interval, if it is the best."""
+
+    text: str
+    note: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a row a method; ``head`` names the columns after the method's."""
+
+    title: str
+    words: str
+    head: Sequence[str]
+    rows: Mapping[str, Sequence[Cell]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method's mean paired difference to the baseline and its interval (None: one seed)."""
+
+    method: str
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The methods of a suite on one budget. The curves' bands are mean ± sample deviation."""
+
+    title: str
+    tables: Sequence[Table]
+    curves: Sequence[Curve] = ()
+    goal: Goal | None = None
+    baseline: str = ""
+    top1: Sequence[Difference] = ()
+    nll: Sequence[Difference] = ()
+    remarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -198,6 +251,7 @@ class Report:
     verdict: str = ""
     facts: Sequence[Fact] = ()
     comparison: Comparison | None = None
+    budgets: Sequence[Budget] = ()
     curves: Sequence[Curve] = ()
     confidence: ConfidencePanel | None = None
     mining: MiningPanel | None = None

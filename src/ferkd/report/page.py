@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ferkd.errors import InputError
 from ferkd.report import plots
+from ferkd.report.compared import budget_charts
 from ferkd.report.model import REGION_NAMES, Column, Comparison, ConfidencePanel, Report, Stat
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def render(report: Report) -> str:
         colours={method: plots.colour(slot) for method, slot in slots.items()},
         table=table_cells(report.comparison) if report.comparison else [],
         curves=[chart for chart in curves if chart],
+        budgets=[budget_charts(budget, slots) for budget in report.budgets],
         shares=region_shares(report.confidence) if report.confidence else [],
         thumbs=_by_region(report),
     )
@@ -114,6 +116,7 @@ def _colour_slots(report: Report) -> dict[str, int]:
     """One colour a method, the same in the table and in every chart."""
     rows = report.comparison.rows if report.comparison else ()
     names = [row.method for row in rows] + [curve.method for curve in report.curves]
+    names += [name for budget in report.budgets for t in budget.tables for name in t.rows]
     return {name: slot for slot, name in enumerate(dict.fromkeys(names))}
 
 

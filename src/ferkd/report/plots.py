@@ -15,6 +15,7 @@ from ferkd.report.model import (
     Curve,
     GalleryCrop,
     GalleryItem,
+    Goal,
     MiningPanel,
     RegionShares,
     Reliability,
@@ -30,11 +31,20 @@ def colour(slot: int) -> str:
     return f"m{slot % COLOURS}" + (" dashed" if slot >= COLOURS else "")
 
 
-def curve_chart(curves: Sequence[Curve], x: str, y: str, slots: Mapping[str, int]) -> str:
+def curve_chart(
+    curves: Sequence[Curve],
+    x: str,
+    y: str,
+    slots: Mapping[str, int],
+    *,
+    band: str = "from smallest to largest",
+    goal: Goal | None = None,
+) -> str:
     """``y`` (``top1`` or ``nll``) against ``x`` (``steps`` or ``seconds``), one line a method.
 
-    The band is smallest to largest run. ``slots`` gives each method its colour. Empty when no
-    evaluation holds the metric.
+    ``band`` says what the curves' low and high are. ``slots`` gives each method its colour.
+    ``goal`` is drawn on charts of top-1: a level, and a ring where a method reaches it. Empty
+    when no evaluation holds the metric.
     """
     lines: list[tuple[Curve, Sequence[float], Series]] = [
         (c, c.steps if x == "steps" else c.seconds, c.top1 if y == "top1" else c.nll)
@@ -46,11 +56,16 @@ def curve_chart(curves: Sequence[Curve], x: str, y: str, slots: Mapping[str, int
         return ""
     if y == "top1":
         y_range = max(y_range[0], 0.0), min(y_range[1], 1.0)
-    names = [_ellipsis(c.method, 16) for c in curves]
+    names = [ellipsis(c.method, 16) for c in curves]
     frame = Frame((0, x_max), y_range, right=18 + 6.3 * max(map(len, names)))
     unit, x_scale = ("steps", 1.0) if x == "steps" else _time_unit(x_max)
     title = "top-1 accuracy, %" if y == "top1" else "NLL"
     parts = [frame.axes(unit, title, x_scale=x_scale, y_scale=100 if y == "top1" else 1)]
+    goal = goal if y == "top1" else None
+    if goal is not None and y_range[0] <= goal.level <= y_range[1]:
+        height = frame.py(goal.level)
+        parts.append(_segment((frame.left, height), (frame.end, height), class_="level"))
+        parts.append(text(goal.name, frame.left + 4, height - 4, class_="tick"))
     ends = []
     for (curve, xs, s), name in zip(lines, names, strict=True):
         style = colour(slots[curve.method])
@@ -63,10 +78,17 @@ def curve_chart(curves: Sequence[Curve], x: str, y: str, slots: Mapping[str, int
         for a, b in points if len(points) <= 25 else points[-1:]:
             place = {"cx": frame.px(a), "cy": frame.py(b)}
             parts.append(tag("circle", **place, r=2.4, class_=f"dot {style}"))
+        reached = goal.reached.get(curve.method) if goal is not None else None
+        if goal is not None and reached is not None:
+            at = xs[reached], s.mean[reached]
+            words = f"{curve.method}: {goal.name} at {at[0] * x_scale:.4g} {unit}"
+            ring = {"cx": frame.px(at[0]), "cy": frame.py(at[1]), "r": 4.5}
+            hint = tag("title", escape(words))
+            parts.append(tag("circle", hint, **ring, class_=f"reached {style}"))
         ends.append((points[-1], name, curve, style))
     heights = spread([frame.py(p[1]) for p, *_ in ends], 13, frame.top + 4, frame.floor)
     for (point, name, curve, style), height in zip(ends, heights, strict=True):
-        hint = tag("title", escape(f"{curve.method}: {_runs(curve.runs)}"))
+        hint = tag("title", escape(f"{curve.method}: {_runs(curve.runs, band)}"))
         x_end, y_end = frame.px(point[0]), frame.py(point[1])
         label = text(name, x_end + 7, height + 3.5, class_=f"name {style}")
         if abs(height - y_end) > 12:  # moved so far that it needs a thread to its line
@@ -298,9 +320,9 @@ def _time_unit(seconds: float) -> tuple[str, float]:
     return ("minutes", 1 / 60) if seconds < 3 * 3600 else ("hours", 1 / 3600)
 
 
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"mean of {count} runs, band from smallest to largest"
+def _runs(count: int, band: str) -> str:
+    return "1 run" if count == 1 else f"mean of {count} runs, band {band}"
 
 
-def _ellipsis(words: str, limit: int) -> str:
+def ellipsis(words: str, limit: int) -> str:
     return words if len(words) <= limit else words[: limit - 1] + "…"

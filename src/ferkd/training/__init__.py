@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ferkd.training.run import train
-from ferkd.training.trainer import NonFiniteLoss, Trainer
+from ferkd.training.trainer import NonFiniteLoss, Trainer, View
 
-__all__ = ["NonFiniteLoss", "Trainer", "train"]
+__all__ = ["NonFiniteLoss", "Trainer", "View", "train"]

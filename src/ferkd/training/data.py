@@ -8,77 +8,212 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ferkd.crop_sources import FreshCrops, StoredCrops
+from ferkd.crop_sources import CropSource, FreshCrops, StoredCrops
 from ferkd.errors import InputError
-from ferkd.images import open_images
+from ferkd.images import ImageSource, PixelCache, open_images
 from ferkd.labels import LabelStore, SoftLabels
 from ferkd.labels.manifest import checksum
 from ferkd.loader import Loader
+from ferkd.methods import METHODS
 from ferkd.mixing import Mix
 from ferkd.regions import Mining
 from ferkd.training.trainer import Mixer
 
 if TYPE_CHECKING:
-    from ferkd.config import Recipe
+    from ferkd.config import Data, Recipe
+    from ferkd.teachers import Teacher
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on."""
+    """What a run trains on. ``unlabelled``: the images without ground truth; ``store`` holds the
+    labels or label maps, ``teacher`` is the live one, where the method has them."""
 
     loader: Loader
     class_names: tuple[str, ...]
     num_classes: int
     mining: Mining | None
-    identity: str  # changes with the images and their classes
+    identity: str  # changes with the images, their classes, the labels and the teacher
+    unlabelled: int = 0
+    store: LabelStore | None = None
+    teacher: Teacher | None = None
 
 
 def open_data(recipe: Recipe) -> TrainingData:
     """The batches of a recipe and what they are made of. Raises InputError."""
     wanted = recipe.data
-    distribution = wanted.crops
-    crops: FreshCrops | StoredCrops
-    mining = None
-    exif = True
-    labels = ""
-    if recipe.method == "hard":
-        images = open_images(wanted.images)
-        crops = FreshCrops(images, distribution=distribution, seed=recipe.seed)
-        classes, targets = len(images.class_names), images.targets
-        if len(targets) and int(targets.min()) < 0:
-            raise InputError(
-                f"{images.name} has images without ground truth, which method hard trains on; "
-                "use class folders, or method fkd with a label store"
-            )
-        names = images.class_names
-    else:
-        if wanted.store is None:
-            raise InputError(f"recipe.data.store: missing; method {recipe.method} needs labels")
-        store = LabelStore.open(wanted.store)
-        images = open_images(wanted.images, targets=store.settings.targets)
-        regions = recipe.regions if recipe.method == "ferkd" else None
-        crops = StoredCrops(images, store, regions=regions, seed=recipe.seed)
-        mining = crops.mining
-        labels = checksum(store.manifest)
-        classes, names, targets = store.num_classes, store.class_names, store.targets
-        exif = store.settings.images.exif
-    if classes < 2:
+    found = _from_images(recipe) if METHODS[recipe.method].labels == "none" else _stored(recipe)
+    if found.num_classes < 2:
         raise InputError(
-            f"{images.name} has {classes} class; a classifier needs at least 2 class folders"
+            f"{found.images.name} has {found.num_classes} class; a classifier needs at least 2 "
+            "class folders"
         )
     loader = Loader(
-        images,
-        crops,
+        found.images,
+        found.crops,
         batch_size=wanted.batch_size,
         crops_per_image=wanted.crops_per_image,
         image_size=wanted.image_size,
         seed=recipe.seed,
         workers=wanted.workers,
-        exif=exif,
+        exif=found.exif,
+        size_at=recipe.schedule.sizes(len(found.crops), _crops(wanted), wanted.image_size),
+        scaled_decoding=wanted.scaled_decoding,
+        cache=_cache(wanted, found),
+        cut_on="device" if wanted.cut == "device" else "workers",
     )
-    return TrainingData(loader, names, classes, mining, _identity(images.ids, targets, labels))
+    return TrainingData(
+        loader,
+        found.class_names,
+        found.num_classes,
+        found.mining,
+        _identity(found.images.ids, found.targets, found.labels),
+        int((found.targets < 0).sum()),
+        found.store,
+        found.teacher,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Images and the crops that they show; ``labels`` names what labels them, "" for nothing."""
+
+    images: ImageSource
+    crops: CropSource
+    class_names: tuple[str, ...]
+    num_classes: int
+    targets: np.ndarray
+    labels: str = ""
+    exif: bool = True
+    mining: Mining | None = None
+    store: LabelStore | None = None
+    teacher: Teacher | None = None
+
+
+def _from_images(recipe: Recipe) -> _Found:
+    """Fresh crops of images with their ground truth, and the live teacher of the method."""
+    method, wanted = METHODS[recipe.method], recipe.data
+    images = open_images(wanted.images)
+    names, targets = images.class_names, images.targets
+    if method.truth and len(targets) and int(targets.min()) < 0:
+        raise InputError(
+            f"{images.name} has images without ground truth, which method {recipe.method} trains "
+            "on; use class folders, or method fkd with a label store"
+        )
+    teacher = _live_teacher(recipe, names, len(images)) if method.teacher else None
+    return _Found(
+        images,
+        FreshCrops(images, distribution=wanted.crops, seed=recipe.seed),
+        names,
+        len(names),
+        targets,
+        labels=teacher.fingerprint if teacher else "",
+        teacher=teacher,
+    )
+
+
+def _live_teacher(recipe: Recipe, class_names: Sequence[str], images: int) -> Teacher:
+    # Not at the top: they import timm, which takes seconds that reading a recipe should not cost.
+    from ferkd.committees import split_spec
+    from ferkd.teachers import check_classes, load_teacher
+
+    spec = recipe.teacher or ""
+    if len(split_spec(spec)) > 1:
+        raise InputError(
+            f"teacher {spec!r} names several teachers, of which method {recipe.method} takes one; "
+            "label by ferkd label with them and use method meal_v2"
+        )
+    teacher = load_teacher(
+        spec,
+        image_size=recipe.data.image_size,
+        device=recipe.device,
+        precision=recipe.teacher_precision or recipe.precision,
+    )
+    check_classes(teacher, class_names, images)
+    _check_sides(teacher, recipe)
+    return teacher
+
+
+def _check_sides(teacher: Teacher, recipe: Recipe) -> None:
+    """Refuse a teacher that does not take every size that the student is shown."""
+    for _, side in recipe.schedule.image_size or ():
+        try:
+            teacher.logits(torch.zeros(1, 3, side, side, device=teacher.device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            cause = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(
+                f"teacher {teacher.spec} does not take images of {side} pixels ({cause}), which "
+                "schedule.image_size shows; leave that size out, or use a convolutional teacher"
+            ) from error
+
+
+def _stored(recipe: Recipe) -> _Found:
+    """The crops of a label store, or fresh crops of images with label maps."""
+    method, wanted = METHODS[recipe.method], recipe.data
+    if wanted.store is None:
+        raise InputError(f"recipe.data.store: missing; method {recipe.method} needs labels")
+    store = LabelStore.open(wanted.store)
+    is_map = store.settings.crops.is_map
+    if is_map != (method.labels == "map"):
+        held, needed, remedy = ("label maps", "the labels of crops", "without --kind map")
+        if not is_map:
+            held, needed, remedy = needed, held, "--kind map"
+        raise InputError(
+            f"{store.path} holds {held}, but method {recipe.method} needs {needed}; label by "
+            f"ferkd label {remedy}"
+            + (", or use method relabel" if is_map else ", or use method fkd")
+        )
+    images = open_images(wanted.images, targets=store.settings.targets)
+    crops: CropSource
+    mining = None
+    if is_map:
+        from ferkd.map_crops import MapCrops
+
+        crops = MapCrops(images, store, distribution=wanted.crops, seed=recipe.seed)
+    else:
+        regions = recipe.regions if method.regions else None
+        crops = stored = StoredCrops(images, store, regions=regions, seed=recipe.seed)
+        mining = stored.mining
+    return _Found(
+        images,
+        crops,
+        store.class_names,
+        store.num_classes,
+        store.targets,
+        labels=checksum(store.manifest),
+        exif=store.settings.images.exif,
+        mining=mining,
+        store=store,
+    )
+
+
+def _crops(wanted: Data) -> int:
+    """The crops of a batch: whole images, so no fewer than asked for."""
+    return -(-wanted.batch_size // wanted.crops_per_image) * wanted.crops_per_image
+
+
+def _cache(wanted: Data, found: _Found) -> PixelCache | None:
+    if wanted.cache == "none":
+        return None
+    sizes = None
+    if found.store is not None:  # it knows the sizes; images that it left out are never read
+        sizes = np.zeros((len(found.images), 2), np.int64)
+        table = found.store.images
+        places = [found.crops.image(row)[0] for row in range(len(found.crops))]
+        sizes[places] = np.stack([table["height"], table["width"]], 1)
+    limit = wanted.cache_limit_gb
+    return PixelCache(
+        found.images,
+        wanted.cache,
+        exif=found.exif,
+        max_side=wanted.cache_side,
+        limit=None if limit is None else round(limit * 1e9),
+        folder=wanted.cache_dir,
+        sizes=sizes,
+    )
 
 
 def _identity(ids: Sequence[str], targets: np.ndarray, labels: str) -> str:
@@ -101,10 +236,16 @@ def mixer(
 
     def apply(
         step: int, images: Tensor, labels: SoftLabels | None, targets: Tensor
-    ) -> tuple[Tensor, SoftLabels]:
+    ) -> tuple[Tensor, SoftLabels, Tensor]:
         if labels is None:
-            labels = SoftLabels.hard(targets, num_classes, epsilon)
+            labels = SoftLabels.hard(targets.clamp_min(0), num_classes, epsilon)
         generator = np.random.default_rng([seed, step])
-        return mix(images, labels, crops_per_image=crops_per_image, generator=generator)
+        # Labels that are the row numbers come back with each row's partner and share.
+        numbers = SoftLabels.hard(torch.arange(len(images), device=images.device), len(images))
+        images, mixed = mix(images, numbers, crops_per_image=crops_per_image, generator=generator)
+        assert mixed.partner is not None and mixed.share is not None
+        partners, share = mixed.partner.classes[:, 0], mixed.share
+        larger = torch.where(share >= 0.5, targets, targets[partners])
+        return images, labels.mixed(labels[partners], share), larger
 
     return apply

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ferkd import objectives
 from ferkd.compute import Normalise, resolve_device, resolve_precision
 from ferkd.errors import InputError
 from ferkd.evaluation import CenterCrops, match_classes, measure, predict
 from ferkd.images import ImageSource, open_images
-from ferkd.labels import SoftLabels
+from ferkd.methods.building import Setup, build
 from ferkd.students import ModelConfig, build_student, check_input, normalisation
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_json
@@ -28,7 +27,7 @@ from ferkd.training.interrupt import Interrupt
 from ferkd.training.metrics import MetricsLog, require_tensorboard
 from ferkd.training.optim import build_optimizer
 from ferkd.training.schedule import learning_rate
-from ferkd.training.trainer import Objective, Trainer
+from ferkd.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from ferkd.config import Recipe
@@ -63,6 +62,23 @@ def train(
     if recipe.tensorboard:
         require_tensorboard()
 
+    trainer, data, config = build_trainer(recipe)
+    evaluation = _evaluation(recipe, trainer, config)
+
+    checkpoint = out / folders.CHECKPOINT
+    state = load_checkpoint(checkpoint) if resume and checkpoint.is_file() else None
+    if state is not None:
+        _check_same(state, folders.recipe_hash(settings), data.identity, checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        folders.clear(out)
+    folders.write_recipe(out, settings)
+    write_json(out / folders.CONFIG, config.model_dump(mode="json"))
+    return _Run(recipe, out, data, trainer, evaluation, progress).go(state)
+
+
+def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
+    """What a run trains with, at its first step: nothing is written. Raises InputError."""
     data = open_data(recipe)
     torch.manual_seed(recipe.seed)
     size = recipe.data.image_size
@@ -79,19 +95,7 @@ def train(
         crop_fraction=recipe.evaluation.crop_fraction,
         model_args=recipe.student.model_args,
     )
-    trainer = _trainer(recipe, model, data, config)
-    evaluation = _evaluation(recipe, trainer, config)
-
-    checkpoint = out / folders.CHECKPOINT
-    state = load_checkpoint(checkpoint) if resume and checkpoint.is_file() else None
-    if state is not None:
-        _check_same(state, folders.recipe_hash(settings), data.identity, checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        folders.clear(out)
-    folders.write_recipe(out, settings)
-    write_json(out / folders.CONFIG, config.model_dump(mode="json"))
-    return _Run(recipe, out, data, trainer, evaluation, progress).go(state)
+    return _trainer(recipe, model, data, config), data, config
 
 
 def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: ModelConfig) -> Trainer:
@@ -107,11 +111,22 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
             step, total=steps, warmup=warmup, peak=recipe.optimizer.lr, floor=schedule.min_lr
         )
 
-    smoothing = recipe.loss.label_smoothing
+    setup = Setup(
+        num_classes=data.num_classes,
+        images=loader.images,
+        batch_size=loader.batch_size,
+        steps=steps,
+        device=device,
+        mean=config.mean,
+        std=config.std,
+        teacher=data.teacher,
+        store=data.store,
+        unlabelled=data.unlabelled,
+    )
     return Trainer(
         model,
         loader,
-        _objective(recipe),
+        build(recipe, setup),
         optimizer=build_optimizer(recipe.optimizer, model),
         learning_rate=rate,
         steps=steps,
@@ -122,33 +137,13 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
             crops_per_image=recipe.data.crops_per_image,
             seed=recipe.seed,
             num_classes=data.num_classes,
-            label_smoothing=smoothing,
+            label_smoothing=recipe.loss.label_smoothing,
         ),
         ema=recipe.ema,
         clip_grad=recipe.clip_grad,
         channels_last=recipe.channels_last,
         compile=recipe.compile,
     )
-
-
-def _objective(recipe: Recipe) -> Objective:
-    """Cross-entropy with the ground truth where a batch has no labels, else the soft objective.
-
-    Hard targets that were mixed are soft labels, of which the plain soft cross-entropy is the
-    cross-entropy.
-    """
-    smoothing = recipe.loss.label_smoothing
-    if recipe.method == "hard":
-        soft = objectives.build("soft_ce")
-    else:
-        soft = objectives.build(recipe.loss.objective, **recipe.loss.options)
-
-    def objective(logits: Tensor, labels: SoftLabels | None, targets: Tensor) -> Tensor:
-        if labels is None:
-            return nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
-        return soft(logits, labels, targets)
-
-    return objective
 
 
 Evaluate = Callable[[], dict[str, float]]
@@ -264,6 +259,8 @@ class _Run:
         }
         if self.data.mining is not None:
             start["regions"] = self.data.mining.describe()
+        if self.data.loader.cache is not None:
+            start["cache"] = self.data.loader.cache.describe()
         self.progress(start)
 
     @property
@@ -271,10 +268,21 @@ class _Run:
         loader = self.data.loader
         return self.trainer.step * loader.batch_size / loader.images
 
+    @property
+    def _decodes(self) -> int:
+        """How often an image was decoded for training so far."""
+        return self.trainer.step * self.data.loader.images_per_batch
+
     def _write(self, kind: str, figures: dict[str, float]) -> None:
         trainer = self.trainer
         where = {"kind": kind, "step": trainer.step, "epoch": self._epoch}
-        line = {**where, **figures, "seconds": trainer.seconds, "crops": trainer.crops}
+        line = {
+            **where,
+            **figures,
+            "seconds": trainer.seconds,
+            "crops": trainer.crops,
+            "decodes": self._decodes,
+        }
         self.metrics.write(line)
         self.progress(line)
 
@@ -305,6 +313,7 @@ class _Run:
             **self.figures,
             "epochs": self._epoch,
             "steps": trainer.steps,
+            "decodes": self._decodes,
             "seconds": trainer.seconds,
             "crops_per_second": trainer.crops / trainer.seconds,
             "run": str(self.out),

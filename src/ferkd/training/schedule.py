@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """The side of the crops of a step: ``sides[i]`` from step ``starts[i]`` on."""
+
+    starts: tuple[int, ...]
+    sides: tuple[int, ...]
+
+    def __call__(self, step: int) -> int:
+        return self.sides[bisect_right(self.starts, step) - 1]
 
 
 class Schedule(BaseModel):
@@ -14,6 +27,10 @@ class Schedule(BaseModel):
     over the images with m crops each counts as m epochs. ``steps`` sets the optimiser steps
     instead. The warm-up is a share of all steps (``warmup``) or counted in ``warmup_epochs``.
     The cosine falls to ``min_lr``.
+
+    ``image_size`` lets the crops' side follow the run: pairs (share of the steps, side in pixels),
+    the first share 0, for instance ((0, 80), (0.6, 112)). Unset, it is always data.image_size, as
+    it is in evaluation and for the kept weights. Boxes do not depend on the size.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -23,6 +40,7 @@ class Schedule(BaseModel):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     warmup_epochs: float | None = Field(default=None, ge=0)
     min_lr: float = Field(default=0.0, ge=0)
+    image_size: tuple[tuple[float, int], ...] | None = None
 
     @model_validator(mode="after")
     def _one_length_and_one_warmup(self) -> Schedule:
@@ -31,6 +49,27 @@ class Schedule(BaseModel):
         if self.warmup_epochs is not None and "warmup" in self.model_fields_set:
             raise ValueError("set one of warmup (a share of all steps) and warmup_epochs, not both")
         return self
+
+    @model_validator(mode="after")
+    def _sizes_in_order(self) -> Schedule:
+        if self.image_size is None:
+            return self
+        shares = [share for share, _ in self.image_size]
+        if shares[:1] != [0] or sorted(set(shares)) != shares or shares[-1] >= 1:
+            raise ValueError(
+                f"image_size begins at the shares {shares}; they must start with 0, rise and stay "
+                "below 1"
+            )
+        if min(side for _, side in self.image_size) < 8:
+            raise ValueError("image_size must be at least 8 pixels throughout")
+        return self
+
+    def sizes(self, images: int, batch_size: int, image_size: int) -> StepSizes:
+        """The side of the crops of each step; ``image_size`` where the schedule says nothing."""
+        total = self.total_steps(images, batch_size)
+        parts = self.image_size or ((0.0, image_size),)
+        starts = tuple(round(share * total) for share, _ in parts)
+        return StepSizes(starts, tuple(side for _, side in parts))
 
     def total_steps(self, images: int, batch_size: int) -> int:
         """Optimiser steps of the run: ``steps``, or ceil(epochs * images / batch_size)."""

@@ -14,24 +14,59 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from ferkd.compute import Normalise, autocast
+from ferkd.device_cuts import RawImages, cut_batch
 from ferkd.labels.soft import SoftLabels
 from ferkd.training.checkpoint import random_state, restore_random_state
 from ferkd.training.ema import Ema
 
-Objective = Callable[[Tensor, SoftLabels | None, Tensor], Tensor]
-# (step, images, labels, targets) -> mixed images and labels
-Mixer = Callable[[int, Tensor, SoftLabels | None, Tensor], tuple[Tensor, SoftLabels]]
+
+@dataclass(frozen=True)
+class View:
+    """What the student is shown at a step, and what is known of it; all on its device.
+
+    ``images`` float32 [B, 3, S, S], normalised and mixed; ``labels`` the stored labels, mixed
+    alike, or mixed hard labels where none are stored, None without either; ``targets`` int64 [B]
+    the ground truth, of the larger part of a mixed row, -1 for none; ``rows`` int64 [B] each
+    row's image (for a mixed row the first of the two) and ``crops`` int64 [B] its crop number.
+    """
+
+    images: Tensor
+    labels: SoftLabels | None
+    targets: Tensor
+    rows: Tensor
+    crops: Tensor
+
+
+# logits float32 [B, C] and the view that they answer -> the loss, a scalar. It may have a state;
+# see Stateful.
+Objective = Callable[[Tensor, View], Tensor]
+# (step, images, labels, targets) -> all three mixed; targets are those of the larger parts.
+Mixer = Callable[[int, Tensor, SoftLabels | None, Tensor], tuple[Tensor, SoftLabels, Tensor]]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that remembers: its state is saved in checkpoints.
+
+    The state is made of tensors, numbers, strings and containers of them only.
+    """
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class BatchLike(Protocol):
-    """What the trainer takes of a batch: images uint8 [B, 3, S, S], labels, targets int64 [B]."""
+    """What the trainer takes of a batch: images uint8 [B, 3, S, S], labels, and int64 [B] each:
+    targets, rows (the image) and crops (its crop number). One whose ``raw`` are whole images
+    (`ferkd.batch.Batch`) has its crops cut on the device."""
 
     @property
     def images(self) -> Tensor: ...
@@ -39,6 +74,10 @@ class BatchLike(Protocol):
     def labels(self) -> SoftLabels | None: ...
     @property
     def targets(self) -> Tensor: ...
+    @property
+    def rows(self) -> Tensor: ...
+    @property
+    def crops(self) -> Tensor: ...
 
 
 class StepLoader(Protocol):
@@ -54,10 +93,11 @@ class NonFiniteLoss(RuntimeError):
 class Trainer:
     """Trains ``model`` on ``steps`` batches of ``loader``; :meth:`run` yields after each step.
 
-    ``objective(logits float32 [B, C], labels, targets)`` gives the loss; ``learning_rate(step)``
-    the rate of each 0-based step. ``dtype`` other than float32 turns autocast on (float16 scales
-    the loss). ``mixer`` mixes normalised images and labels, on the device; ``ema`` is the decay of
-    an average of the weights, ``clip_grad`` the largest norm of the gradient. ``model`` is moved
+    ``objective(logits float32 [B, C], view)`` gives the loss (see :class:`View`);
+    ``learning_rate(step)`` the rate of each 0-based step. ``dtype`` other than float32 turns
+    autocast on (float16 scales the loss). ``mixer`` mixes normalised images and labels, on the
+    device; ``ema`` is the decay of an average of the weights, ``clip_grad`` the largest norm of
+    the gradient. ``model`` is moved
     to the normaliser's device. ``seconds`` counts the time spent in steps, waiting for data
     included and everything that the caller does between steps left out.
     """
@@ -129,18 +169,21 @@ class Trainer:
         rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        images = self.normalise(batch.images)
+        images = self.normalise(self._images(batch))
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        targets = batch.targets.to(self.device, non_blocking=True)
+        targets, rows, crops = (
+            numbers.to(self.device, non_blocking=True)
+            for numbers in (batch.targets, batch.rows, batch.crops)
+        )
         labels = batch.labels
         if labels is not None:
             labels = labels.to(self.device, non_blocking=True)
         if self.mixer is not None:
-            images, labels = self.mixer(self.step, images, labels, targets)
+            images, labels, targets = self.mixer(self.step, images, labels, targets)
         with autocast(self.device, self.dtype):
             logits = self.model(images)
-        loss = self.objective(logits.float(), labels, targets)
+        loss = self.objective(logits.float(), View(images, labels, targets, rows, crops))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.clip_grad is not None:
@@ -152,7 +195,14 @@ class Trainer:
             self.ema.update(self.step)
         self._losses.append(loss.detach())
         self.step += 1
-        self.crops += len(batch.images)
+        self.crops += len(batch.targets)
+
+    def _images(self, batch: BatchLike) -> Tensor:
+        """The crops of a batch, cut on the device where it brings its images whole."""
+        raw: RawImages | None = getattr(batch, "raw", None)
+        if raw is None:
+            return batch.images
+        return cut_batch(raw.to(self.device, non_blocking=True))
 
     def mean_loss(self) -> float:
         """The mean loss of the steps since the last call. Raises NonFiniteLoss."""
@@ -190,6 +240,9 @@ class Trainer:
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "objective": (
+                self.objective.state_dict() if isinstance(self.objective, Stateful) else None
+            ),
             "random": random_state(),
         }
 
@@ -202,4 +255,6 @@ class Trainer:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if isinstance(self.objective, Stateful):
+            self.objective.load_state_dict(state["objective"])
         restore_random_state(state["random"])

@@ -1,0 +1,132 @@
+"""The HTML page of a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ferkd import report
+from ferkd.compare.cells import tables
+from ferkd.compare.runs import Run
+from ferkd.compare.summary import curve, reached_at
+
+Groups = Mapping[str, Mapping[str, Sequence[Run]]]
+
+
+def write_page(
+    path: Path, result: Mapping[str, Any], groups: Groups, titles: Mapping[str, str]
+) -> None:
+    """Write the page of ``result`` (see `ferkd.compare.compare`) and its runs to ``path``.
+
+    ``titles`` gives each budget's heading.
+    """
+    baseline = result["baseline"]
+    budgets = [
+        budget_panel(titles[name], found["methods"], groups[name], baseline, found["remarks"])
+        for name, found in result["budgets"].items()
+    ]
+    machine = result["machine"]
+    finished = sum(len(runs) for methods in groups.values() for runs in methods.values())
+    page = report.Report(
+        title="Methods compared",
+        verdict=_verdict(result),
+        facts=(
+            report.Fact("Suite", result["suite"] or "runs as given"),
+            report.Fact("Finished runs", str(finished)),
+            report.Fact("Machine", f"{machine['processor']}, {machine['cores']} cores"),
+            report.Fact("Software", machine["software"]),
+            report.Fact("Date", result["date"]),
+        ),
+        budgets=budgets,
+        commands=(result["command"],),
+    )
+    report.write_report(page, path)
+
+
+def budget_panel(
+    title: str,
+    rows: Mapping[str, Any],
+    groups: Mapping[str, Sequence[Run]],
+    baseline: str | None,
+    remarks: Sequence[str] = (),
+) -> report.Budget:
+    """One budget as the page's data."""
+    goal = next((row["goal"] for row in rows.values() if row.get("goal") is not None), None)
+    reached = {
+        name: place
+        for name in rows
+        if goal is not None and (place := reached_at(curve(groups[name]), goal)) is not None
+    }
+    return report.Budget(
+        title=title,
+        tables=tables(rows, baseline),
+        curves=tuple(_curve(name, groups[name]) for name in rows if curve(groups[name])),
+        goal=None
+        if goal is None
+        else report.Goal(goal, f"{baseline}'s final {100 * goal:.1f} %", reached),
+        baseline=baseline or "",
+        top1=_differences(rows, "top1_difference"),
+        nll=_differences(rows, "nll_difference"),
+        remarks=remarks,
+    )
+
+
+def _curve(name: str, runs: Sequence[Run]) -> report.Curve:
+    points = curve(runs)
+
+    def series(key: str) -> report.Series:
+        means = [_number(p[key]) for p in points]
+        half = [p[f"{key}_std"] or 0.0 for p in points]
+        return report.Series(
+            mean=tuple(means),
+            low=tuple(m - h for m, h in zip(means, half, strict=True)),
+            high=tuple(m + h for m, h in zip(means, half, strict=True)),
+        )
+
+    return report.Curve(
+        method=name,
+        runs=len(runs),
+        steps=tuple(float(p["steps"]) for p in points),
+        seconds=tuple(p["seconds"] for p in points),
+        top1=series("top1"),
+        nll=series("nll"),
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _differences(rows: Mapping[str, Any], key: str) -> tuple[report.Difference, ...]:
+    found = {name: row.get(key) for name, row in rows.items()}
+    return tuple(
+        report.Difference(
+            name,
+            d["mean"],
+            None if d["low"] is None else (d["low"], d["high"]),
+            len(d["seeds"]),
+        )
+        for name, d in found.items()
+        if d is not None
+    )
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    """By budget the best mean top-1, and whether it is told from the baseline."""
+    lines = []
+    for name, found in result["budgets"].items():
+        ranked = {k: r for k, r in found["methods"].items() if r["top1_mean"] is not None}
+        if not ranked:
+            continue
+        best = max(ranked, key=lambda method: ranked[method]["top1_mean"])
+        line = f"{name}: best mean top-1 {ranked[best]['top1_mean']:.1%} by {best}"
+        difference = ranked[best].get("top1_difference")
+        if difference:
+            line += f", {100 * difference['mean']:+.1f} points against {result['baseline']}"
+            if difference["low"] is not None:
+                told = difference["low"] > 0 or difference["high"] < 0
+                line += " (the interval leaves 0 out)" if told else " (within the noise)"
+        lines.append(line)
+    return "; ".join(lines) + "." if lines else ""

@@ -1,0 +1,66 @@
+"""A teacher in the training loop, shown exactly what the student is shown: KD and FunMatch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ferkd.labels.soft import TAIL_TEMPERATURES, SoftLabels
+from ferkd.methods.plain import HardLabels
+from ferkd.objectives import Kl, Objective
+
+if TYPE_CHECKING:
+    from ferkd.teachers import Teacher
+    from ferkd.training.trainer import View
+
+Triple = tuple[float, float, float]
+
+
+class LiveTeacher:
+    """An ``objective(logits, labels, targets)`` of what ``teacher`` says of the student's view.
+
+    The view is normalised by ``mean`` and ``std``, the student's; a teacher with others gets it
+    renormalised, which commutes with mixing since shares sum to 1. The hard term of ``kl`` is
+    ``hard``, so that mixed targets and label smoothing count as in ordinary training; other
+    objectives get the view's targets. The teacher has no gradient and no state.
+    """
+
+    def __init__(
+        self, teacher: Teacher, objective: Objective, hard: HardLabels, *, mean: Triple, std: Triple
+    ) -> None:
+        self.teacher, self.objective, self.hard = teacher, objective, hard
+        ours, theirs = (torch.tensor(pair) for pair in ((mean, std), (teacher.mean, teacher.std)))
+        self._same = bool(torch.equal(ours, theirs))
+        shape = (1, 3, 1, 1)
+        self._scale = (ours[1] / theirs[1]).view(shape).to(teacher.device)
+        self._shift = ((ours[0] - theirs[0]) / theirs[1]).view(shape).to(teacher.device)
+
+    def __call__(self, logits: Tensor, view: View) -> Tensor:
+        """The loss of the student's ``logits`` [B, C]."""
+        labels = all_classes(self.answers(view.images))
+        objective = self.objective
+        if isinstance(objective, Kl):
+            loss = objective.distance(logits, labels) * objective.kd_weight
+            if objective.ce_weight > 0:
+                loss = loss + objective.ce_weight * self.hard(logits, view)
+            return loss
+        return objective(logits, labels, view.targets)
+
+    def answers(self, images: Tensor) -> Tensor:
+        """The teacher's logits float32 [B, C] for the student's ``images`` float [B, 3, S, S]."""
+        if not self._same:
+            images = images * self._scale + self._shift
+        return self.teacher.logits(images)
+
+
+def all_classes(logits: Tensor) -> SoftLabels:
+    """Labels of every class from logits float32 [B, C], without waiting for the device."""
+    count = logits.shape[1]
+    return SoftLabels(
+        classes=torch.arange(count, device=logits.device).expand(len(logits), -1),
+        log_probs=logits.log_softmax(1),
+        tail=logits.new_full((len(logits), len(TAIL_TEMPERATURES)), -torch.inf),
+        num_classes=count,
+    )

@@ -1,0 +1,76 @@
+"""PS-KD: the student's own last prediction of an image softens its label.
+
+Source: Kim et al., "Self-Knowledge Distillation with Progressive Refinement of Targets",
+ICCV 2021.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+if TYPE_CHECKING:
+    from ferkd.training.trainer import View
+
+
+class OwnPredictions:
+    """Soft cross-entropy with (1 - a) onehot(y) + a P, P the student's last prediction.
+
+    P is the softmax that the student gave at the image's last visit, whatever crop it was shown
+    then, and the mean over the crops if there were several; at the first visit the target is the
+    one-hot alone. ``own_share`` is a in the last epoch; in epoch e of E (counted in crops, from
+    0) a = own_share (e + 1) / E. The predictions, float32 [images, num_classes] on ``device``,
+    are part of the state.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        num_classes: int,
+        *,
+        epochs: float,
+        epochs_per_step: float,
+        own_share: float = 0.8,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.epochs, self.epochs_per_step, self.own_share = epochs, epochs_per_step, own_share
+        self.step = 0
+        self.last = torch.zeros(images, num_classes, device=device)
+        self.seen = torch.zeros(images, dtype=torch.bool, device=device)
+
+    def share(self, step: int) -> float:
+        """a at the 0-based ``step``."""
+        epoch = int(step * self.epochs_per_step)
+        return self.own_share * min(1.0, (epoch + 1) / self.epochs)
+
+    def targets(self, view: View) -> Tensor:
+        """The target distributions of the current step, float32 [B, C]."""
+        hard = one_hot(view.targets, self.last.shape[1]).float()
+        share = self.share(self.step) * self.seen[view.rows].float()[:, None]
+        return torch.lerp(hard, self.last[view.rows], share)
+
+    def __call__(self, logits: Tensor, view: View) -> Tensor:
+        """The mean loss of ``logits`` [B, C]; then their predictions are kept."""
+        loss = -(self.targets(view) * logits.log_softmax(1)).sum(1).mean()
+        self._keep(logits.detach().softmax(1), view.rows)
+        self.step += 1
+        return loss
+
+    def _keep(self, predictions: Tensor, rows: Tensor) -> None:
+        same = rows[:, None] == rows[None, :]
+        mean = same.float() @ predictions / same.sum(1, keepdim=True)
+        # All rows of an image write the same values, so the order of writing does not matter.
+        first = same.float().argmax(1)
+        self.last.index_copy_(0, rows, mean[first])
+        self.seen.index_fill_(0, rows, True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "last": self.last, "seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.last.copy_(state["last"])
+        self.seen.copy_(state["seen"])
