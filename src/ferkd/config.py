@@ -23,6 +23,7 @@ from ferkd import objectives
 from ferkd.compute import Precision
 from ferkd.crops import CropDistribution
 from ferkd.errors import InputError
+from ferkd.loader import WorkerKind
 from ferkd.methods import problem, with_defaults
 from ferkd.methods.stored import LabelKind
 from ferkd.mixing import Mix
@@ -57,6 +58,7 @@ class Data(_Part):
     distribution of those methods' random crops; the labels of stored crops bring their own.
     ``store`` holds labels of crops, or label maps for relabel.
 
+    ``workers`` load images, as threads or as processes; 0 loads between the steps.
     ``scaled_decoding`` decodes large JPEG files no larger than their crops need. ``cache`` keeps
     decoded images in memory or in a file under ``cache_dir`` (unset: the user's cache folder), made
     smaller where their shorter side is longer than ``cache_side``, in at most ``cache_limit_gb``
@@ -74,6 +76,7 @@ class Data(_Part):
     crops_per_image: int = Field(default=4, ge=1)
     batch_size: int = Field(default=256, ge=1)
     workers: int = Field(default=2, ge=0)
+    worker_kind: WorkerKind = "threads"
     scaled_decoding: bool = True
     cut: Literal["auto", "workers", "device"] = "auto"
     cache: Literal["none", "ram", "disk"] = "none"

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ferkd.ahead import workers as worker_threads
 from ferkd.compute import Normalise, Precision, autocast, resolve_device, resolve_precision
 from ferkd.crop_sources import match
 from ferkd.crops import center_box, cut
@@ -97,7 +97,7 @@ class CenterCrops:
             for rows in chunks:
                 yield from self._collect(rows, map(self._crop, rows))
             return
-        with ThreadPoolExecutor(self.workers) as pool:
+        with worker_threads(self.workers) as pool:
             # One batch ahead, so that decoding goes on while the model works.
             ahead = ((rows, pool.map(self._crop, rows)) for rows in chunks)
             pending = next(ahead, None)

@@ -7,12 +7,11 @@ batch never crosses into another part, so a store's bytes do not depend on where
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ferkd import __version__
+from ferkd.ahead import ahead
+from ferkd.ahead import workers as worker_threads
 from ferkd.committees import Committee, load_committee
 from ferkd.crops import CUT_RULE, CropDistribution, cut
 from ferkd.errors import InputError
@@ -45,8 +46,6 @@ from ferkd.teachers import Teacher, check_classes
 
 CROPS = 50  # per image, where nothing else is said
 PART_IMAGES = 256  # images to a part: what a kill can cost at most
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def label(
     max_unreadable = max_unreadable if base is None else 1.0
     with (
         StoreWriter(out, settings, len(source), resume=resume, overwrite=overwrite) as writer,
-        ThreadPoolExecutor(workers) as pool,
+        worker_threads(workers) as pool,
     ):
         if recheck:
             writer.drop_changed(source)
@@ -301,8 +300,8 @@ class _Labeller:
         return part
 
     def _segments(self, part: _Part, members: range) -> Iterator[_Segment]:
-        ahead = 2 * self._workers
-        for image in _ahead((self._pool.submit(self._decode, m) for m in members), ahead):
+        decoding = (self._pool.submit(self._decode, member) for member in members)
+        for image in ahead(decoding, 2 * self._workers):
             if isinstance(image, Unreadable):
                 part.skipped.append(image)
                 continue
@@ -331,7 +330,7 @@ class _Labeller:
         return _Decoded(place, pixels, content)
 
     def _batches(self, segments: Iterator[_Segment]) -> Iterator[_Batch]:
-        return _ahead((self._pool.submit(self._cut, g) for g in self._grouped(segments)), 2)
+        return ahead((self._pool.submit(self._cut, g) for g in self._grouped(segments)), 2)
 
     def _grouped(self, segments: Iterator[_Segment]) -> Iterator[list[_Segment]]:
         """Lists of segments of ``batch_size`` crops together, the last one possibly fewer."""
@@ -368,14 +367,3 @@ class _Labeller:
                 cut(segment.pixels, box, bool(flip), size, out=images[at])
                 at += 1
         return torch.from_numpy(images).permute(0, 3, 1, 2)
-
-
-def _ahead(futures: Iterator[Future[_T]], depth: int) -> Iterator[_T]:
-    """The futures' results in order, with at most ``depth`` more begun than are taken."""
-    waiting: deque[Future[_T]] = deque()
-    for future in futures:
-        waiting.append(future)
-        if len(waiting) > depth:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

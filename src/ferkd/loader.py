@@ -11,13 +11,14 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
-import torch
+from torch import cuda
 from torch.utils.data import DataLoader
 
+from ferkd.ahead import ahead, workers
 from ferkd.batch import Batch
 from ferkd.crop_sources import CropSource, StoredCrops
 from ferkd.errors import InputError
@@ -37,17 +38,21 @@ from ferkd.steps import CutOn, Failure, Steps
 
 logger = logging.getLogger("ferkd")
 
+WorkerKind = Literal["threads", "processes"]
+
 
 class Loader:
     """Batches by step: ``batch_size`` crops, ``crops_per_image`` from each image.
 
     ``batch_size`` counts crops; a step shows ceil(batch_size / crops_per_image) images. The
     images follow each other in one endless shuffled stream (see `ImageOrder`), so every batch is
-    full. ``workers`` 0 loads in this process. ``size_at`` gives the side of the crops of a step
-    where it is not always ``image_size``. ``scaled_decoding`` decodes a large JPEG at a half, a
-    quarter or an eighth where all its crops are cut smaller still (see `ferkd.crops.cut_scaled`);
-    ``cache`` keeps decoded images. ``cut_on`` "device" leaves the crops to be cut where the batch
-    is sent (`Batch.cut`): batches then hold whole images, in workers as shared memory.
+    full. ``workers`` 0 loads in this thread. ``worker_kind``: "threads", which cost nothing to
+    start and have nothing to hand over, as decoding and cutting release Python's lock; or
+    "processes", for an image source that computes in Python. ``size_at`` gives the side of the
+    crops of a step where it is not always ``image_size``. ``scaled_decoding`` decodes a large JPEG
+    at a half, a quarter or an eighth where all its crops are cut smaller still (see
+    `ferkd.crops.cut_scaled`); ``cache`` keeps decoded images. ``cut_on`` "device" leaves the crops
+    to be cut where the batch is sent (`Batch.cut`): batches then hold whole images.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Loader:
         scaled_decoding: bool = True,
         cache: PixelCache | None = None,
         cut_on: CutOn = "workers",
+        worker_kind: WorkerKind = "threads",
     ) -> None:
         for name, value in (
             ("batch_size", batch_size),
@@ -80,10 +86,13 @@ class Loader:
         self.images_per_batch = -(-batch_size // crops_per_image)
         self.batch_size = self.images_per_batch * crops_per_image
         self.crops_per_image = crops_per_image
-        self.workers = workers
+        if worker_kind not in get_args(WorkerKind):
+            raise InputError(f"worker_kind is {worker_kind!r}; use threads or processes")
+        self.workers, self.worker_kind = workers, worker_kind
         self.unreadable: dict[str, Unreadable] = {}
         self.cache = cache
-        shares_memory = cache is not None and cache.kind == "ram" and workers > 0
+        processes = workers > 0 and worker_kind == "processes"
+        shares_memory = processes and cache is not None and cache.kind == "ram"
         self._start_method = _forking(workers) if shares_memory else None
         self._steps = Steps(
             Pictures(images, exif=exif, scaled=scaled_decoding, cache=cache),
@@ -114,15 +123,13 @@ class Loader:
         """
         if start >= stop:
             return
-        loaded = DataLoader(
-            self._steps,
-            batch_size=None,
-            sampler=range(start, stop),
-            num_workers=min(self.workers, stop - start),
-            worker_init_fn=_one_thread,
-            multiprocessing_context=self._start_method if self.workers else None,
-            pin_memory=torch.cuda.is_available(),
-        )
+        loaded: Iterator[Batch | Failure]
+        if self.workers == 0:
+            loaded = map(self._load, range(start, stop))
+        elif self.worker_kind == "threads":
+            loaded = self._threads(range(start, stop))
+        else:
+            loaded = self._processes(range(start, stop))
         for batch in loaded:
             if isinstance(batch, Failure):
                 raise InputError(batch.message)
@@ -132,6 +139,29 @@ class Loader:
                     logger.warning("%s cannot be read (%s); it is left out", *skip)
                     check_unreadable_share(list(self.unreadable.values()), self.images)
             yield batch
+
+    def _load(self, step: int) -> Batch | Failure:
+        batch = self._steps[step]
+        return batch.pin_memory() if isinstance(batch, Batch) and cuda.is_available() else batch
+
+    def _threads(self, steps: range) -> Iterator[Batch | Failure]:
+        """The batches in order, each thread up to two ahead."""
+        with workers(self.workers) as pool:
+            begun = (pool.submit(self._load, step) for step in steps)
+            yield from ahead(begun, 2 * self.workers)
+
+    def _processes(self, steps: range) -> Iterator[Batch | Failure]:
+        return iter(
+            DataLoader(
+                self._steps,
+                batch_size=None,
+                sampler=steps,
+                num_workers=min(self.workers, len(steps)),
+                worker_init_fn=_one_thread,
+                multiprocessing_context=self._start_method,
+                pin_memory=cuda.is_available(),
+            )
+        )
 
 
 class SoftLabelLoader(Loader):
@@ -160,6 +190,7 @@ class SoftLabelLoader(Loader):
         scaled_decoding: bool = True,
         cache: PixelCache | None = None,
         cut_on: CutOn = "workers",
+        worker_kind: WorkerKind = "threads",
     ) -> None:
         mix = mix or Mix()
         if cut_on == "device" and mix.kind != "none":
@@ -182,6 +213,7 @@ class SoftLabelLoader(Loader):
             scaled_decoding=scaled_decoding,
             cache=cache,
             cut_on=cut_on,
+            worker_kind=worker_kind,
         )
         self.mining = crops.mining
         self.epoch = 0
@@ -219,8 +251,8 @@ def _forking(workers: int) -> str:
     """The way to start workers that share this process's memory."""
     if "fork" not in multiprocessing.get_all_start_methods():
         raise InputError(
-            f"data.cache ram with {workers} workers needs processes that share memory, which this "
-            "system does not have; use data.workers 0 or data.cache: disk"
+            f"data.cache ram with {workers} worker processes needs processes that share memory, "
+            "which this system does not have; use worker_kind threads or data.cache: disk"
         )
     return "fork"
 

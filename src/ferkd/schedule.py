@@ -37,13 +37,15 @@ class ImageOrder:
         return rows, visits
 
     def _order(self, visit: int) -> NDArray[np.int64]:
-        if visit not in self._orders:
-            self._orders = {v: o for v, o in self._orders.items() if v >= visit - 1}
+        orders = self._orders  # replaced as a whole, never changed: threads may share this object
+        if visit not in orders:
             with np.errstate(over="ignore"):
                 key = hashes(self._key[None], np.array([visit], np.uint64))
             values = hashes(key, np.arange(self.count, dtype=np.uint64))
-            self._orders[visit] = np.argsort(values, kind="stable")
-        return self._orders[visit]
+            kept = {v: o for v, o in orders.items() if v >= visit - 1}
+            orders = {**kept, visit: np.argsort(values, kind="stable")}
+            self._orders = orders
+        return orders[visit]
 
 
 def draw_crops(

@@ -1,8 +1,8 @@
 """How fast crops are loaded: our loader beside the usual one, FKD's, and decoding alone.
 
-Figures are crops per second and process: the loading process itself with 0 workers, else the
-worker processes. Every process has one thread, files are in the system's cache, and the batches
-that arrive first after workers have started are not counted, on any side.
+Figures are crops per second and worker: the loading thread itself with 0 workers, else our worker
+threads and the others' worker processes. Every worker has one thread, files are in the system's
+cache, and the batches that arrive first after workers have started are not counted, on any side.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ferkd.errors import InputError
 from ferkd.images import ImageSource, open_images
 from ferkd.images.cache import PixelCache
 from ferkd.labels import LabelStore
-from ferkd.loader import Loader
+from ferkd.loader import Loader, WorkerKind
 from ferkd.schedule import ImageOrder
 from ferkd.students import IMAGENET_MEAN, IMAGENET_STD
 
-OURS, CACHED = "ferkd", "ferkd, cached"
+OURS, CACHED, PROCESSES = "ferkd", "ferkd, cached", "ferkd, processes"
 NORMALISED, FULL = "ferkd, normalised", "ferkd, decoding in full"
 USUAL, FKD = "torchvision", "fkd style"
 FLOOR, CUTS = "decoding alone", "decoding and cuts alone"
@@ -71,7 +71,9 @@ class _Bench:
         crops = self.count(m) * m
         normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"))
 
-        def ours(*, scaled: bool = True, cache: PixelCache | None = None) -> Loader:
+        def ours(
+            *, scaled: bool = True, cache: PixelCache | None = None, kind: WorkerKind = "threads"
+        ) -> Loader:
             return Loader(
                 self.source,
                 StoredCrops(self.source, self.store),
@@ -79,6 +81,7 @@ class _Bench:
                 crops_per_image=m,
                 image_size=self.size,
                 workers=workers,
+                worker_kind=kind,
                 scaled_decoding=scaled,
                 cache=cache,
             )
@@ -98,6 +101,8 @@ class _Bench:
             FLOOR: _Side(crops, self._floor(m, workers, None), first),
             CUTS: _Side(crops, self._floor(m, workers, self.store), first),
         }
+        if workers:
+            sides[PROCESSES] = _Side(crops, ours(kind="processes").batches, first)
         if scaled:
             sides[FULL] = _Side(crops, ours(scaled=False).batches, first)
         if self.cache is not None:

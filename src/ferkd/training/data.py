@@ -59,6 +59,7 @@ def open_data(recipe: Recipe) -> TrainingData:
         image_size=wanted.image_size,
         seed=recipe.seed,
         workers=wanted.workers,
+        worker_kind=wanted.worker_kind,
         exif=found.exif,
         size_at=recipe.schedule.sizes(len(found.crops), _crops(wanted), wanted.image_size),
         scaled_decoding=wanted.scaled_decoding,

@@ -24,6 +24,7 @@ _HEADER = "# The resolved recipe of a run, written by ferkd train\n"
 # Keys that do not change the result, so a run may be continued with others.
 _FREE = (
     "data.workers",
+    "data.worker_kind",
     "data.cache_dir",
     "data.cache_limit_gb",
     "evaluation.batch_size",
