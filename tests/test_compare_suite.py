@@ -172,9 +172,15 @@ def test_the_commands_in_the_head_of_a_suite_are_real(name):
     assert [c for words in found if (c := docs_commands.complaint(words, command))] == []
 
 
-def test_the_four_suites_are_shipped_and_are_no_recipes():
+def test_the_five_suites_are_shipped_and_are_no_recipes():
     names = shipped_suites()
-    assert {"flowers-main", "flowers-ablation", "flowers-teachers", "scenes-noise"} <= {*names}
+    assert {
+        "flowers-main",
+        "flowers-ablation",
+        "flowers-teachers",
+        "scenes-noise",
+        "scenes-thresholds",
+    } <= {*names}
     assert not {*names} & {*shipped_recipes()}
 
 

@@ -285,7 +285,7 @@ def test_writing_replaces_whole_files_only(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(page.os, "fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_report(Report(title="second"), path)
     assert "first" in path.read_text("utf-8")

@@ -1,10 +1,8 @@
-"""Files that are whole or absent, and checkpoints that run no code."""
+"""Weights and checkpoints read back, and run no code."""
 
 from __future__ import annotations
 
-import json
 import os
-import stat
 
 import pytest
 import safetensors.torch
@@ -13,44 +11,12 @@ from torch import nn
 
 from ferkd.errors import InputError
 from ferkd.training.checkpoint import (
-    atomic_write,
     load_checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
     save_weights,
-    write_json,
 )
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "file"
-    atomic_write(path, lambda file: file.write(b"old"))
-
-    def fail(file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        atomic_write(path, fail)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="file modes are those of POSIX")
-def test_the_file_mode_follows_the_umask(tmp_path):
-    before = os.umask(0o027)
-    try:
-        atomic_write(tmp_path / "file", lambda file: file.write(b""))
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
-
-
-def test_json_keeps_names_readable(tmp_path):
-    write_json(tmp_path / "a.json", {"class": "Blüte"})
-    text = (tmp_path / "a.json").read_text(encoding="utf-8")
-    assert "Blüte" in text and json.loads(text) == {"class": "Blüte"}
 
 
 def test_weights_read_back_even_when_channels_last_or_shared(tmp_path):

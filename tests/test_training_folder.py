@@ -34,7 +34,7 @@ def test_a_new_or_empty_folder_is_free(tmp_path, how):
 
 
 def test_what_a_kill_left_of_a_first_write_does_not_block_the_folder(tmp_path):
-    (tmp_path / ".recipe.yaml.tmp").write_text("half")
+    (tmp_path / "recipe.yaml.tmp").write_text("half")
     prepare(tmp_path)
     (tmp_path / "mine").write_text("x")
     with pytest.raises(InputError, match="not a run of ferkd"):

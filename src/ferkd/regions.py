@@ -71,7 +71,7 @@ class Regions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    thresholds: Rule | tuple[float, float, float] = "auto"
+    thresholds: Rule | tuple[float, float, float] = "reliable"
     calibration: Calibration = "steps"
     score: Score = "max_prob"
     scale: Scale = "probability"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,3 +157,12 @@ def make_parent(file_system: Any, path: str) -> None:
     where there are buckets, paths begin with their name and not with a slash."""
     if path.startswith("/"):
         file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
+
+
+def user_cache() -> Path:
+    """The folder in which this system's users expect what may be deleted and made again."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ferkd.compare.plan import Planned
 from ferkd.compare.suite import Budget, Suite, images_per_batch
 from ferkd.config import Recipe
+from ferkd.files import write_json
 from ferkd.images import open_images
 from ferkd.training import folder as folders
-from ferkd.training.checkpoint import write_json
 from ferkd.training.metrics import read_metrics
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from ferkd.compare.runs import Run, read_run
 from ferkd.compare.suite import Suite, did_you_mean, make_suite
 from ferkd.compare.trees import flatten
 from ferkd.errors import InputError
+from ferkd.files import write_whole
 from ferkd.images import open_images
 from ferkd.labels import LabelStore
 from ferkd.training import folder as folders
-from ferkd.training.checkpoint import atomic_write
 
 SUITE = "suite.yaml"
 _LOCK = ".lock"
@@ -138,7 +138,7 @@ def read_folder(out: Path) -> Suite:
 def write_suite(suite: Suite, out: Path) -> None:
     """Write the resolved suite, atomically; this marks the folder as a suite's."""
     text = _HEADER + yaml.safe_dump(suite.to_dict(), sort_keys=False, allow_unicode=True)
-    atomic_write(out / SUITE, lambda file: file.write(text.encode()))
+    write_whole(out / SUITE, text.encode())
 
 
 def check_data(suite: Suite, wanted: Sequence[Planned]) -> None:

@@ -15,12 +15,12 @@ from ferkd.config import Recipe
 from ferkd.demo import data as demo_data
 from ferkd.demo.summary import methods_of, text_table, write_report
 from ferkd.errors import InputError
+from ferkd.files import temporary, write_json
 from ferkd.labelling import Progress, label
 from ferkd.labels import LabelStore
 from ferkd.mixing import Mix
 from ferkd.regions import Regions
 from ferkd.training import train
-from ferkd.training.checkpoint import temporary, write_json
 
 METHODS = ("hard", "fkd", "ferkd")
 _MARKER = "demo.json"

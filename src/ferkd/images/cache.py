@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..storage import masked
+from ..storage import masked, user_cache
 from .decode import DECODER
 from .scaled import image_size
 from .source import ImageSource, fingerprint
@@ -97,7 +97,9 @@ class PixelCache:
         if max_side is not None and max_side < 1:
             raise InputError(f"cache_side is {max_side}; it must be at least 1 pixel")
         self.kind, self.max_side = kind, max_side
-        place = Path(folder).expanduser() if folder is not None else _default_folder()
+        place = (
+            Path(folder).expanduser() if folder is not None else user_cache() / "ferkd" / "pixels"
+        )
         if limit is None:
             limit = free_memory() // 2 if kind == "ram" else _free_disk(place) * 9 // 10
         count = len(source)
@@ -266,11 +268,6 @@ def _key(
     digest = hashlib.sha256("\0".join([*source.ids, DECODER, f"{exif} {max_side}"]).encode())
     digest.update(np.ascontiguousarray(offsets, "<i8").tobytes())
     return digest.hexdigest()[:32]
-
-
-def _default_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ferkd"
 
 
 def _free_disk(place: Path) -> int:

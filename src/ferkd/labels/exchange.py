@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ferkd.errors import InputError
+from ferkd.files import whole_file
 from ferkd.labels.store import LabelStore
 from ferkd.labels.walk import walk
 
@@ -75,7 +73,7 @@ def export_parquet(
         metadata={"ferkd": store.settings.model_dump_json()},
     )
     written = 0
-    with _appearing(path) as output, pq.ParquetWriter(output, schema, compression="zstd") as writer:
+    with whole_file(path) as output, pq.ParquetWriter(output, schema, compression="zstd") as writer:
         for rows, crops, records in walk(store):
             writer.write_table(_table(store, rows, crops, records, names, schema))
             written += len(rows)
@@ -119,18 +117,3 @@ def _table(
         pa.array(true, mask=unknown),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when it is complete, and leaves nothing if it fails."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from ferkd.errors import InputError
 from ferkd.labels import manifest as manifests
-from ferkd.storage import as_local, join, masked, open_url, read, reason
+from ferkd.storage import as_local, join, masked, open_url, read, reason, user_cache
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # there while a store is copied to this place
@@ -76,7 +75,7 @@ class Cache:
                 f"FERKD_CACHE_BYTES is {given!r}; it must be a whole number of bytes, at least 1"
             )
         folder = os.environ.get("FERKD_CACHE")
-        return cls(Path(folder) if folder else _user_cache() / "ferkd", int(given))
+        return cls(Path(folder) if folder else user_cache() / "ferkd", int(given))
 
     @contextmanager
     def hold(self, wanted: Expected, fetch: Callable[[Path], object]) -> Iterator[Path]:
@@ -251,11 +250,3 @@ def download(url: str, wanted: Expected, target: Path) -> None:
 def _to_disk(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _user_cache() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ferkd.errors import InputError
+from ferkd.files import temporary, whole_file, write_whole
 from ferkd.images import ImageSource, fingerprint
 from ferkd.labels import manifest as manifests
 from ferkd.labels.store import IMAGE, MANIFEST, Ids, LabelStore
@@ -31,7 +32,6 @@ from ferkd.storage import as_local, masked
 _SETTINGS = "settings.json"
 _PARTS = "parts"
 _LOCK = "lock"
-_UNFINISHED = ".tmp"
 FILE_BYTES = 1 << 30  # a records file is closed when the next part would take it past this
 
 
@@ -72,7 +72,7 @@ class StoreWriter:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; the label store needs a folder of its own")
         contents = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        left_by_a_kill = {_LOCK, _SETTINGS + _UNFINISHED}
+        left_by_a_kill = {_LOCK, temporary(Path(_SETTINGS)).name}
         if contents - left_by_a_kill and not contents & {MANIFEST, _SETTINGS}:
             raise InputError(
                 f"{self.path} holds other files; give --out a new or empty folder for the labels"
@@ -133,7 +133,7 @@ class StoreWriter:
 
     def _write_settings(self) -> None:
         text = json.dumps(self.settings.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        _write_whole(self.path / _SETTINGS, text.encode())
+        write_whole(self.path / _SETTINGS, text.encode())
 
     def _written_settings(self) -> manifests.Settings:
         if (self.path / MANIFEST).exists():
@@ -196,7 +196,7 @@ class StoreWriter:
         images = images.copy()
         images["id_end"] = np.cumsum([len(i) for i in encoded], dtype=np.uint64)
         reasons = json.dumps([s.model_dump() for s in skipped], ensure_ascii=False).encode()
-        with _whole_file(self._part(part)) as file:
+        with whole_file(self._part(part)) as file:
             np.savez(
                 file,
                 ids=np.frombuffer(b"".join(encoded), "u1"),
@@ -259,7 +259,7 @@ class StoreWriter:
         if not self.finished():
             if missing := self.missing():
                 raise RuntimeError(f"parts {missing[:5]} are not written yet")
-            _write_whole(self.path / MANIFEST, manifests.to_bytes(self._join()))
+            write_whole(self.path / MANIFEST, manifests.to_bytes(self._join()))
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
         (self.path / _SETTINGS).unlink(missing_ok=True)
         return LabelStore(self.path)
@@ -336,31 +336,9 @@ def _described(path: Path, rows: int) -> manifests.File:
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when it is complete and on the disk."""
-    temporary = path.with_name(path.name + _UNFINISHED)
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # so that the new name survives a power cut too
-        finally:
-            os.close(folder)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    with _whole_file(path) as file:
-        file.write(data)
-
-
-@contextmanager
 def _npy(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[BinaryIO]:
     """A .npy file whose header is written and whose body the caller streams."""
-    with _whole_file(path) as file:
+    with whole_file(path) as file:
         header = {
             "descr": np.lib.format.dtype_to_descr(dtype),
             "fortran_order": False,

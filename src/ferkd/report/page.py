@@ -8,13 +8,13 @@ forbids scripts and every address but ``data:`` images, should either ever fail.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ferkd.errors import InputError
+from ferkd.files import write_whole
 from ferkd.report import plots
 from ferkd.report.compared import budget_charts
 from ferkd.report.model import REGION_NAMES, Column, Comparison, ConfidencePanel, Report, Stat
@@ -50,15 +50,7 @@ def write_report(report: Report, path: Path) -> None:
     # A file name that is not valid Unicode reaches us with lone surrogates: shown as \udcXX.
     data = render(report).encode("utf-8", errors="backslashreplace")
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, data)
 
 
 def table_cells(comparison: Comparison) -> list[list[tuple[str, str, bool]]]:

@@ -1,60 +1,31 @@
-"""Files that are either whole or absent, and the state that a run continues from."""
+"""A run's weights, and the state that it continues from."""
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from ferkd.errors import InputError
+from ferkd.files import whole_file, write_whole
 
 VERSION = 1
-
-
-def temporary(path: Path) -> Path:
-    """The name under which a file is written before it takes its own; a kill may leave it."""
-    return path.with_name(f".{path.name}.tmp")
-
-
-def atomic_write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write ``path`` by ``write(file)`` so that a reader or a crash sees the old or the new file.
-
-    The bytes go to a temporary name in the same folder, are flushed to the disk and renamed.
-    """
-    unfinished = temporary(path)
-    try:
-        with unfinished.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    atomic_write(path, lambda file: file.write(text.encode()))
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write the model's state dict as safetensors, atomically, on the CPU and contiguous."""
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    atomic_write(path, lambda file: file.write(safetensors_bytes(state)))
+    write_whole(path, safetensors_bytes(state))
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a run's state, atomically; tensors, numbers, strings and containers of them only."""
-    atomic_write(path, lambda file: torch.save({"version": VERSION, **state}, file))
+    with whole_file(path) as file:
+        torch.save({"version": VERSION, **state}, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

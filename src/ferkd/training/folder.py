@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ferkd.errors import InputError
-from ferkd.training.checkpoint import atomic_write, temporary
+from ferkd.files import temporary, write_whole
 
 RECIPE, CONFIG, METRICS = "recipe.yaml", "config.json", "metrics.jsonl"
 CHECKPOINT, WEIGHTS, RESULT = "checkpoint.pt", "weights.safetensors", "result.json"
@@ -84,7 +84,7 @@ def clear(folder: Path) -> None:
 def write_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     """Write the resolved recipe, atomically; this marks the folder as a run."""
     text = _HEADER + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    atomic_write(folder / RECIPE, lambda file: file.write(text.encode()))
+    write_whole(folder / RECIPE, text.encode())
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

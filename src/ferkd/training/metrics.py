@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from ferkd.errors import InputError
-from ferkd.training.checkpoint import atomic_write
+from ferkd.files import write_whole
 
 Line = dict[str, Any]
 
@@ -37,7 +37,7 @@ class MetricsLog:
         self._board = _summary_writer(tensorboard, keep) if tensorboard else None
         kept = [line for line in read_metrics(path) if line["step"] <= keep] if keep else []
         text = "".join(_dump(line) for line in kept)
-        atomic_write(path, lambda file: file.write(text.encode()))
+        write_whole(path, text.encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: Line) -> None:

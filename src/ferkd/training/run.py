@@ -17,11 +17,12 @@ from torch import nn
 from ferkd.compute import Normalise, resolve_device, resolve_precision
 from ferkd.errors import InputError
 from ferkd.evaluation import CenterCrops, match_classes, measure, predict
+from ferkd.files import write_json
 from ferkd.images import ImageSource, open_images
 from ferkd.methods.building import Setup, build
 from ferkd.students import ModelConfig, build_student, check_input, normalisation
 from ferkd.training import folder as folders
-from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights, write_json
+from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from ferkd.training.data import TrainingData, mixer, open_data
 from ferkd.training.interrupt import Interrupt
 from ferkd.training.metrics import MetricsLog, require_tensorboard
