@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +23,24 @@ def flowers() -> Path:
     if not (folder / "train").is_dir():
         pytest.skip("needs the flower photographs in ../shared/data/flowers")
     return folder
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """``run(*arguments)``: the command line ferkd -> (exit status, stdout, stderr)."""
+    from ferkd import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ferkd", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as exit:
+            status = int(exit.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
 
 
 @pytest.fixture

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
-
-from ferkd import cli
 
 TEACHER = "timm/test_resnet?random=0"
 
 
 @pytest.fixture
-def ferkd(monkeypatch, capsys):
+def ferkd(command_line):
     """Run a command; returns (exit status, what it printed)."""
 
     def run(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["ferkd", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as exit:
-            status = int(exit.code or 0)
-        out, err = capsys.readouterr()
+        status, out, err = command_line(*arguments)
         return status, out or err
 
     return run

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from ferkd import cli
 from ferkd.labels import LabelStore
 
 TEACHER = "timm/resnet10t?random=0&num_classes=3&image_size=32"
@@ -29,17 +27,11 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.fixture
-def ferkd(monkeypatch, capsys):
+def ferkd(command_line):
     """Run a command with --json; returns (exit status, the object on stdout)."""
 
     def run(*arguments: object) -> tuple[int, dict]:
-        monkeypatch.setattr(sys, "argv", ["ferkd", *map(str, arguments), "--json"])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as exit:
-            status = int(exit.code or 0)
-        out, err = capsys.readouterr()
+        status, out, err = command_line(*arguments, "--json")
         return status, json.loads(out) if out else {"message": err}
 
     return run

@@ -17,7 +17,6 @@ import torch
 import yaml
 
 import ferkd
-from ferkd import cli
 from ferkd.compare import execute
 from ferkd.config import load_recipe
 from ferkd.labelling import label
@@ -26,20 +25,8 @@ from ferkd.training.run import train
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a command line; returns (exit status, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ferkd", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as exit:
-            status = int(exit.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+def command(command_line):
+    return command_line
 
 
 @pytest.fixture

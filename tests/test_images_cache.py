@@ -15,7 +15,7 @@ from PIL import Image
 from ferkd.crop_sources import FreshCrops
 from ferkd.errors import InputError
 from ferkd.images import Pictures, PixelCache, decode, fingerprint, open_images
-from ferkd.images.cache import free_memory
+from ferkd.images.cache import free_memory, group_rooms
 from ferkd.loader import Loader
 
 ENTRY = 32  # bytes of bookkeeping an image: a 64-bit fingerprint and six 32-bit numbers
@@ -146,23 +146,118 @@ def test_an_image_that_is_not_what_its_header_says_is_just_not_kept(folder):
     assert "5 kept" in cache.describe()
 
 
+def other_images(folder: Path, place: Path) -> Path:
+    """Black images with the names and sizes of those in ``folder``."""
+    for path in folder.glob("*/*.jpg"):
+        black = np.zeros_like(decode(path.read_bytes()))
+        copy = place / path.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(black).save(copy, "JPEG")
+    return place
+
+
+def test_two_folders_with_the_same_names_and_sizes_do_not_share_pixels(folder, tmp_path):
+    one, two = open_images(folder), open_images(other_images(folder, tmp_path / "other"))
+    first = Pictures(one, cache=PixelCache(one, "disk", folder=tmp_path / "c"))
+    second = Pictures(two, cache=PixelCache(two, "disk", folder=tmp_path / "c"))
+    before = opened(first)
+    assert all((pixels == 0).all() for pixels in opened(second))
+    assert all((a == b).all() for a, b in zip(before, opened(first), strict=True))
+
+
+def test_a_running_job_notices_that_another_run_has_put_a_changed_files_pixels(folder, tmp_path):
+    source = open_images(folder)
+    running = Pictures(source, cache=PixelCache(source, "disk", folder=tmp_path / "c"))
+    opened(running)
+    other_images(folder, folder)  # all files change
+    opened(Pictures(source, cache=PixelCache(source, "disk", folder=tmp_path / "c")))
+    # It looks at the files again and shows what they hold now, with their fingerprints.
+    for i in range(6):
+        picture = running.open(i)
+        assert (picture.pixels()[0] == 0).all()
+        assert picture.fingerprint == fingerprint(source.read(i))
+
+
+def test_a_cache_of_other_images_or_another_orientation_is_refused(folder, tmp_path):
+    one, two = open_images(folder), open_images(other_images(folder, tmp_path / "other"))
+    with pytest.raises(InputError, match="made for other images"):
+        Pictures(two, cache=PixelCache(one, "ram"))
+    with pytest.raises(InputError, match="exif=False"):
+        Pictures(one, exif=False, cache=PixelCache(one, "ram"))
+
+
+@pytest.mark.parametrize("field", ["height", "rows", "fingerprint", "crc"])
+def test_a_damaged_entry_is_not_believed(folder, tmp_path, field):
+    source = open_images(folder)
+    first = opened(Pictures(source, cache=PixelCache(source, "disk", folder=tmp_path)))
+    damaged = PixelCache(source, "disk", folder=tmp_path)
+    damaged._entries[field][3] += 1
+    picture = Pictures(source, cache=damaged).open(3)
+    assert (picture.height, picture.width) == first[3].shape[:2]
+    assert (picture.pixels()[0] == first[3]).all()
+
+
+def test_a_link_in_the_caches_place_is_not_followed(folder, tmp_path):
+    source = open_images(folder)
+    path = PixelCache(source, "disk", folder=tmp_path / "c").path
+    path.unlink()
+    (tmp_path / "precious").write_bytes(b"precious")
+    path.symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match="cannot be made"):
+        PixelCache(source, "disk", folder=tmp_path / "c")
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+def test_a_cache_folder_that_is_a_file_is_named(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file.* cannot be (made|used).*"):
+        PixelCache(open_images(folder), "disk", folder=tmp_path / "file")
+
+
+def test_the_rooms_of_control_groups_by_hand(tmp_path):
+    """Version 2: 1000 - 700 + 50 that can be dropped; its parent 500 - 400. Version 1: 90 - 80."""
+    two, one = tmp_path / "job" / "step", tmp_path / "memory" / "box"
+    for folder, files in (
+        (
+            two,
+            {"memory.max": 1000, "memory.current": 700, "memory.stat": "anon 1\ninactive_file 50"},
+        ),
+        (two.parent, {"memory.max": 500, "memory.current": 400, "memory.stat": ""}),
+        (tmp_path, {"memory.max": "max", "memory.current": 1, "memory.stat": ""}),
+        (one, {"memory.limit_in_bytes": 90, "memory.usage_in_bytes": 80, "memory.stat": ""}),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in files.items():
+            (folder / name).write_text(f"{value}\n")
+    listing = tmp_path / "groups"
+    listing.write_text("0::/job/step\n4:memory:/box\n5:cpu:/job\n")
+    assert sorted(group_rooms(listing, tmp_path)) == [10, 100, 350]
+    listing.write_text("0::/not/seen\n")  # in a container
+    assert group_rooms(listing, tmp_path) == []
+    assert group_rooms(tmp_path / "none", tmp_path) == []
+
+
 @pytest.mark.parametrize("kind", ["ram", "disk"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [(0, "threads"), (2, "threads"), (2, "processes")])
 def test_batches_are_the_same_with_and_without_a_cache(folder, tmp_path, kind, workers):
     source = open_images(folder)
     options = {"batch_size": 6, "crops_per_image": 2, "image_size": 12}
-    plain = list(Loader(source, FreshCrops(source), **options).batches(0, 6))
+    # A cache keeps whole images, so nothing may be decoded small on the other side.
+    plain = Loader(source, FreshCrops(source), **options, scaled_decoding=False)
+    expected = list(plain.batches(0, 6))
     cache = PixelCache(source, kind, folder=tmp_path / "c")
-    cached = Loader(source, FreshCrops(source), **options, workers=workers, cache=cache)
+    count, worker_kind = workers
+    options |= {"workers": count, "worker_kind": worker_kind}
+    cached = Loader(source, FreshCrops(source), **options, cache=cache)
     found = list(cached.batches(0, 6))
-    for one, two in zip(plain, found, strict=True):
+    for one, two in zip(expected, found, strict=True):
         assert torch.equal(one.images, two.images) and torch.equal(one.targets, two.targets)
     # What the workers decoded is kept for this process too.
     assert "6 kept" in cache.describe()
     for path in folder.glob("*/*.jpg"):
         path.unlink()
     if kind == "ram":
-        for one, two in zip(plain, cached.batches(0, 6), strict=True):
+        for one, two in zip(expected, cached.batches(0, 6), strict=True):
             assert torch.equal(one.images, two.images)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import threading
 from pathlib import Path
 
 import cv2
@@ -191,6 +193,40 @@ def test_fresh_crops_differ_from_visit_to_visit(folder):
     assert not torch.equal(one.images[order_one], two.images[order_two])
     again = next(batches.batches(1, 2))
     assert torch.equal(again.images, two.images) and one.labels is None
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_worker_kinds_give_the_same_batches_and_errors(folder, store, tmp_path, kind):
+    alone = list(loader(folder, store))
+    worked = list(loader(folder, store, workers=2, worker_kind=kind))
+    for one, two in zip(alone, worked, strict=True):
+        assert torch.equal(one.images, two.images) and torch.equal(one.crops, two.crops)
+        assert torch.equal(one.labels.dense(), two.labels.dense())
+    changed = copied(folder, tmp_path / "changed")
+    batches = loader(changed, store, workers=2, worker_kind=kind)
+    cv2.imwrite(str(changed / "a/photo.0.jpg"), np.zeros((31, 40, 3), np.uint8))
+    with pytest.raises(InputError, match=r"photo\.0\.jpg is 31x40 pixels") as error:
+        list(batches)
+    # The error is still held, and with it the place where it was raised.
+    assert error.value and not multiprocessing.active_children()
+    assert not [t for t in threading.enumerate() if t.name.startswith("ferkd-worker")]
+
+
+def test_an_unknown_worker_kind_is_refused(folder, store):
+    with pytest.raises(InputError, match="worker_kind is 'fibres'; use threads or processes"):
+        loader(folder, store, worker_kind="fibres")
+
+
+def test_a_file_that_changed_is_noticed_when_training_goes_on_in_a_later_pass(
+    folder, store, tmp_path
+):
+    changed = copied(folder, tmp_path / "changed")
+    batches = loader(changed, store)
+    height, width = store.images[["height", "width"]][0]
+    cv2.imwrite(str(changed / store.ids[0]), np.zeros((height, width, 3), np.uint8))
+    batches.epoch = 2
+    with pytest.raises(InputError, match="its content differs"):
+        list(batches)
 
 
 def test_fresh_crops_are_never_those_that_a_teacher_labels(folder, store):

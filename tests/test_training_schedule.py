@@ -65,5 +65,5 @@ def test_the_side_of_the_crops_follows_the_run():
 def test_shares_that_do_not_cover_the_run_are_refused(wrong):
     with pytest.raises(ValueError, match="must start with 0, rise and stay below 1"):
         Schedule(steps=10, image_size=wrong)
-    with pytest.raises(ValueError, match="at least 8 pixels"):
+    with pytest.raises(ValueError, match="must be 8 to 4096 pixels"):
         Schedule(steps=10, image_size=[(0, 4)])

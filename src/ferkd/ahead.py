@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,20 +14,46 @@ import cv2
 _T = TypeVar("_T")
 
 
+class _OpenCVThreads:
+    """OpenCV's own threads, off while anybody works with `workers`.
+
+    The number of threads is one setting of the whole process, and users may overlap in any order.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users, self._before = 0, 0
+
+    def off(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._before = cv2.getNumThreads()
+                cv2.setNumThreads(0)
+            self._users += 1
+
+    def back(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                cv2.setNumThreads(self._before)
+
+
+_OPENCV = _OpenCVThreads()
+
+
 @contextmanager
 def workers(count: int) -> Iterator[ThreadPoolExecutor]:
     """``count`` threads to decode and cut in; what was not begun is dropped at the end.
 
     OpenCV's own threads are off meanwhile: they would only fight over the same cores.
     """
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(0)
+    _OPENCV.off()
     pool = ThreadPoolExecutor(count, "ferkd-worker")
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        cv2.setNumThreads(before)
+        _OPENCV.back()
 
 
 def ahead(futures: Iterator[Future[_T]], depth: int) -> Iterator[_T]:

@@ -74,7 +74,7 @@ def bench_loader(
     batch_size: Annotated[
         int | None, typer.Option(help="Crops of a batch: 128, or 16 with --megapixels.")
     ] = None,
-    batches: Annotated[int, typer.Option(help="Batches of a process timed in a turn.")] = 4,
+    batches: Annotated[int, typer.Option(help="Batches of a worker timed in a turn.")] = 12,
     stored_crops: Annotated[int, typer.Option(help="Stored crops per image.")] = 50,
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Time kept decoded images too.")

@@ -85,6 +85,15 @@ class Data(_Part):
     cache_dir: str | None = None
     crops: CropDistribution = CropDistribution()
 
+    @model_validator(mode="after")
+    def _kept_copies_are_large_enough(self) -> Data:
+        if self.cache_side is not None and self.cache_side < self.image_size:
+            raise ValueError(
+                f"cache_side {self.cache_side} is below image_size {self.image_size}: every crop "
+                "would be enlarged; raise it, to twice image_size or more"
+            )
+        return self
+
 
 class Loss(_Part):
     """What is minimised: ``objective`` with its own ``options``, where there is a teacher.

@@ -1,7 +1,8 @@
 """Crops: which boxes an image shows, and the one function that cuts them.
 
 The teacher's labelling pass and the student's loader both go through :func:`cut`, so that the
-student sees exactly what the teacher saw.
+student sees exactly what the teacher saw; :func:`cut_scaled` comes close to it where an image was
+decoded or kept smaller.
 """
 
 from __future__ import annotations

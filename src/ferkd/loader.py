@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -130,15 +130,19 @@ class Loader:
             loaded = self._threads(range(start, stop))
         else:
             loaded = self._processes(range(start, stop))
-        for batch in loaded:
-            if isinstance(batch, Failure):
-                raise InputError(batch.message)
-            for skip in batch.unreadable:
-                if skip.id not in self.unreadable:
-                    self.unreadable[skip.id] = skip
-                    logger.warning("%s cannot be read (%s); it is left out", *skip)
-                    check_unreadable_share(list(self.unreadable.values()), self.images)
-            yield batch
+        try:
+            for batch in loaded:
+                if isinstance(batch, Failure):
+                    raise InputError(batch.message)
+                for skip in batch.unreadable:
+                    if skip.id not in self.unreadable:
+                        self.unreadable[skip.id] = skip
+                        logger.warning("%s cannot be read (%s); it is left out", *skip)
+                        check_unreadable_share(list(self.unreadable.values()), self.images)
+                yield batch
+        finally:  # workers end here, not when whoever keeps an error lets go of it
+            if isinstance(loaded, Generator):
+                loaded.close()
 
     def _load(self, step: int) -> Batch | Failure:
         batch = self._steps[step]
@@ -151,16 +155,14 @@ class Loader:
             yield from ahead(begun, 2 * self.workers)
 
     def _processes(self, steps: range) -> Iterator[Batch | Failure]:
-        return iter(
-            DataLoader(
-                self._steps,
-                batch_size=None,
-                sampler=steps,
-                num_workers=min(self.workers, len(steps)),
-                worker_init_fn=_one_thread,
-                multiprocessing_context=self._start_method,
-                pin_memory=cuda.is_available(),
-            )
+        yield from DataLoader(
+            self._steps,
+            batch_size=None,
+            sampler=steps,
+            num_workers=min(self.workers, len(steps)),
+            worker_init_fn=_one_thread,
+            multiprocessing_context=self._start_method,
+            pin_memory=cuda.is_available(),
         )
 
 

@@ -22,7 +22,7 @@ from ferkd.schedule import ImageOrder
 
 CutOn = Literal["workers", "device"]
 
-_GROUP = 16  # images whose bytes are held at a time
+_GROUP = 8  # images held at a time: a JPEG's bytes, the pixels of other kinds
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Steps(Dataset["Batch | Failure"]):
         self.pictures, self.crops, self.order = pictures, crops, order
         self.images_per_batch, self.m, self.size_at = images_per_batch, m, size_at
         self.cut_on = cut_on
+        self._checked = np.zeros(len(crops), bool)  # images compared with the labelled ones
 
     def __getitem__(self, step: int) -> Batch | Failure:
         try:
@@ -100,8 +101,10 @@ class Steps(Dataset["Batch | Failure"]):
             if isinstance(picture, Unreadable):
                 failed: Unreadable | None = picture
             else:
-                if shown.visits[i] == 0:  # once a run: hashing each time costs a tenth
-                    self.crops.check(int(shown.rows[i]), picture)
+                row = int(shown.rows[i])
+                if not self._checked[row]:  # once: hashing each time costs a tenth
+                    self.crops.check(row, picture)
+                    self._checked[row] = True
                 failed = self._decode(shown, i, picture)
             if failed is not None:
                 self._stand_in(shown, i, failed)

@@ -56,7 +56,7 @@ class Teacher:
         self._dtype = resolve_precision(cast(Precision, precision), self.device)
         self.precision = _PRECISIONS[self._dtype]
         self.module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._normalise = Normalise(self.mean, self.std, self.device)
+        self._normalise = Normalise(self.mean, self.std, self.device, reuse=True)
         self.num_classes = self._try_out()
         self.class_names = tuple(class_names)
         for stated, what in ((num_classes, "num_classes"), (len(class_names), "class names")):

@@ -207,34 +207,34 @@ def _label(out: Path, plan: Plan, data: demo_data.Data, say: Callable[[str], Non
 
 
 def _teacher(plan: Plan, data: demo_data.Data) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "method": "hard",
-            "data": {
-                "images": str(data.train),
-                "val": str(data.val),
-                "image_size": plan.image_size,
-                "batch_size": plan.batch_size,
-                "workers": 0,
-            },
-            "student": {"name": plan.teacher, "model_args": plan.teacher_args},
-            "optimizer": {"name": "adamw", "lr": plan.teacher_lr, "weight_decay": 0.05},
-            "schedule": {"epochs": plan.teacher_epochs},
-            "mix": plan.teacher_mix.model_dump(),
-            "ema": 0.99,
-            "precision": _fast_precision(),
-            "evaluation": {
-                "every_epochs": plan.teacher_epochs / 3,
-                "crop_fraction": plan.crop_fraction,
-            },
-        }
-    )
+    tree = _recipe(plan, data, epochs=plan.teacher_epochs, lr=plan.teacher_lr, evaluations=3)
+    tree |= {
+        "method": "hard",
+        "student": {"name": plan.teacher, "model_args": plan.teacher_args},
+        "mix": plan.teacher_mix.model_dump(),
+    }
+    return Recipe.model_validate(tree)
 
 
 def _student(plan: Plan, data: demo_data.Data, method: str, seed: int, store: Path) -> Recipe:
-    tree: dict[str, Any] = {
+    tree = _recipe(plan, data, epochs=plan.student_epochs, lr=plan.student_lr, evaluations=12)
+    tree |= {
         "method": method,
         "seed": seed,
+        "student": {"name": plan.student, "model_args": plan.student_args},
+    }
+    if method != "hard":
+        tree["data"] |= {"store": str(store), "crops_per_image": plan.crops_per_image}
+    if method == "ferkd":
+        tree |= {"regions": plan.regions.model_dump(), "mix": plan.mix.model_dump()}
+    return Recipe.model_validate(tree)
+
+
+def _recipe(
+    plan: Plan, data: demo_data.Data, *, epochs: float, lr: float, evaluations: int
+) -> dict[str, Any]:
+    """What the teacher's and the students' recipes share."""
+    return {
         "data": {
             "images": str(data.train),
             "val": str(data.val),
@@ -242,21 +242,12 @@ def _student(plan: Plan, data: demo_data.Data, method: str, seed: int, store: Pa
             "batch_size": plan.batch_size,
             "workers": 0,
         },
-        "student": {"name": plan.student, "model_args": plan.student_args},
-        "optimizer": {"name": "adamw", "lr": plan.student_lr, "weight_decay": 0.05},
-        "schedule": {"epochs": plan.student_epochs},
+        "optimizer": {"name": "adamw", "lr": lr, "weight_decay": 0.05},
+        "schedule": {"epochs": epochs},
         "ema": 0.99,
         "precision": _fast_precision(),
-        "evaluation": {
-            "every_epochs": plan.student_epochs / 12,
-            "crop_fraction": plan.crop_fraction,
-        },
+        "evaluation": {"every_epochs": epochs / evaluations, "crop_fraction": plan.crop_fraction},
     }
-    if method != "hard":
-        tree["data"] |= {"store": str(store), "crops_per_image": plan.crops_per_image}
-    if method == "ferkd":
-        tree |= {"regions": plan.regions.model_dump(), "mix": plan.mix.model_dump()}
-    return Recipe.model_validate(tree)
 
 
 def _fast_precision() -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..storage import masked, user_cache
+from ..storage import is_url, masked, user_cache
 from .decode import DECODER
 from .scaled import image_size
 from .source import ImageSource, fingerprint
@@ -96,7 +96,8 @@ class PixelCache:
     ) -> None:
         if max_side is not None and max_side < 1:
             raise InputError(f"cache_side is {max_side}; it must be at least 1 pixel")
-        self.kind, self.max_side = kind, max_side
+        self.kind, self.max_side, self.exif = kind, max_side, exif
+        self.identity = _identity(source, exif)
         place = (
             Path(folder).expanduser() if folder is not None else user_cache() / "ferkd" / "pixels"
         )
@@ -115,7 +116,7 @@ class PixelCache:
         total = int(self._offsets[-1])
         self.path: Path | None = None
         if kind == "disk":
-            key = _key(source, exif, max_side, self._offsets)
+            key = _key(self.identity, max_side, self._offsets)
             self.path = place / f"{key}.pixels"
         self.need = Need(count, total, limit, kind)
         if self.path is None or not self.path.is_file():
@@ -126,13 +127,16 @@ class PixelCache:
         count = self.need.images
         self._bytes = _map(self.path, max(self.need.bytes, 1))
         self._entries = self._bytes[: count * _ENTRY.itemsize].view(_ENTRY)
-        self._trusted = np.zeros(count, bool)  # by this process
+        # The fingerprint of the file that each image was compared with, by this process.
+        self._trusted = np.zeros(count, np.uint64)
+        self._compared = np.zeros(count, bool)
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker that is not forked: it maps the file again (memory cannot be sent)."""
         if self.path is None:
             raise TypeError("a cache in memory is shared with forked processes alone")
-        return {k: v for k, v in vars(self).items() if k not in ("_bytes", "_entries", "_trusted")}
+        mapped = ("_bytes", "_entries", "_trusted", "_compared")
+        return {name: value for name, value in vars(self).items() if name not in mapped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -158,15 +162,19 @@ class PixelCache:
             return None
         pixels = self._bytes[start:stop].reshape(rows, columns, 3)
         if not self.trusts(place):
-            sound = zlib.crc32(pixels.data) == int(entry["crc"])
-            if not sound or fingerprint(data or b"") != int(entry["fingerprint"]):
+            content = int(entry["fingerprint"])
+            if _crc(entry, pixels) != int(entry["crc"]) or fingerprint(data or b"") != content:
                 return None
-            self._trusted[place] = True
+            self._trusted[place], self._compared[place] = content, True
         return Kept(pixels, int(entry["height"]), int(entry["width"]), int(entry["fingerprint"]))
 
     def trusts(self, place: int) -> bool:
         """Whether what is kept of an image need not be compared with its file any more."""
-        return self.kind == "ram" or bool(self._trusted[place])
+        if self.kind == "ram":
+            return True
+        # Another run may have put the pixels of a changed file here since.
+        unchanged = self._trusted[place] == self._entries["fingerprint"][place]
+        return bool(self._compared[place] and unchanged)
 
     def put(self, place: int, pixels: NDArray[np.uint8], content: int) -> Kept | None:
         """Keep an image's upright pixels [H, W, 3]; ``content`` is its file's fingerprint.
@@ -185,36 +193,64 @@ class PixelCache:
             kept[...] = pixels
         else:
             cv2.resize(pixels, (columns, rows), dst=kept, interpolation=cv2.INTER_AREA)
-        crc = zlib.crc32(kept.data) if self.kind == "disk" else 0
-        entry[["fingerprint", "height", "width", "rows", "columns", "crc"]] = (
+        entry[["fingerprint", "height", "width", "rows", "columns"]] = (
             content,
             height,
             width,
             rows,
             columns,
-            crc,
         )
+        if self.kind == "disk":
+            entry["crc"] = _crc(entry[0], kept)
         entry["filled"] = 1
-        self._trusted[place] = True
+        self._trusted[place], self._compared[place] = content, True
         return Kept(kept, height, width, content)
 
 
 def free_memory() -> int:
-    """Bytes of memory that this process may still take, within its control group's limit."""
+    """Bytes of memory that this process may still take, within the limits of its control groups."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         lines = meminfo.read_text().splitlines()
         available = [line for line in lines if line.startswith("MemAvailable:")]
         free = int(available[0].split()[1]) * 1024 if available else free
-    group = Path("/sys/fs/cgroup")
+    return min([free, *group_rooms(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def group_rooms(listing: Path, mounted: Path) -> list[int]:
+    """What the limits of a process's control groups leave it, of both versions, in bytes.
+
+    ``listing`` names its groups, one "number:controllers:folder" a line, whose folders lie below
+    ``mounted``; the limits of the folders above hold too. Pages of files that were read and can be
+    dropped do not count as used. Groups without a limit give nothing.
+    """
+    rooms = []
+    for line in listing.read_text().splitlines() if listing.is_file() else []:
+        _, controllers, folder = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        if controllers:
+            top, names = mounted / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            top, names = mounted, ("memory.max", "memory.current")
+        inside = top / folder.lstrip("/")
+        # In a container the folder is often not to be seen, and its own limit stands at the top.
+        for place in [inside, *inside.parents]:
+            if place.is_relative_to(top) and (room := _room(place, *names)) is not None:
+                rooms.append(room)
+    return rooms
+
+
+def _room(group: Path, limit: str, used: str) -> int | None:
     try:
-        limit = (group / "memory.max").read_text().strip()
-        used = (group / "memory.current").read_text()
-        free = free if limit == "max" else min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        pass  # no control group of version 2
-    return free
+        room = int((group / limit).read_text()) - int((group / used).read_text())
+        for line in (group / "memory.stat").read_text().splitlines():
+            if line.startswith("inactive_file "):
+                room += int(line.split()[1])
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+    return max(0, room)
 
 
 def _capped(sizes: NDArray[Any], max_side: int | None) -> NDArray[np.int64]:
@@ -251,23 +287,58 @@ def _refuse_beyond(needed: int, limit: int, kind: Kind, count: int, *, estimated
 
 
 def _map(path: Path | None, size: int) -> NDArray[np.uint8]:
-    """``size`` zero bytes that forked processes share, or those of the file ``path``."""
+    """``size`` zero bytes that forked processes share, or those of the file ``path``.
+
+    The disk's room is taken at once: a map whose file finds none later ends the process.
+    """
     if path is None:
         return np.frombuffer(mmap.mmap(-1, size), np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        if path.stat().st_size != size:
-            file.truncate(size)
-    return np.memmap(path, np.uint8, "r+", shape=(size,))
+    made = False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = not path.exists()
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        with open(os.open(path, flags, 0o666), "r+b") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                file.truncate(size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
+    except OSError as error:
+        if made:
+            path.unlink(missing_ok=True)
+        raise InputError(
+            f"the cache {path} of {_size(size)} cannot be made ({error.strerror}); free space, or "
+            "use another data.cache_dir or data.cache: none"
+        ) from None
 
 
-def _key(
-    source: ImageSource, exif: bool, max_side: int | None, offsets: NDArray[np.integer]
-) -> str:
+def _crc(entry: Any, pixels: NDArray[np.uint8]) -> int:
+    """The checksum of an image's pixels and of what is said of them."""
+    said = [int(entry[name]) for name in ("fingerprint", "height", "width", "rows", "columns")]
+    return zlib.crc32(pixels.data, zlib.crc32(repr(said).encode()))
+
+
+def _identity(source: ImageSource, exif: bool) -> str:
+    """Names the images that a cache is for: their place, ids and orientation."""
+    place = source.name if is_url(source.name) else os.path.abspath(source.name)
+    return hashlib.sha256("\0".join([place, *source.ids, str(exif)]).encode()).hexdigest()
+
+
+def _key(identity: str, max_side: int | None, offsets: NDArray[np.integer]) -> str:
     """Names a cache by all that decides its layout and its pixels; the contents have prints."""
-    digest = hashlib.sha256("\0".join([*source.ids, DECODER, f"{exif} {max_side}"]).encode())
+    digest = hashlib.sha256(f"{identity} {DECODER} {max_side}".encode())
     digest.update(np.ascontiguousarray(offsets, "<i8").tobytes())
     return digest.hexdigest()[:32]
+
+
+def made_for(cache: PixelCache, source: ImageSource, exif: bool) -> None:
+    """Raise InputError for a cache of other images, or of another orientation."""
+    if cache.identity != _identity(source, exif):
+        raise InputError(
+            f"the cache was made for other images than {source.name}, or with another exif; make "
+            f"PixelCache with this source and exif={exif}"
+        )
 
 
 def _free_disk(place: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import PixelCache
+from .cache import PixelCache, made_for
 from .decode import UnreadableImage, decode
 from .scaled import decode_scaled, jpeg_size
 from .source import ImageSource, fingerprint
@@ -74,6 +74,8 @@ class Pictures:
         scaled: bool = True,
         cache: PixelCache | None = None,
     ) -> None:
+        if cache is not None:
+            made_for(cache, source, exif)
         self.source, self.exif, self.scaled, self.cache = source, exif, scaled, cache
 
     def open(self, place: int) -> Picture:

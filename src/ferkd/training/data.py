@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from ferkd.methods import METHODS
 from ferkd.mixing import Mix
 from ferkd.regions import Mining
 from ferkd.training.trainer import Mixer
+
+logger = logging.getLogger("ferkd")
 
 if TYPE_CHECKING:
     from ferkd.config import Data, Recipe
@@ -205,6 +208,12 @@ def _cache(wanted: Data, found: _Found) -> PixelCache | None:
         table = found.store.images
         places = [found.crops.image(row)[0] for row in range(len(found.crops))]
         sizes[places] = np.stack([table["height"], table["width"]], 1)
+    if wanted.cache_side is not None and found.store is not None:
+        logger.warning(
+            "images are kept at a shorter side of %d pixels at most: the student sees crops of "
+            "these, the teacher saw crops of the whole images",
+            wanted.cache_side,
+        )
     limit = wanted.cache_limit_gb
     return PixelCache(
         found.images,

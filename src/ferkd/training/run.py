@@ -131,7 +131,7 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
         optimizer=build_optimizer(recipe.optimizer, model),
         learning_rate=rate,
         steps=steps,
-        normalise=Normalise(config.mean, config.std, device),
+        normalise=Normalise(config.mean, config.std, device, reuse=True),
         dtype=dtype,
         mixer=mixer(
             recipe.mix,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_MAX_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,14 @@ class Schedule(BaseModel):
         if self.image_size is None:
             return self
         shares = [share for share, _ in self.image_size]
-        if shares[:1] != [0] or sorted(set(shares)) != shares or shares[-1] >= 1:
+        rising = all(a < b for a, b in itertools.pairwise([*shares, 1.0]))  # NaN does not
+        if shares[:1] != [0] or not rising:
             raise ValueError(
                 f"image_size begins at the shares {shares}; they must start with 0, rise and stay "
                 "below 1"
             )
-        if min(side for _, side in self.image_size) < 8:
-            raise ValueError("image_size must be at least 8 pixels throughout")
+        if not all(8 <= side <= _MAX_SIDE for _, side in self.image_size):
+            raise ValueError(f"image_size must be 8 to {_MAX_SIDE} pixels throughout")
         return self
 
     def sizes(self, images: int, batch_size: int, image_size: int) -> StepSizes:
