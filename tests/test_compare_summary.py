@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferkd.compare.cells import plain, tables
-from ferkd.compare.runs import Run, group_runs, read_run
+from ferkd.compare.runs import Run, group_runs, other_data, read_run
 from ferkd.compare.summary import curve, paired, reach, remarks, summarise
 from ferkd.errors import InputError
 from ferkd.report.stats import mean_interval, student_t_cdf, student_t_quantile
@@ -223,3 +223,66 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
         read_run(a)
     other = write(tmp_path / "d", method="fkd", val="w")
     assert group_runs([b, other]).notes == ("the runs differ in data.val: v, w",)
+
+
+def test_methods_on_unequal_terms_are_noted(tmp_path):
+    """Made by hand from the keys: batch size and optimiser differ between the methods."""
+
+    def one(name, method, seed, **leaves) -> Path:
+        folder = write(tmp_path / name, method=method, seed=seed)
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+        for key, value in leaves.items():
+            part, _, leaf = key.partition("__")
+            if leaf:
+                recipe.setdefault(part, {})[leaf] = value
+            else:
+                recipe[part] = value
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        return folder
+
+    equal = {"optimizer__lr": 0.1, "ema": 0.9, "data__images": "i", "schedule__min_lr": 0}
+    a, b = one("a", "hard", 0, **equal), one("b", "fkd", 0, **equal)
+    assert group_runs([a, b]).notes == ()
+    given = {
+        "optimizer__lr": 0.2,
+        "ema": None,
+        "data__images": "j",
+        "data__batch_size": 9,
+        "data__crops_per_image": 3,
+        "schedule__min_lr": 0.1,
+        "schedule__warmup_epochs": 2,
+        "schedule__image_size": None,
+        "student__weights": "w",
+        "precision": "bf16",
+        "clip_grad": 1.0,
+        "log_steps": 7,
+    }
+    notes = group_runs([a, one("c", "fkd", 0, **given)]).notes
+    assert "the methods differ in optimizer.lr, too: hard 0.1; fkd 0.2" in notes
+    assert "the methods differ in clip_grad, too: hard unset; fkd 1.0" in notes
+    said = {note.split()[4].rstrip(",") for note in notes}
+    assert said == {key.replace("__", ".") for key in given} - {"log_steps"}
+    # What differs within a method is in its name.
+    varied = one("d", "hard", 0, **{**equal, "ema": 0.5})
+    assert group_runs([a, varied]).notes == ()
+
+
+def test_seeds_of_one_method_on_other_data_are_noted():
+    methods = {
+        "fkd": [run(0, [0.5], data="x"), run(1, [0.5], data="y"), run(2, [0.5], data="x")],
+        "hard": [run(0, [0.5], data="z"), run(1, [0.5], data="z"), run(2, [0.5])],
+    }
+    (line,) = other_data(methods)
+    assert line.startswith("fkd: the images") and "(0, 2 / 1)" in line
+
+
+def test_the_columns_of_differences_hold_each_its_own_figure():
+    """NLL differs by what no accuracy could: 0.25, 0.35 less, mean -0.300."""
+    hard = [run(0, [0.5], nll=1.0), run(1, [0.5], nll=2.0)]
+    fkd = [run(0, [0.5], nll=0.75), run(1, [0.5], nll=1.65)]
+    accuracy, _ = tables(summarise({"hard": hard, "fkd": fkd}, "hard"), "hard")
+    assert accuracy.head[-2:] == ("top-1 against hard, points", "NLL against hard")
+    top1, nll = accuracy.rows["fkd"][-2:]
+    half = 12.7062 * 0.05  # t at 0.975 with 1 degree of freedom, deviation 0.0707 / sqrt 2
+    assert (top1.text, nll.text) == ("+0.0", "-0.300")
+    assert nll.note == f"[{-0.3 - half:+.3f}, {-0.3 + half:+.3f}]"

@@ -159,3 +159,22 @@ def test_auroc_against_the_truth_by_counting_pairs(noisy: dict[float, Path], tmp
     assert inspect(store, truth=file)["truth"] == found
     with pytest.raises(InputError, match=r"39 of the 40 images .* are not in the truth file"):
         against_truth(store, {store.ids[0]: truth[store.ids[0]]})
+
+
+@pytest.mark.parametrize("truth", [None, "{}", "my notes", '{"train": {}}'])
+def test_a_folder_with_anything_else_in_it_is_never_replaced(truth, tmp_path: Path) -> None:
+    """A file called truth.json makes no folder ours, and other files beside planted scenes stay."""
+    out = tmp_path / "out"
+    if truth is None:
+        plant(out, images=10, val_images=10)
+        (out / "thesis.txt").write_text("precious")
+        said = r"holds more than planted scenes \(thesis.txt\)"
+    else:
+        (out / "train").mkdir(parents=True)
+        (out / "train" / "mine.jpg").write_text("mine")
+        (out / "truth.json").write_text(truth)
+        said = "cannot be read as a truth file"
+    before = contents(out)
+    with pytest.raises(InputError, match=said):
+        plant(out, images=10, val_images=10, overwrite=True)
+    assert contents(out) == before

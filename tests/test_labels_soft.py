@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ferkd.errors import InputError
 from ferkd.labels.records import RecordFormat
 from ferkd.labels.soft import SoftLabels
+from ferkd.objectives import build
 
 D = torch.tensor([[2.5, 1.0, -1.0, 0.5, -2.0]])  # test vector D of the objectives' specification
 D_PROBS = [0.714402, 0.159405, 0.021573, 0.096684, 0.007936]
@@ -235,3 +236,39 @@ def test_class_numbers_up_to_65535_and_no_further():
     assert fmt.decode(records).top1().tolist() == [65535]
     with pytest.raises(InputError, match=r"65537 classes.*at most 65536"):
         RecordFormat.choose(5, 65537)
+
+
+def test_a_truth_far_below_the_tails_mean_stays_a_probability_when_mixed():
+    """16 nats below: p is 1e-7 of the mean, less than a float32 sum with the mean can hold."""
+    torch.manual_seed(0)
+    rows, truth = 512, torch.full((512,), 7)
+    logits = torch.randn(2, rows, 1000) * 0.1
+    logits[:, :, :5] += 8
+    logits[:, :, 7] = -16
+    a, b = (SoftLabels.from_logits(z, truth, 5).with_truth(truth) for z in logits)
+    mixed = a.mixed(b, torch.rand(rows))
+    for temperature in (1.0, 2.0):
+        p = mixed.dense(temperature)
+        assert (p > 0).all() and torch.allclose(p.sum(1), torch.ones(rows), atol=1e-5)
+        own, other = (labels.dense(temperature)[:, 7] for labels in (a, b))
+        expected = mixed.share * own + (1 - mixed.share) * other
+        assert torch.allclose(p[:, 7], expected, rtol=1e-4, atol=0)
+    exact = logits[0].double().log_softmax(1)[:, 7].exp().float()
+    assert torch.allclose(a.dense()[:, 7], exact, rtol=1e-3, atol=0)
+    student = torch.zeros(rows, 1000, requires_grad=True)
+    for name in ("jeffreys", "kl", "dkd"):
+        loss = build(name)(student, mixed, truth)
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert torch.isfinite(loss) and torch.isfinite(gradient).all(), name
+
+
+@given(st.integers(2, 9), st.integers(1, 9), st.integers(0, 99), st.sampled_from([1.0, 2.0, 4.0]))
+def test_the_sparse_and_the_dense_form_are_one_distribution(classes, k, seed, temperature):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, 4, classes, generator=generator) * 3
+    truth = torch.randint(0, classes, (4,), generator=generator)
+    a, b = (SoftLabels.from_logits(z, truth, k).with_truth(truth) for z in logits)
+    for labels in (a, a.mixed(b, torch.rand(4, generator=generator))):
+        for tail in ("uniform", "renorm"):
+            sparse = labels.targets(temperature, tail).dense()
+            assert torch.allclose(labels.dense(temperature, tail), sparse, atol=1e-6)

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch.nn import functional
 
-from ferkd import objectives
+from ferkd import map_crops, objectives
 from ferkd.compute import Normalise
 from ferkd.config import make_recipe
 from ferkd.errors import InputError
@@ -28,7 +28,7 @@ from ferkd.teachers import Inputs, Teacher
 from ferkd.training import train
 from ferkd.training.metrics import read_metrics
 from ferkd.training.run import build_trainer
-from ferkd.training.trainer import View
+from ferkd.training.trainer import NonFiniteLoss, View
 
 A_STUDENT, A_TEACHER = torch.tensor([[2.0, 0.5, -1.0]]), torch.tensor([[1.0, 3.0, 0.2]])
 TEACHER = "timm/test_resnet?random=0&num_classes=3&mean=0.4&std=0.3"
@@ -485,7 +485,7 @@ def test_the_students_term_leaves_the_discriminator_alone():
 
 def test_the_specifications_vector_of_pskd():
     """Spec 3.5: P_prev = the teacher's softmax of vector A, y = 1, e + 1 = 150 of 300."""
-    own = OwnPredictions(1, 3, epochs=300, epochs_per_step=1.0)
+    own = OwnPredictions(1, 3, epochs=300, batch_size=1)
     own.last.copy_(A_TEACHER.softmax(1))
     own.seen.fill_(True)
     own.step = 149
@@ -496,7 +496,7 @@ def test_the_specifications_vector_of_pskd():
 
 
 def test_pskd_begins_with_the_truth_and_keeps_the_mean_of_an_images_crops():
-    own = OwnPredictions(4, 3, epochs=4, epochs_per_step=0.5, own_share=0.8)
+    own = OwnPredictions(4, 3, epochs=4, batch_size=2, own_share=0.8)
     logits = torch.randn(4, 3)
     shown = view(targets=(2, 2, 0, 0), rows=(3, 3, 1, 1))
     plain = functional.cross_entropy(logits, shown.targets)
@@ -512,6 +512,133 @@ def test_pskd_begins_with_the_truth_and_keeps_the_mean_of_an_images_crops():
 
 
 def test_the_share_of_pskd_rises_by_epochs_to_the_last():
-    own = OwnPredictions(2, 3, epochs=3, epochs_per_step=0.5, own_share=0.6)
+    own = OwnPredictions(2, 3, epochs=3, batch_size=1, own_share=0.6)
     shares = [own.share(step) for step in range(6)]
     assert shares == pytest.approx([0.2, 0.2, 0.4, 0.4, 0.6, 0.6])
+
+
+def test_the_epochs_of_pskd_are_whole_at_every_boundary():
+    """As floats, 49 * (1 / 49) is below 1, so the epoch would begin a step late."""
+    own = OwnPredictions(49, 3, epochs=5, batch_size=1)
+    assert own.share(48) == pytest.approx(0.16) and own.share(49) == pytest.approx(0.32)
+    assert own.share(5 * 49 - 1) == pytest.approx(0.8)
+
+
+def test_pskd_counts_epochs_in_the_crops_of_its_run(settings, store):
+    """10 images, 4 crops a step, 5 steps: 2 epochs, of which step 3 (crop 12) begins the second."""
+    own = build_trainer(changed(settings, "pskd", store))[0].objective
+    assert own.epochs == 2.0
+    assert [own.share(step) for step in range(STEPS)] == pytest.approx([0.4, 0.4, 0.4, 0.8, 0.8])
+    half = {"crops_per_image": 2, "batch_size": 3}  # whole images: 4 crops a step
+    own = build_trainer(changed(settings, "pskd", store, data=half))[0].objective
+    assert own.epochs == 2.0 and own.share(3) == pytest.approx(0.8)
+
+
+# Options of loss
+
+
+def first_view(recipe):
+    """What the objective of a run is shown at the first step."""
+    trainer, _, _ = build_trainer(recipe)
+    seen, ours = [], trainer.objective
+    trainer.objective = lambda logits, shown: seen.append(shown) or ours(logits, shown)
+    next(trainer.run())
+    return seen[0]
+
+
+@pytest.mark.parametrize("method", ["hard", "kd"])
+def test_label_smoothing_is_part_of_mixed_hard_labels(settings, store, method):
+    """Smoothing 0.3 over 3 classes: at least 0.1 on every class, whatever is mixed."""
+    for smoothing, least in ((0.3, 0.1), (0.0, 0.0)):
+        recipe = changed(
+            settings, method, store, mix={"kind": "mixup"}, loss={"label_smoothing": smoothing}
+        )
+        p = first_view(recipe).labels.dense()
+        assert float(p.min()) == pytest.approx(least, abs=1e-6) and float(p.max()) > 0.5
+
+
+def test_the_last_share_of_pskd_is_read(settings, store):
+    own = build_trainer(changed(settings, "pskd", store, loss={"own_share": 0.3}))[0].objective
+    assert own.share(STEPS - 1) == pytest.approx(0.3)
+
+
+def test_the_weight_of_the_discriminator_is_read(settings, store):
+    recipe = changed(settings, "meal_v2", store, loss={"discriminator": 0.25})
+    found = build_trainer(recipe)[0].objective
+    assert isinstance(found, Adversary) and found.weight == 0.25
+    plain = recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"discriminator": 0})})
+    assert isinstance(build_trainer(plain)[0].objective, StoredLabels)
+
+
+@pytest.mark.parametrize("kind", ["hard", "smoothing", "renorm"])
+def test_the_label_kind_is_read_by_fkd_alone(settings, store, kind):
+    path = store("fkd")
+    for method in ("fkd", "meal_v2", "ssld", "ferkd"):
+        recipe = changed(settings, method, lambda _: path, loss={"label_kind": kind})
+        found = build_trainer(recipe)[0].objective
+        assert found.kind == (kind if method == "fkd" else "soft"), method
+
+
+def test_the_precision_of_a_live_teacher_is_its_own(settings, store):
+    for given, found in (({"teacher_precision": "bf16"}, "bf16"), ({}, "fp32")):
+        recipe = changed(settings, "kd", store, precision="fp32", **given)
+        trainer, data, _ = build_trainer(recipe)
+        assert data.teacher.precision == found and trainer.dtype == torch.float32
+
+
+# What is said when something is wrong
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_teacher_that_is_not_finite_is_named(settings, store, precision):
+    recipe = changed(settings, "kd", store, teacher_precision=precision)
+    trainer, data, _ = build_trainer(recipe)
+    answer, calls = data.teacher.logits, []
+
+    def overflows(pixels):
+        calls.append(1)
+        return answer(pixels) / (0.0 if len(calls) == 2 else 1.0)
+
+    data.teacher.logits = overflows
+    list(trainer.run())
+    with pytest.raises(NonFiniteLoss) as caught:
+        trainer.mean_loss()
+    said = str(caught.value)
+    assert "at step 2 of 5: teacher timm/test_resnet answered" in said and "diverged" not in said
+    assert ("set teacher_precision fp32" in said) == (precision == "bf16")
+
+
+def test_a_student_that_diverges_beside_a_sound_teacher_is_named(settings, store):
+    trainer, _, _ = build_trainer(changed(settings, "kd", store, optimizer={"lr": 1e30}))
+    list(trainer.run())
+    with pytest.raises(NonFiniteLoss, match="training has diverged"):
+        trainer.mean_loss()
+
+
+def test_a_live_teachers_own_size_is_refused_where_the_student_sees_another(settings, store):
+    other = changed(settings, "kd", store, teacher=f"{TEACHER}&image_size=64")
+    with pytest.raises(InputError, match=r"states image_size=64, but method kd .*image_size 32"):
+        build_trainer(other)
+    same = changed(settings, "kd", store, teacher=f"{TEACHER}&image_size=32")
+    assert build_trainer(same)[1].teacher.image_size == 32
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [{"objective": "lskd"}, {"objective": "kl", "options": {"temperature": 0.5}}],
+    ids=["lskd", "kl"],
+)
+def test_pooled_labels_are_tried_before_the_run(settings, tiny_images, tmp_path, monkeypatch, loss):
+    """2 of 5 classes kept stand for the 16 of more than 32."""
+    photos = str(tiny_images({name: 2 for name in "abcde"}))
+    teacher = TEACHER.replace("num_classes=3", "num_classes=5")
+    label(photos, f"{teacher}&image_size=32", tmp_path / "maps", kind="map", top_k=5, workers=1)
+    data = {**settings["data"], "images": photos, "val": photos, "store": str(tmp_path / "maps")}
+    recipe = make_recipe({**settings, "method": "relabel", "data": data, "loss": loss})
+    assert build_trainer(recipe)
+    monkeypatch.setattr(map_crops, "_ALL_UP_TO", 2)
+    monkeypatch.setattr(map_crops, "_KEPT", 2)
+    said = rf"(?s){loss['objective']} cannot use .* keeps the 2 most probable of 5 .*method kd"
+    with pytest.raises(InputError, match=said):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ import pytest
 from test_compare_summary import run
 from test_report_page import EVIL, Reader
 
-from ferkd.compare.page import budget_panel
+from ferkd.compare.page import budget_panel, verdict
 from ferkd.compare.summary import remarks, summarise
 from ferkd.report import Difference, Report, render
 from ferkd.report.compared import difference_chart
@@ -89,3 +89,41 @@ def test_differences_are_drawn_to_scale():
     assert zero - second == pytest.approx(2 * (first - zero), abs=0.3)
     assert "a: +2 [+0, +4], 3 common seeds" in chart and "b: -4, 1 common seed<" in chart
     assert difference_chart((), "points", 100, {}) == ""
+
+
+def judged(seeds: int, **top1: list[float]) -> str:
+    groups = {name: [run(s, [a]) for s, a in enumerate(values)] for name, values in top1.items()}
+    rows = summarise({name: runs[:seeds] for name, runs in groups.items()}, "hard")
+    return verdict({"baseline": "hard", "budgets": {"short": {"methods": rows}}})
+
+
+def test_the_verdict_on_one_method_is_the_tables_interval():
+    # Differences 0.09, 0.10, 0.11: half the interval is 4.3027 * 0.01 / sqrt 3 = 0.0248.
+    told = judged(3, hard=[0.5, 0.5, 0.5], fkd=[0.59, 0.60, 0.61])
+    start = "short: best mean top-1 60.0% by fkd, +10.0 points against hard"
+    assert told == f"{start} (the interval leaves 0 out)."
+    # Differences 0.00, 0.02, 0.04: half is 0.0497, more than their mean.
+    assert judged(3, hard=[0.5] * 3, fkd=[0.50, 0.52, 0.54]).endswith(
+        "against hard (within the noise)."
+    )
+    assert judged(1, hard=[0.5], fkd=[0.6]).endswith("+10.0 points against hard.")
+
+
+def test_the_verdict_on_the_best_of_several_asks_for_more():
+    """Differences 0.04, 0.06, 0.08: t = 0.06 / (0.02 / sqrt 3) = 5.196 is beyond 4.303 (95 %) but
+    not beyond 7.649 (98.33 %, the best of three)."""
+    alone = judged(3, hard=[0.5] * 3, a=[0.54, 0.56, 0.58])
+    assert alone.endswith("(the interval leaves 0 out).")
+    three = judged(3, hard=[0.5] * 3, a=[0.54, 0.56, 0.58], b=[0.5] * 3, c=[0.4] * 3)
+    assert three.endswith("(within the noise, by an interval of 98.3 % for the best of 3).")
+
+
+def test_a_best_method_that_loses_on_the_common_seeds_is_told_apart_too():
+    """Its mean is the highest by a seed that the baseline has not: paired, it is below it."""
+    groups = {
+        "hard": [run(0, [0.50]), run(1, [0.50]), run(2, [0.50])],
+        "fkd": [run(0, [0.45]), run(1, [0.44]), run(2, [0.46]), run(3, [0.95])],
+    }
+    rows = summarise(groups, "hard")
+    said = verdict({"baseline": "hard", "budgets": {"short": {"methods": rows}}})
+    assert "by fkd, -5.0 points against hard (the interval leaves 0 out)" in said

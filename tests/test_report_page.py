@@ -9,6 +9,7 @@ import re
 import sys
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -341,5 +342,11 @@ def test_spread_labels_never_overlap_and_keep_their_order(positions):
     assert all(placed[b] - placed[a] >= 13 - 1e-6 for a, b in pairwise(order))
 
 
-def test_the_ninth_method_differs_from_the_first():
-    assert len({plots.colour(slot) for slot in range(2 * plots.COLOURS)}) == 2 * plots.COLOURS
+def test_forty_methods_have_forty_styles_of_the_stylesheet():
+    styles = [plots.colour(slot) for slot in range(40)]
+    assert len({*styles}) == 40 and styles[:2] == ["m0", "m1"]
+    css = (Path(plots.__file__).parent / "templates" / "style.css").read_text()
+    for name in {part for style in styles for part in style.split()[1:]}:
+        assert f".line.{name} {{ stroke-dasharray" in css and f".swatch.{name} {{" in css
+    arrays = re.findall(r"\.line\.\w+ { stroke-dasharray: ([\d ]+) }", css)
+    assert len(arrays) == len({*arrays}) == 4

@@ -14,6 +14,8 @@ from ferkd.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
+_CACHED = 1 << 21  # bytes that are worked on at a time
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -104,8 +106,16 @@ class Normalise:
             return images.to(torch.float32).mul_(scale).add_(shift)
         # Channels last: an inner loop over whole rows is ten times as fast as one over 3 channels.
         width = pixels.shape[2]
-        rows = self._room(pixels).view(*pixels.shape[:2], -1).copy_(pixels.flatten(2))
-        rows.mul_(self._scale.repeat(width)).add_(self._shift.repeat(width))
+        scale, shift = self._scale.repeat(width), self._shift.repeat(width)
+        given = pixels.flatten(2)
+        rows = self._room(pixels).view(given.shape)
+        # On the CPU a few images at a time, which stay in the processor's cache between the passes.
+        few = max(1, len(rows))
+        if rows.device.type == "cpu":
+            few = max(1, _CACHED * len(rows) // max(1, rows.nbytes))
+        for some in range(0, len(rows), few):
+            part = rows[some : some + few].copy_(given[some : some + few])
+            part.mul_(scale).add_(shift)
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
     def _room(self, pixels: Tensor) -> Tensor:

@@ -50,8 +50,7 @@ class MapCrops:
         self.store = store
         self._labelled = LabelledImages(images, store, "grid")
         self._fresh = FreshCrops(images, distribution=distribution, seed=seed)
-        few = store.num_classes <= _ALL_UP_TO
-        self.top_k = top_k or (store.num_classes if few else _KEPT)
+        self.top_k = top_k or kept_classes(store.num_classes)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -81,6 +80,11 @@ class MapCrops:
         pooled = torch.bmm(torch.from_numpy(weights).to(maps.dtype), maps).flatten(0, 1)
         targets = torch.from_numpy(np.repeat(chosen.targets, m))
         return SoftLabels.from_logits(pooled, targets, self.top_k).with_truth(targets), None
+
+
+def kept_classes(num_classes: int) -> int:
+    """How many classes of a pooled label are kept where nothing else is said."""
+    return num_classes if num_classes <= _ALL_UP_TO else _KEPT
 
 
 def roi_weights(boxes: ArrayLike, sizes: ArrayLike, rows: int, columns: int) -> NDArray[np.float64]:

@@ -148,12 +148,8 @@ def read_model_config(folder: Path) -> ModelConfig:
         ) from error
 
 
-def load_run(run: str | Path) -> tuple[nn.Module, ModelConfig]:
-    """The trained model of a run's folder, or of a weights file beside its config.json; eval mode.
-
-    Raises InputError when the folder is not a finished run or the weights do not fit.
-    """
-    path = Path(run)
+def finished_run(path: Path) -> tuple[Path, ModelConfig]:
+    """The weights file of a run and its config, the weights not yet read; see :func:`load_run`."""
     weights = path / "weights.safetensors" if path.is_dir() else path
     if not path.exists():
         raise InputError(f"{path} does not exist; give a run's folder or a weights file")
@@ -162,7 +158,15 @@ def load_run(run: str | Path) -> tuple[nn.Module, ModelConfig]:
             f"{path} holds no weights.safetensors: the run is not finished; continue it with "
             "ferkd train --resume"
         )
-    config = read_model_config(weights.parent)
+    return weights, read_model_config(weights.parent)
+
+
+def load_run(run: str | Path) -> tuple[nn.Module, ModelConfig]:
+    """The trained model of a run's folder, or of a weights file beside its config.json; eval mode.
+
+    Raises InputError when the folder is not a finished run or the weights do not fit.
+    """
+    weights, config = finished_run(Path(run))
     student = Student(name=config.architecture, model_args=config.model_args)
     model = build_student(student, config.num_classes, image_size=config.image_size)
     load_strict(model, read_state_dict(weights), source=str(weights))

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from ferkd.architectures import PREFIXES, Inputs, Three, find_architecture, nearest, timm_inputs
 from ferkd.errors import InputError
-from ferkd.students import load_run
+from ferkd.students import finished_run, load_run
 from ferkd.weights import head_classes, load_strict, read_state_dict
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -122,7 +122,28 @@ def find(target: str, options: Options) -> Found:
         return _run(Path(target), options)
     if _FUNCTION.fullmatch(target):
         return _imported(target, options)
-    raise InputError(
+    raise _unknown(target)
+
+
+def check_exists(target: str, options: Options) -> None:
+    """Raise InputError where what ``target`` names is not there, as far as can be told without
+    building a network, running a user's code or asking a hub."""
+    if options.checkpoint is not None and not options.checkpoint.is_file():
+        raise InputError(
+            f"teacher {target}: checkpoint {options.checkpoint} is not a file; give the path of a "
+            "weights file"
+        )
+    if target.startswith(PREFIXES):
+        if not target.startswith("hf/"):
+            find_architecture(target, image_size=options.image_size)
+    elif Path(target).is_dir():
+        finished_run(Path(target))
+    elif not _FUNCTION.fullmatch(target):
+        raise _unknown(target)
+
+
+def _unknown(target: str) -> InputError:
+    return InputError(
         f"teacher {target!r} is no directory of a run, and no spec of the form timm/NAME, "
         "torchvision/NAME, hf/ORG/NAME or package.module:name; a weights file goes behind its "
         "architecture, as in timm/NAME?checkpoint=FILE"

@@ -16,8 +16,6 @@ from ferkd.compare.suite import Suite, did_you_mean, make_suite
 from ferkd.compare.trees import flatten
 from ferkd.errors import InputError
 from ferkd.files import write_whole
-from ferkd.images import open_images
-from ferkd.labels import LabelStore
 from ferkd.training import folder as folders
 
 SUITE = "suite.yaml"
@@ -139,26 +137,6 @@ def write_suite(suite: Suite, out: Path) -> None:
     """Write the resolved suite, atomically; this marks the folder as a suite's."""
     text = _HEADER + yaml.safe_dump(suite.to_dict(), sort_keys=False, allow_unicode=True)
     write_whole(out / SUITE, text.encode())
-
-
-def check_data(suite: Suite, wanted: Sequence[Planned]) -> None:
-    """Raise InputError naming every image folder and label store of the runs that is not there."""
-    users: dict[tuple[str, str], list[str]] = {}
-    for method in dict.fromkeys(run.method for run in wanted if not run.finished):
-        data = suite.recipe(method, suite.seeds[0], {"steps": 1}).data
-        for key in ("images", "val", "store"):
-            if (value := getattr(data, key)) is not None:
-                kind = "store" if key == "store" else "images"
-                users.setdefault((kind, value), []).append(method)
-    mistakes = []
-    for (kind, value), methods in users.items():
-        try:
-            _ = LabelStore.open(value) if kind == "store" else open_images(value)
-        except InputError as error:
-            mistakes.append(f"{', '.join(methods)}: {error}")
-    if mistakes:
-        advice = "\nmake what is missing, or name the methods to run with --only"
-        raise InputError("\n".join(mistakes) + advice)
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ferkd.bench.measuring import machine
+from ferkd.compare.checks import check_data, check_finished, other_settings
 from ferkd.compare.execute import Failure, Progress, Say, run_suite
-from ferkd.compare.plan import check_data, check_folder, finished, locked, planned, write_suite
-from ferkd.compare.runs import Run, group_runs
+from ferkd.compare.plan import check_folder, finished, locked, planned, write_suite
+from ferkd.compare.runs import Run, group_runs, other_data
 from ferkd.compare.suite import Suite, did_you_mean
 from ferkd.compare.summary import remarks, summarise
 from ferkd.errors import InputError
@@ -63,6 +64,7 @@ def compare_suite(
     check_folder(suite, out)
     failures: list[Failure] = []
     if not report_only:
+        check_finished(suite, wanted)
         check_data(suite, wanted)
         with locked(out):
             write_suite(suite, out)
@@ -81,6 +83,10 @@ def compare_suite(
     for key, found in result["budgets"].items():
         budget = suite.budgets[key]
         found |= {"count": budget.count, "amount": budget.amount}
+        found["remarks"] += [
+            f"{name} was made with other settings: {'; '.join(lines)}"
+            for name, lines in other_settings(suite, [r for r in shown if r.budget == key]).items()
+        ]
     result["failures"] = {failure.run.name: failure.message for failure in failures}
     return Compared(result, groups, titles, failures)
 
@@ -112,7 +118,7 @@ def _result(
     budgets: dict[str, Any] = {}
     for name, methods in groups.items():
         rows = summarise(methods, baseline)
-        notes = remarks(rows, baseline, missing.get(name, ()))
+        notes = remarks(rows, baseline, missing.get(name, ())) + other_data(methods)
         budgets[name] = {"methods": rows, "remarks": notes}
     last = list(budgets)[-1]
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,20 @@ _SAME_METHOD = {
 }
 # Keys that decide what is measured: where they differ, so do more things than the method.
 _SAME_QUESTION = ("data.val", "data.image_size", "student.name", "evaluation.crop_fraction")
+# Keys, and beginnings of keys, that a comparison of methods keeps equal between them.
+_SAME_TERMS = (
+    "data.images",
+    "data.batch_size",
+    "data.crops_per_image",
+    "student.",
+    "optimizer.",
+    "schedule.warmup",
+    "schedule.min_lr",
+    "schedule.image_size",
+    "ema",
+    "precision",
+    "clip_grad",
+)
 
 
 @dataclass(frozen=True)
@@ -137,6 +151,7 @@ def group_runs(given: Iterable[Path]) -> Grouped:
         values = list(dict.fromkeys(str(run.recipe.get(key)) for run in runs))
         if len(values) > 1:
             notes.append(f"the runs differ in {key}: {', '.join(values)}")
+    notes += unequal_terms(runs)
     names = _names(runs)
     budgets: dict[str, dict[str, list[Run]]] = {}
     for run, name in sorted(zip(runs, names, strict=True), key=lambda pair: pair[0].steps):
@@ -154,6 +169,40 @@ def group_runs(given: Iterable[Path]) -> Grouped:
         for budget, methods in budgets.items()
     }
     return Grouped(ordered, tuple(notes))
+
+
+def unequal_terms(runs: Sequence[Run]) -> list[str]:
+    """One line for each key in which runs of different methods differ, but should not."""
+    keys = dict.fromkeys(key for run in runs for key in run.recipe)
+    lines = []
+    for key in keys:
+        if key in _SAME_QUESTION or not key.startswith(_SAME_TERMS):
+            continue
+        values: dict[str, dict[str, None]] = {}
+        for run in runs:
+            shown = str(run.recipe.get(key, "unset"))
+            values.setdefault(run.method, {})[shown] = None
+        if len({frozenset(of) for of in values.values()}) > 1:
+            words = "; ".join(f"{method} {', '.join(of)}" for method, of in values.items())
+            lines.append(f"the methods differ in {key}, too: {words}")
+    return lines
+
+
+def other_data(methods: Mapping[str, Sequence[Run]]) -> list[str]:
+    """One line for each method whose seeds were trained on different images or labels."""
+    lines = []
+    for method, runs in methods.items():
+        seeds: dict[str, list[str]] = {}
+        for run in runs:
+            if (data := run.result.get("data")) is not None:
+                seeds.setdefault(str(data), []).append(str(run.seed))
+        if len(seeds) > 1:
+            words = " / ".join(", ".join(of) for of in seeds.values())
+            lines.append(
+                f"{method}: the images, their classes, the labels or the teacher are not the same "
+                f"for all seeds ({words}); its mean and deviation mix them"
+            )
+    return lines
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

@@ -67,7 +67,7 @@ def plant(
     training images, drawn from all of them, lie in the folder of another class, any of the others
     alike; a larger share of the same seed holds those of a smaller one, moved to the same places.
     Pictures depend on the seed and the scale alone. Raises InputError; nothing is left at ``out``
-    by an interrupted run, and only a folder of planted scenes is ever replaced.
+    by an interrupted run, and only a folder of planted scenes and nothing else is ever replaced.
     """
     out = Path(out)
     classes = len(CLASS_NAMES)
@@ -174,6 +174,14 @@ def _claim(out: Path, overwrite: bool) -> None:
         return
     if not (out.is_dir() and (out / TRUTH_FILE).is_file()):
         raise InputError(f"{out} exists and holds no planted scenes; give another --out")
+    foreign = sorted({file.name for file in out.iterdir()} - {"train", "val", TRUTH_FILE})
+    if foreign:
+        raise InputError(
+            f"{out} holds more than planted scenes ({foreign[0]}), which would be deleted; move it "
+            "away, or give another --out"
+        )
+    for split in ("train", "val"):
+        read_truth(out / TRUTH_FILE, split)  # a file of that name may be anybody's
     if not overwrite:
         raise InputError(
             f"{out} holds planted scenes already; replace them with --overwrite, or give another "

@@ -244,19 +244,8 @@ class SoftLabels:
         Raises InputError for a temperature at which the tail's mass is not known: below 1, or
         other than 1 for labels without a tail summary (imported ones).
         """
-        if not temperature > 0:
-            raise InputError(f"temperature is {temperature:g}; it must be above 0")
-        mass = self._tail_mass(temperature) if tail == "uniform" else None
-        scaled = self.log_probs / temperature
-        if tail == "renorm" and self.truth_slot:  # re-norm keeps the teacher's top classes alone
-            scaled = torch.cat([scaled[:, :-1], torch.full_like(scaled[:, -1:], -math.inf)], 1)
-        total = scaled.logsumexp(1)
-        if mass is not None:
-            total = torch.logaddexp(total, mass)
-        probs = (scaled - total[:, None]).exp()
-        base = torch.zeros_like(total) if mass is None else self._tail_mean(mass - total)
-        stored = torch.isfinite(scaled)
-        weights = torch.where(stored, probs - base[:, None], 0.0)
+        base, logs = self._parts(temperature, tail)
+        weights = torch.where(torch.isfinite(logs), logs.exp() - base[:, None], 0.0)
         ours = SparseTargets(base, self.classes, weights, self.num_classes)
         if self.partner is None or self.share is None:
             return ours
@@ -275,14 +264,41 @@ class SoftLabels:
         )
 
     def dense(self, temperature: float = 1.0, tail: Tail = "uniform") -> Tensor:
-        """The target distributions written out, float32 [B, C]; see :meth:`targets`."""
-        return self.targets(temperature, tail).dense()
+        """The target distributions written out, float32 [B, C]; see :meth:`targets`.
+
+        Values are placed, not added up as :class:`SparseTargets` are: a stored class far below the
+        tail's mean keeps its own, which a difference to the mean would lose or make negative.
+        """
+        base, logs = self._parts(temperature, tail)
+        # One column more takes the empty slots, whose class says nothing.
+        out = base[:, None].repeat(1, self.num_classes + 1)
+        classes = torch.where(torch.isfinite(logs), self.classes, self.num_classes)
+        out = out.scatter_(1, classes, logs.exp())[:, : self.num_classes]
+        if self.partner is None or self.share is None:
+            return out
+        other = self.partner.dense(temperature, tail)
+        return self.share[:, None] * out + (1 - self.share)[:, None] * other
 
     def mixed(self, partner: SoftLabels, share: Tensor) -> SoftLabels:
         """share * self + (1 - share) * partner, row by row; ``share`` float32 [B] in [0, 1]."""
         if self.partner is not None or partner.partner is not None:
             raise ValueError("labels can be mixed once only: these are mixed already")
         return replace(self, partner=partner, share=share)
+
+    def _parts(self, temperature: float, tail: Tail) -> tuple[Tensor, Tensor]:
+        """Of the targets of an unmixed label: the probability of each class not stored, [B], and
+        the log-probabilities of the slots, [B, k], -inf where one is empty or left out."""
+        if not temperature > 0:
+            raise InputError(f"temperature is {temperature:g}; it must be above 0")
+        mass = self._tail_mass(temperature) if tail == "uniform" else None
+        scaled = self.log_probs / temperature
+        if tail == "renorm" and self.truth_slot:  # re-norm keeps the teacher's top classes alone
+            scaled = torch.cat([scaled[:, :-1], torch.full_like(scaled[:, -1:], -math.inf)], 1)
+        total = scaled.logsumexp(1)
+        if mass is not None:
+            total = torch.logaddexp(total, mass)
+        base = torch.zeros_like(total) if mass is None else self._tail_mean(mass - total)
+        return base, scaled - total[:, None]
 
     def _tail_mean(self, log_mass: Tensor) -> Tensor:
         """exp(log_mass) spread over each row's unstored classes; 0 without any. [B]"""

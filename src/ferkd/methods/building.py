@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ferkd import objectives
 from ferkd.errors import InputError
-from ferkd.labels import LabelStore
+from ferkd.labels import LabelStore, SoftLabels
+from ferkd.map_crops import kept_classes
 from ferkd.methods.adversary import Adversary
 from ferkd.methods.live import LiveTeacher
 from ferkd.methods.plain import HardLabels
@@ -61,7 +62,7 @@ def build(recipe: Recipe, setup: Setup) -> Callable[[Tensor, View], Tensor]:
             setup.images,
             setup.num_classes,
             epochs=setup.steps * setup.batch_size / setup.images,
-            epochs_per_step=setup.batch_size / setup.images,
+            batch_size=setup.batch_size,
             own_share=loss.own_share,
             device=setup.device,
         )
@@ -74,7 +75,7 @@ def build(recipe: Recipe, setup: Setup) -> Callable[[Tensor, View], Tensor]:
         return LiveTeacher(setup.teacher, objective, hard, mean=setup.mean, std=setup.std)
     kind = loss.label_kind if recipe.method == "fkd" else "soft"
     stored = StoredLabels(objective, kind)
-    _try(stored, setup)
+    _try(loss.objective, stored, setup)
     if recipe.method == "meal_v2" and loss.discriminator > 0:
         return Adversary(stored, setup.num_classes, weight=loss.discriminator, device=setup.device)
     return stored
@@ -88,10 +89,13 @@ def _check_truth(name: str, objective: objectives.Objective, setup: Setup) -> No
         )
 
 
-def _try(stored: StoredLabels, setup: Setup) -> None:
+def _try(name: str, stored: StoredLabels, setup: Setup) -> None:
     """Let an objective that cannot use these labels say so before the run begins."""
     store = setup.store
-    if store is None or store.settings.crops.is_map:  # a map's labels are pooled anew for each crop
+    if store is None:
+        return
+    if store.settings.crops.is_map:
+        _try_pooled(name, stored, setup)
         return
     images = np.unique(np.linspace(0, len(store) - 1, _TRIED).astype(np.int64))
     crops = np.arange(min(_TRIED, store.crops_per_image))
@@ -99,3 +103,22 @@ def _try(stored: StoredLabels, setup: Setup) -> None:
     labels = as_kind(store.labels(rows, crops), stored.kind)
     targets = torch.from_numpy(store.targets[rows].astype(np.int64))
     stored.objective(torch.zeros(len(rows), setup.num_classes), labels, targets)
+
+
+def _try_pooled(name: str, stored: StoredLabels, setup: Setup) -> None:
+    """The same of labels as they are pooled from maps, which keep no more than some classes."""
+    classes, kept = setup.num_classes, kept_classes(setup.num_classes)
+    targets = torch.zeros(2, dtype=torch.int64)
+    logits = torch.zeros(2, classes)
+    labels = SoftLabels.from_logits(logits, targets, kept).with_truth(targets)
+    try:
+        stored.objective(logits, labels, targets)
+    except InputError as error:
+        if kept == classes:
+            raise
+        raise InputError(
+            f"loss.objective {name} cannot use the labels of method relabel, which keeps the "
+            f"{kept} most probable of {classes} classes of a crop, whatever the maps hold "
+            f"({str(error).partition(';')[0]}); use another objective or other loss.options, or "
+            "a live teacher (method kd)"
+        ) from error

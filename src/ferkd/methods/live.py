@@ -24,7 +24,7 @@ class LiveTeacher:
     The view is normalised by ``mean`` and ``std``, the student's; a teacher with others gets it
     renormalised, which commutes with mixing since shares sum to 1. The hard term of ``kl`` is
     ``hard``, so that mixed targets and label smoothing count as in ordinary training; other
-    objectives get the view's targets. The teacher has no gradient and no state.
+    objectives get the view's targets. The teacher has no gradient and nothing to save.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class LiveTeacher:
         shape = (1, 3, 1, 1)
         self._scale = (ours[1] / theirs[1]).view(shape).to(teacher.device)
         self._shift = ((ours[0] - theirs[0]) / theirs[1]).view(shape).to(teacher.device)
+        self._finite = torch.ones((), dtype=torch.bool, device=teacher.device)
 
     def __call__(self, logits: Tensor, view: View) -> Tensor:
         """The loss of the student's ``logits`` [B, C]."""
@@ -52,7 +53,20 @@ class LiveTeacher:
         """The teacher's logits float32 [B, C] for the student's ``images`` float [B, 3, S, S]."""
         if not self._same:
             images = images * self._scale + self._shift
-        return self.teacher.logits(images)
+        logits = self.teacher.logits(images)
+        self._finite = self._finite & logits.isfinite().all()  # read when a loss is not finite
+        return logits
+
+    def complaint(self) -> str | None:
+        """What is wrong if the teacher, not the student, has given something not finite."""
+        if bool(self._finite):
+            return None
+        precision = self.teacher.precision
+        damaged = "its weights are damaged, give others"
+        return (
+            f"teacher {self.teacher.spec} answered with logits that are not finite in {precision}; "
+            + (damaged if precision == "fp32" else f"set teacher_precision fp32, else {damaged}")
+        )
 
 
 def all_classes(logits: Tensor) -> SoftLabels:

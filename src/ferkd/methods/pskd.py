@@ -21,9 +21,9 @@ class OwnPredictions:
 
     P is the softmax that the student gave at the image's last visit, whatever crop it was shown
     then, and the mean over the crops if there were several; at the first visit the target is the
-    one-hot alone. ``own_share`` is a in the last epoch; in epoch e of E (counted in crops, from
-    0) a = own_share (e + 1) / E. The predictions, float32 [images, num_classes] on ``device``,
-    are part of the state.
+    one-hot alone. ``own_share`` is a in the last epoch; in epoch e of E ``epochs`` (counted in
+    crops, ``batch_size`` a step, from 0) a = own_share (e + 1) / E. The predictions, float32
+    [images, num_classes] on ``device``, are part of the state.
     """
 
     def __init__(
@@ -32,18 +32,18 @@ class OwnPredictions:
         num_classes: int,
         *,
         epochs: float,
-        epochs_per_step: float,
+        batch_size: int,
         own_share: float = 0.8,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.epochs, self.epochs_per_step, self.own_share = epochs, epochs_per_step, own_share
+        self.epochs, self.batch_size, self.own_share = epochs, batch_size, own_share
         self.step = 0
         self.last = torch.zeros(images, num_classes, device=device)
         self.seen = torch.zeros(images, dtype=torch.bool, device=device)
 
     def share(self, step: int) -> float:
         """a at the 0-based ``step``."""
-        epoch = int(step * self.epochs_per_step)
+        epoch = step * self.batch_size // len(self.last)  # whole numbers: no rounding at its end
         return self.own_share * min(1.0, (epoch + 1) / self.epochs)
 
     def targets(self, view: View) -> Tensor:

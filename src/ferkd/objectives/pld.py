@@ -37,7 +37,7 @@ class Pld(BaseModel):
         check_shapes(logits, labels)
         y, z = truth(targets)[:, None], logits.float()
         teacher = labels.targets(self.temperature)
-        p = teacher.dense()
+        p = labels.dense(self.temperature)
         key = torch.where(stored(teacher), p, -1.0).scatter_(1, y, 2.0)
         places = min(labels.num_classes, teacher.classes.shape[1] + 1)
         value, order = key.topk(places, dim=1)

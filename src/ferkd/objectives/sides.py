@@ -30,13 +30,14 @@ def sides(
     check_shapes(logits, labels)
     z = logits.float() / temperature
     if tail in ("uniform", "renorm"):
-        return labels.targets(temperature, _plain(tail)).dense(), z.log_softmax(1)
+        return labels.dense(temperature, _plain(tail)), z.log_softmax(1)
     if tail == "support":
         targets = labels.targets(temperature, "renorm")
-        return targets.dense(), z.masked_fill(~stored(targets), _NEVER).log_softmax(1)
+        p = labels.dense(temperature, "renorm")
+        return p, z.masked_fill(~stored(targets), _NEVER).log_softmax(1)
     targets = labels.targets(temperature, "uniform")
     inside = stored(targets)
-    p, log_q = targets.dense(), z.log_softmax(1)
+    p, log_q = labels.dense(temperature), z.log_softmax(1)
     rest = targets.base * (~inside).sum(1)
     log_rest = log_q.masked_fill(inside, _NEVER).logsumexp(1)
     return (

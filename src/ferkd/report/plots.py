@@ -24,11 +24,14 @@ from ferkd.report.model import (
 from ferkd.report.svg import Frame, extent, spread, tag, text
 
 COLOURS = 8  # the stylesheet's classes m0 … m7
+DASHES = ("", "dashed", "dotted", "mixed", "sparse")  # classes of the stylesheet too
 
 
 def colour(slot: int) -> str:
-    """The classes of a method's colour; from the ninth method on the colours return, dashed."""
-    return f"m{slot % COLOURS}" + (" dashed" if slot >= COLOURS else "")
+    """The classes of a method's colour and dashes: all colours with whole lines, then with each
+    kind of dashes. After ``COLOURS * len(DASHES)`` methods they return."""
+    dashes = DASHES[slot // COLOURS % len(DASHES)]
+    return f"m{slot % COLOURS} {dashes}".rstrip()
 
 
 def curve_chart(

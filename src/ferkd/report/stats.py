@@ -150,6 +150,10 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     deviation = sample_deviation(values)
     if deviation is None:
         return None
-    n = len(values)
-    half = student_t_quantile((1 + level) / 2, n - 1) * deviation / math.sqrt(n)
+    half = interval_half(deviation, len(values), level)
     return mean(values) - half, mean(values) + half
+
+
+def interval_half(deviation: float, n: int, level: float = 0.95) -> float:
+    """Half the width of that interval, from the sample deviation of ``n`` (2 or more) values."""
+    return student_t_quantile((1 + level) / 2, n - 1) * deviation / math.sqrt(n)

@@ -121,15 +121,10 @@ def _from_images(recipe: Recipe) -> _Found:
 
 def _live_teacher(recipe: Recipe, class_names: Sequence[str], images: int) -> Teacher:
     # Not at the top: they import timm, which takes seconds that reading a recipe should not cost.
-    from ferkd.committees import split_spec
     from ferkd.teachers import check_classes, load_teacher
 
     spec = recipe.teacher or ""
-    if len(split_spec(spec)) > 1:
-        raise InputError(
-            f"teacher {spec!r} names several teachers, of which method {recipe.method} takes one; "
-            "label by ferkd label with them and use method meal_v2"
-        )
+    check_live(spec, recipe)
     teacher = load_teacher(
         spec,
         image_size=recipe.data.image_size,
@@ -139,6 +134,28 @@ def _live_teacher(recipe: Recipe, class_names: Sequence[str], images: int) -> Te
     check_classes(teacher, class_names, images)
     _check_sides(teacher, recipe)
     return teacher
+
+
+def check_live(spec: str, recipe: Recipe) -> None:
+    """Raise InputError for the spec of a live teacher that is not there or cannot be meant,
+    building nothing."""
+    from ferkd.committees import split_spec
+    from ferkd.teacher_specs import check_exists, parse_spec
+
+    if len(split_spec(spec)) > 1:
+        raise InputError(
+            f"teacher {spec!r} names several teachers, of which method {recipe.method} takes one; "
+            "label by ferkd label with them and use method meal_v2"
+        )
+    target, options = parse_spec(spec)
+    check_exists(target, options)
+    stated, side = options.image_size, recipe.data.image_size
+    if stated is not None and stated != side:
+        raise InputError(
+            f"teacher {spec!r} states image_size={stated}, but method {recipe.method} shows it "
+            f"what the student sees, at data.image_size {side}; leave image_size out of the spec, "
+            "or store labels at the teacher's own size by ferkd label and use method fkd"
+        )
 
 
 def _check_sides(teacher: Teacher, recipe: Recipe) -> None:
@@ -154,8 +171,9 @@ def _check_sides(teacher: Teacher, recipe: Recipe) -> None:
             ) from error
 
 
-def _stored(recipe: Recipe) -> _Found:
-    """The crops of a label store, or fresh crops of images with label maps."""
+def open_store(recipe: Recipe) -> LabelStore:
+    """The store of a recipe whose method trains from one: of crops, or of maps. Raises InputError
+    where it cannot be opened and where it is of the other kind."""
     method, wanted = METHODS[recipe.method], recipe.data
     if wanted.store is None:
         raise InputError(f"recipe.data.store: missing; method {recipe.method} needs labels")
@@ -170,6 +188,13 @@ def _stored(recipe: Recipe) -> _Found:
             f"ferkd label {remedy}"
             + (", or use method relabel" if is_map else ", or use method fkd")
         )
+    return store
+
+
+def _stored(recipe: Recipe) -> _Found:
+    """The crops of a label store, or fresh crops of images with label maps."""
+    method, wanted, store = METHODS[recipe.method], recipe.data, open_store(recipe)
+    is_map = store.settings.crops.is_map
     images = open_images(wanted.images, targets=store.settings.targets)
     crops: CropSource
     mining = None

@@ -317,6 +317,7 @@ class _Run:
             "decodes": self._decodes,
             "seconds": trainer.seconds,
             "crops_per_second": trainer.crops / trainer.seconds,
+            "data": self.data.identity,
             "run": str(self.out),
         }
         if mining is not None:

@@ -63,6 +63,14 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+@runtime_checkable
+class Witness(Protocol):
+    """An objective that can say what is wrong where the student is not to blame for a loss that
+    is not finite; None where it is."""
+
+    def complaint(self) -> str | None: ...
+
+
 class BatchLike(Protocol):
     """What the trainer takes of a batch: images uint8 [B, 3, S, S], labels, and int64 [B] each:
     targets, rows (the image) and crops (its crop number). One whose ``raw`` are whole images
@@ -87,7 +95,7 @@ class StepLoader(Protocol):
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss became infinite or NaN: training has diverged."""
+    """The loss became infinite or NaN: training has diverged, or the objective says why not."""
 
 
 class Trainer:
@@ -220,11 +228,15 @@ class Trainer:
         finite = losses.isfinite()
         if not bool(finite.all()):
             step = self.step - len(losses) + int((~finite).int().argmax())
+            complaint = self.objective.complaint() if isinstance(self.objective, Witness) else None
+            value = float(losses[~finite][0])
+            where = f"the loss became {value} at step {step + 1} of {self.steps}"
+            if complaint is not None:
+                raise NonFiniteLoss(f"{where}: {complaint}")
             raise NonFiniteLoss(
-                f"the loss became {float(losses[~finite][0])} at step {step + 1} of {self.steps} "
-                f"(learning rate {self.learning_rate(step):.3g}): training has diverged. Lower "
-                "optimizer.lr, lengthen schedule.warmup, set clip_grad (for instance 1.0), or use "
-                "precision fp32"
+                f"{where} (learning rate {self.learning_rate(step):.3g}): training has diverged. "
+                "Lower optimizer.lr, lengthen schedule.warmup, set clip_grad (for instance 1.0), "
+                "or use precision fp32"
             )
         return [float(v) for v in losses]
 
