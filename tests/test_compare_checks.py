@@ -58,10 +58,10 @@ def test_finished_runs_of_other_settings_are_refused_by_name_and_key(tmp_path):
     """As when a default changed between two versions."""
     finish(suite(seeds=[0]), tmp_path, regions__thresholds="auto")
     finish(suite(seeds=[1]), tmp_path)
-    assert suite().recipe("hard", 0, {"steps": 1}).regions.thresholds == "reliable"
+    assert suite().recipe("ferkd", 0, {"steps": 1}).regions.thresholds == "reliable"
     line = 'recipe.regions.thresholds: "auto" in the run, "reliable" now'
     found = other_settings(suite(), planned(suite(), tmp_path))
-    assert found == {"short/hard-0": [line], "short/ferkd-0": [line]}
+    assert found == {"short/ferkd-0": [line]}  # hard reads no thresholds
     with pytest.raises(InputError, match=r"(?s)short/ferkd-0: recipe.regions.thresholds.*--report"):
         check_finished(suite(), planned(suite(), tmp_path))
 
@@ -73,6 +73,29 @@ def test_a_key_that_an_older_run_lacks_stands_for_its_default(tmp_path):
     found = other_settings(other, planned(other, tmp_path))
     line = "recipe.data.scaled_decoding: unset in the run, false now"
     assert len(found) == 4 and found["short/hard-0"] == [line]
+
+
+def test_keys_that_a_method_does_not_read_decide_nothing(tmp_path):
+    methods = {"hard": {}, "fkd": {"method": "fkd"}, "pskd": {"method": "pskd"}}
+    finish(
+        suite(methods=methods),
+        tmp_path,
+        teacher="other",
+        data__store="other",
+        data__crops__flip=0.0,
+        loss__label_kind="hard",
+        loss__own_share=0.1,
+        loss__objective="kl",
+        loss__label_smoothing=0.2,
+    )
+    found = other_settings(suite(methods=methods), planned(suite(methods=methods), tmp_path))
+    keys = {name: {line.split(":")[0] for line in lines} for name, lines in found.items()}
+    both = {"recipe.loss.label_smoothing"}
+    assert keys["short/hard-1"] == both | {"recipe.data.crops.flip"}
+    own = {"recipe.data.crops.flip", "recipe.loss.own_share"}
+    assert keys["short/pskd-0"] == both | own
+    stored = {f"recipe.{key}" for key in ("data.store", "loss.label_kind", "loss.objective")}
+    assert keys["short/fkd-1"] == both | stored
 
 
 @pytest.mark.parametrize(
@@ -101,7 +124,7 @@ def test_other_settings_and_other_data_are_remarks_of_a_report(tmp_path):
         compare_suite(suite(), tmp_path, name="x")
     found = compare_suite(suite(), tmp_path, name="x", report_only=True).result
     remarks = found["budgets"]["short"]["remarks"]
-    said = "short/hard-0 was made with other settings: recipe.regions.epsilon: 0.3 in the run"
+    said = "short/ferkd-0 was made with other settings: recipe.regions.epsilon: 0.3 in the run"
     assert sum(line.startswith(said) for line in remarks) == 1
     assert sum("are not the same for all seeds (0 / 1)" in line for line in remarks) == 2
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ferkd.errors import InputError
+from ferkd.files import write_json
 from ferkd.students import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -20,7 +21,7 @@ from ferkd.students import (
     load_run,
     normalisation,
 )
-from ferkd.training.checkpoint import save_weights, write_json
+from ferkd.training.checkpoint import save_weights
 
 TINY = Student(name="timm/test_efficientnet")
 

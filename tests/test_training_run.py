@@ -92,6 +92,7 @@ def test_the_folder_of_a_run(settings, tmp_path):
     assert {"top1", "top5", "nll", "ece", "brier"} <= result.keys()
     # 6 steps of 4 crops of 12 images
     assert (result["method"], result["steps"], result["epochs"]) == ("hard", 6, 2.0)
+    assert result["data"] == build_trainer(make_recipe(settings))[1].identity
     assert result["crops_per_second"] == pytest.approx(24 / result["seconds"])
 
     start, *reported = lines

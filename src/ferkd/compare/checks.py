@@ -77,7 +77,7 @@ def check_finished(suite: Suite, wanted: Sequence[Planned]) -> None:
 
 
 def other_settings(suite: Suite, wanted: Sequence[Planned]) -> dict[str, list[str]]:
-    """By name of a finished run one line for each key that decides the result and differs.
+    """By name of a finished run one line for each key that decides its result and differs.
 
     The length counts, unless a budget in seconds found it. A key that the run's recipe lacks, as of
     an older ferkd, differs where the suite now gives it another value than its default.
@@ -104,7 +104,29 @@ def _changed(suite: Suite, run: Planned) -> list[str]:
     for key in now.keys() - known.keys():
         if key in default and now[key] == default[key]:
             known[key] = default[key]
+    unread = _unread(new["method"]) if known.get("method") == new["method"] else ()
+    known, now = (
+        {key: value for key, value in leaves.items() if not key.startswith(unread)}
+        for leaves in (known, now)
+    )
     return folders.differences(known, now)
+
+
+def _unread(name: str) -> tuple[str, ...]:
+    """The beginnings of the keys that a method does not read, so that they decide nothing."""
+    method = METHODS[name]
+    reads = {
+        "regions.": method.regions,
+        "teacher": method.teacher,
+        "data.store": method.labels != "none",
+        "data.crops.": method.labels != "crops",
+        "loss.label_kind": name == "fkd",
+        "loss.discriminator": name == "meal_v2",
+        "loss.own_share": name == "pskd",
+        "loss.objective": name not in ("hard", "pskd"),
+        "loss.options": name not in ("hard", "pskd"),
+    }
+    return tuple(key for key, read in reads.items() if not read)
 
 
 def _length(suite: Suite, run: Planned, old: dict[str, Any]) -> dict[str, Any]:
