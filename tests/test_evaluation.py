@@ -11,11 +11,12 @@ from ferkd.compute import Normalise
 from ferkd.crops import center_box, cut
 from ferkd.errors import InputError
 from ferkd.evaluation import CenterCrops, evaluate, match_classes, predict, store_agreement
+from ferkd.files import write_json
 from ferkd.images import decode, open_images
 from ferkd.labelling import label
 from ferkd.students import ModelConfig
 from ferkd.teachers import Teacher
-from ferkd.training.checkpoint import save_weights, write_json
+from ferkd.training.checkpoint import save_weights
 
 PLAIN = Normalise((0.0,) * 3, (1.0,) * 3, torch.device("cpu"))  # pixels in 0 .. 1
 

@@ -160,7 +160,7 @@ OBJECTIVES = {
     "adversary": lambda device: Adversary(
         StoredLabels(SoftCrossEntropy()), CLASSES, weight=1.0, device=device
     ),
-    "pskd": lambda device: OwnPredictions(2, CLASSES, epochs=3, epochs_per_step=0.5, device=device),
+    "pskd": lambda device: OwnPredictions(2, CLASSES, epochs=3, batch_size=1, device=device),
     "kd": lambda device: LiveTeacher(
         teacher(device), Kl(temperature=0.5), HardLabels(), mean=MEAN, std=STD
     ),
