@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import cv2
@@ -15,7 +14,6 @@ from PIL import Image
 from ferkd.crop_sources import FreshCrops
 from ferkd.errors import InputError
 from ferkd.images import Pictures, PixelCache, decode, fingerprint, open_images
-from ferkd.images.cache import free_memory, group_rooms
 from ferkd.loader import Loader
 
 ENTRY = 32  # bytes of bookkeeping an image: a 64-bit fingerprint and six 32-bit numbers
@@ -214,29 +212,6 @@ def test_a_cache_folder_that_is_a_file_is_named(folder, tmp_path):
         PixelCache(open_images(folder), "disk", folder=tmp_path / "file")
 
 
-def test_the_rooms_of_control_groups_by_hand(tmp_path):
-    """Version 2: 1000 - 700 + 50 that can be dropped; its parent 500 - 400. Version 1: 90 - 80."""
-    two, one = tmp_path / "job" / "step", tmp_path / "memory" / "box"
-    for folder, files in (
-        (
-            two,
-            {"memory.max": 1000, "memory.current": 700, "memory.stat": "anon 1\ninactive_file 50"},
-        ),
-        (two.parent, {"memory.max": 500, "memory.current": 400, "memory.stat": ""}),
-        (tmp_path, {"memory.max": "max", "memory.current": 1, "memory.stat": ""}),
-        (one, {"memory.limit_in_bytes": 90, "memory.usage_in_bytes": 80, "memory.stat": ""}),
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, value in files.items():
-            (folder / name).write_text(f"{value}\n")
-    listing = tmp_path / "groups"
-    listing.write_text("0::/job/step\n4:memory:/box\n5:cpu:/job\n")
-    assert sorted(group_rooms(listing, tmp_path)) == [10, 100, 350]
-    listing.write_text("0::/not/seen\n")  # in a container
-    assert group_rooms(listing, tmp_path) == []
-    assert group_rooms(tmp_path / "none", tmp_path) == []
-
-
 @pytest.mark.parametrize("kind", ["ram", "disk"])
 @pytest.mark.parametrize("workers", [(0, "threads"), (2, "threads"), (2, "processes")])
 def test_batches_are_the_same_with_and_without_a_cache(folder, tmp_path, kind, workers):
@@ -275,8 +250,3 @@ def test_only_a_disk_cache_can_be_sent_to_another_process(folder, tmp_path):
     assert all(
         (a == b).all() for a, b in zip(first, opened(Pictures(source, cache=again)), strict=True)
     )
-
-
-def test_free_memory_is_what_the_system_says_at_most():
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < free_memory() < total

@@ -63,13 +63,16 @@ class Steps(Dataset["Batch | Failure"]):
     def _batch(self, step: int) -> Batch:
         count, m, size = self.images_per_batch, self.m, self.size_at(step)
         rows, visits = self.order.at(step * count, count)
+        sizes = np.ones((count, 2), np.int64)
+        placed = Placed(np.zeros((count, m, 4), np.int32), np.zeros((count, m), bool))
+        images_of = _Whole if self.cut_on == "device" else _Cut
         shown = _Shown(
             rows,
             visits,
             self.crops.choose(rows, visits, m),
-            sizes=np.ones((count, 2), np.int64),
-            placed=Placed(np.zeros((count, m, 4), np.int32), np.zeros((count, m), bool)),
-            images=(_Whole if self.cut_on == "device" else _Cut)(count, m, size),
+            sizes,
+            placed,
+            images_of(placed, sizes, size),
         )
         for start in range(0, count, _GROUP):
             self._show(shown, slice(start, min(count, start + _GROUP)))
@@ -77,7 +80,7 @@ class Steps(Dataset["Batch | Failure"]):
         if shown.unreadable:  # the stand-ins have targets of their own
             chosen = self.crops.choose(rows, visits, m)
         labels, regions = self.crops.labels(chosen, shown.placed, shown.sizes)
-        images, raw = shown.images.finish(shown.placed, shown.sizes)
+        images, raw = shown.images.finish()
         return Batch(
             images=images,
             labels=labels,
@@ -126,15 +129,14 @@ class Steps(Dataset["Batch | Failure"]):
 
     def _decode(self, shown: _Shown, i: int, picture: Picture) -> Unreadable | None:
         """Decode the i-th image and take its crops, unless it turns out unreadable."""
-        boxes, flips = shown.placed.boxes[i], shown.placed.flips[i]
         reduction = 1
         if self.pictures.scaled:
-            reduction = largest_reduction(boxes, shown.images.size)
+            reduction = largest_reduction(shown.placed.boxes[i], shown.images.size)
         try:
             image = Decoded(*picture.pixels(reduction))
         except UnreadableImage as error:
             return self._unreadable(self.crops.image(int(shown.rows[i]))[1], error)
-        shown.images.add(i, image, (picture.height, picture.width), boxes, flips)
+        shown.images.add(i, image)
         return None
 
     def _stand_in(self, shown: _Shown, i: int, unreadable: Unreadable) -> None:
@@ -160,47 +162,39 @@ class Steps(Dataset["Batch | Failure"]):
 
 
 class _Images(Protocol):
-    """What becomes of a batch's decoded images; ``size`` is the crops' side."""
+    """What becomes of a batch's decoded images, given where their crops lie: ``placed`` and the
+    whole images' ``sizes`` [n, 2], both filled by the time an image is added; ``size`` is the
+    crops' side."""
 
     size: int
 
-    def add(
-        self,
-        i: int,
-        image: Decoded,
-        full: tuple[int, int],
-        boxes: NDArray[np.int32],
-        flips: NDArray[np.bool_],
-    ) -> None:
-        """Take the i-th image, whose whole size is ``full``, with its boxes [m, 4]."""
+    def __init__(self, placed: Placed, sizes: NDArray[np.int64], size: int) -> None: ...
 
-    def finish(self, placed: Placed, sizes: NDArray[np.int64]) -> tuple[Tensor, RawImages | None]:
-        """The batch's ``images`` and ``raw``; ``sizes`` [n, 2] of the whole images."""
+    def add(self, i: int, image: Decoded) -> None:
+        """Take the i-th image."""
+
+    def finish(self) -> tuple[Tensor, RawImages | None]:
+        """The batch's ``images`` and ``raw``."""
 
 
 class _Cut:
     """The crops, cut here, one image after the other."""
 
-    def __init__(self, count: int, m: int, size: int) -> None:
-        self.m, self.size = m, size
-        self.pixels = _shared(count * m * size * size * 3).view(count * m, size, size, 3)
+    def __init__(self, placed: Placed, sizes: NDArray[np.int64], size: int) -> None:
+        self.placed, self.sizes, self.size = placed, sizes, size
+        count, self.m = placed.flips.shape
+        self.pixels = _shared(count * self.m * size * size * 3).view(-1, size, size, 3)
 
-    def add(
-        self,
-        i: int,
-        image: Decoded,
-        full: tuple[int, int],
-        boxes: NDArray[np.int32],
-        flips: NDArray[np.bool_],
-    ) -> None:
+    def add(self, i: int, image: Decoded) -> None:
+        full = int(self.sizes[i, 0]), int(self.sizes[i, 1])
         out = self.pixels[i * self.m : (i + 1) * self.m].numpy()
-        for box, flip, crop in zip(boxes, flips, out, strict=True):
+        for box, flip, crop in zip(self.placed.boxes[i], self.placed.flips[i], out, strict=True):
             if image.scale is None:
                 cut(image.pixels, box, bool(flip), self.size, out=crop)
             else:
                 cut_scaled(image.pixels, full, image.scale, box, bool(flip), self.size, out=crop)
 
-    def finish(self, placed: Placed, sizes: NDArray[np.int64]) -> tuple[Tensor, None]:
+    def finish(self) -> tuple[Tensor, None]:
         return self.pixels.permute(0, 3, 1, 2), None
 
 
@@ -210,24 +204,18 @@ class _Whole:
     They are in memory twice while they are put together.
     """
 
-    def __init__(self, count: int, m: int, size: int) -> None:
-        self.m, self.size = m, size
+    def __init__(self, placed: Placed, sizes: NDArray[np.int64], size: int) -> None:
+        self.placed, self.sizes, self.size = placed, sizes, size
         self.images: dict[int, Decoded] = {}
 
-    def add(
-        self,
-        i: int,
-        image: Decoded,
-        full: tuple[int, int],
-        boxes: NDArray[np.int32],
-        flips: NDArray[np.bool_],
-    ) -> None:
+    def add(self, i: int, image: Decoded) -> None:
         self.images[i] = image
 
-    def finish(self, placed: Placed, sizes: NDArray[np.int64]) -> tuple[Tensor, RawImages]:
-        images = [self.images[i] for i in range(len(sizes))]
-        raw = raw_images(images, sizes, placed.boxes, placed.flips, self.size, room=_shared)
-        return torch.empty((len(sizes) * self.m, 3, 0, 0), dtype=torch.uint8), raw
+    def finish(self) -> tuple[Tensor, RawImages]:
+        images = [self.images[i] for i in range(len(self.sizes))]
+        boxes, flips = self.placed
+        raw = raw_images(images, self.sizes, boxes, flips, self.size, room=_shared)
+        return torch.empty((flips.size, 3, 0, 0), dtype=torch.uint8), raw
 
 
 @dataclass
