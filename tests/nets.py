@@ -1,0 +1,59 @@
+"""Small networks that tests use as teachers, what they are shown, and a hostile checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+SMALL = "timm/test_resnet"  # 0.5 M parameters, made by timm for tests
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Pixel(nn.Module):
+    """Its logits are the normalised RGB of the upper left pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :, 0, 0] * self.gain
+
+
+def batch_norm_net(classes: int = 4) -> nn.Module:
+    """A net whose output in training mode depends on the whole batch, with moved statistics."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(8, classes),
+    )
+    net(torch.randn(16, 3, 16, 16))
+    return net
+
+
+def crops(count: int, size: int = 16, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
+
+
+def small_resnet(classes: int = 7) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("test_resnet", num_classes=classes).eval()
+
+
+class Malicious:
+    """What a hostile checkpoint looks like: unpickling it touches a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return (Path.touch, (self.path,))
