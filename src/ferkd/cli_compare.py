@@ -30,6 +30,9 @@ def compare(
     only: Annotated[
         list[str] | None, typer.Option(help="Only this method of a suite; may be repeated.")
     ] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="Only this budget of a suite; may be repeated.")
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Compare with this method [the suite's, or hard].")
     ] = None,
@@ -65,6 +68,7 @@ def compare(
                 out or first,
                 name=what[0],
                 only=only or [],
+                budgets=budget or [],
                 jobs=jobs,
                 report_only=report_only or own,
                 baseline=baseline,
@@ -72,8 +76,10 @@ def compare(
                 progress=advance,
             )
     else:
-        if only or report_only or jobs != 1:
-            raise InputError("--only, --report-only and --jobs are for suites, not for runs")
+        if only or budget or report_only or jobs != 1:
+            raise InputError(
+                "--only, --budget, --report-only and --jobs are for suites, not for runs"
+            )
         compared = compare_runs([Path(folder) for folder in what], baseline=baseline)
     result = compared.result
     if html is not None:

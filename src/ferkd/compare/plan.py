@@ -41,19 +41,27 @@ class Planned:
         return (self.folder / folders.RESULT).is_file()
 
 
-def planned(suite: Suite, out: Path, only: Sequence[str] = ()) -> list[Planned]:
+def planned(
+    suite: Suite, out: Path, only: Sequence[str] = (), budgets: Sequence[str] = ()
+) -> list[Planned]:
     """All runs, budget by budget and in each seed by seed over the methods.
 
     So an interrupted suite has compared all methods on as many seeds as it could. ``only`` keeps
-    some of the methods; raises InputError for an unknown one.
+    some of the methods, ``budgets`` some of the budgets; raises InputError for an unknown one.
     """
     for name in only:
         if name not in suite.methods:
             raise InputError(f"--only {name}: no such method; {did_you_mean(name, suite.methods)}")
+    for name in budgets:
+        if name not in suite.budgets:
+            raise InputError(
+                f"--budget {name}: no such budget; {did_you_mean(name, suite.budgets)}"
+            )
     methods = [name for name in suite.methods if not only or name in only]
     return [
         Planned(budget, method, seed, out / budget / f"{method}-{seed}")
         for budget in suite.budgets
+        if not budgets or budget in budgets
         for seed in suite.seeds
         for method in methods
     ]

@@ -41,6 +41,7 @@ def compare_suite(
     *,
     name: str,
     only: Sequence[str] = (),
+    budgets: Sequence[str] = (),
     jobs: int = 1,
     report_only: bool = False,
     baseline: str | None = None,
@@ -49,9 +50,10 @@ def compare_suite(
 ) -> Compared:
     """Bring the runs of ``suite`` in the folder ``out`` to their ends and compare them.
 
-    ``name`` is what the suite is called in the result, ``only`` keeps some methods, ``jobs`` runs
-    that many processes at a time, ``report_only`` runs nothing. Raises InputError before anything
-    is written, KeyboardInterrupt on an interrupt, with all runs' states saved.
+    ``name`` is what the suite is called in the result, ``only`` keeps some methods and ``budgets``
+    some budgets, ``jobs`` runs that many processes at a time, ``report_only`` runs nothing. Raises
+    InputError before anything is written, KeyboardInterrupt on an interrupt, with all runs' states
+    saved.
     """
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: it must be at least 1")
@@ -60,7 +62,7 @@ def compare_suite(
         raise InputError(
             f"--baseline {baseline}: no such method; {did_you_mean(baseline, suite.methods)}"
         )
-    wanted = planned(suite, out, only)
+    wanted = planned(suite, out, only, budgets)
     check_folder(suite, out)
     failures: list[Failure] = []
     if not report_only:
@@ -72,7 +74,7 @@ def compare_suite(
     if not any(run.finished for run in wanted) and not failures:
         raise InputError(f"{out} holds no finished run of this suite; run it without --report-only")
     # Methods that were not asked for stay out of the table, but the baseline belongs to it.
-    shown = planned(suite, out, [*only, baseline] if only else ())
+    shown = planned(suite, out, [*only, baseline] if only else (), budgets)
     groups = finished(suite, shown)
     missing = {
         budget: [run.folder.name for run in shown if run.budget == budget and not run.finished]
