@@ -112,6 +112,35 @@ def test_uint8_images_are_rounded_not_truncated():
     assert ((mixed[:, 0, 0, 0].float() - exact).abs() <= 0.5).all()
 
 
+@pytest.mark.parametrize("operator", ["mixup", "cutmix"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_large_batches_are_mixed_in_parts_and_in_place_alike(operator, layout):
+    """0.6 MB an image, so that 9 images are several parts, and those of 3 are not torn."""
+    images = torch.rand(9, 3, 224, 224).contiguous(memory_format=layout)
+    before = images.clone()
+    options = {"crops_per_image": 3, "operator": operator}
+    mixed, out = selfmix(images, one_hot_labels(9), generator=np.random.default_rng(4), **options)
+    assert torch.equal(images, before)
+    partners = before[out.partner.classes[:, 0]]
+    if operator == "mixup":
+        share = out.share[:, None, None, None]
+        assert torch.allclose(mixed, share * before + (1 - share) * partners, atol=1e-6)
+    else:
+        assert ((mixed == before) | (mixed == partners)).all()
+        kept = (mixed == before).all(1).float().mean((1, 2))
+        assert torch.allclose(kept, out.share, atol=1e-6)
+
+    mix = Mix(kind="selfmix", operator=operator)
+    same, _ = mix(
+        images,
+        one_hot_labels(9),
+        crops_per_image=3,
+        generator=np.random.default_rng(4),
+        in_place=True,
+    )
+    assert torch.equal(same, mixed) and same.data_ptr() == images.data_ptr()
+
+
 def test_one_crop_per_image_cannot_be_mixed_with_itself():
     with pytest.raises(InputError, match="SelfMix needs at least 2 crops per image"):
         within_image(4, 1, np.random.default_rng(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -74,6 +74,19 @@ def send(values: NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def few_rows(rows: Tensor, group: int = 1) -> Iterator[slice]:
+    """The rows of a batch in parts to work through one after the other; all at once but on a CPU.
+
+    On the CPU a part stays in the processor's cache from one pass over it to the next, and what is
+    worked out on the way takes little memory. ``group`` rows are not torn apart.
+    """
+    few = len(rows)
+    if rows.device.type == "cpu":
+        few = _CACHED * len(rows) // max(1, rows.nbytes) // group * group
+    few = max(few, group)
+    return (slice(start, start + few) for start in range(0, len(rows), few))
+
+
 class Normalise:
     """uint8 images [B, 3, H, W] to the device as float32 (x / 255 - mean) / std.
 
@@ -109,13 +122,8 @@ class Normalise:
         scale, shift = self._scale.repeat(width), self._shift.repeat(width)
         given = pixels.flatten(2)
         rows = self._room(pixels).view(given.shape)
-        # On the CPU a few images at a time, which stay in the processor's cache between the passes.
-        few = max(1, len(rows))
-        if rows.device.type == "cpu":
-            few = max(1, _CACHED * len(rows) // max(1, rows.nbytes))
-        for some in range(0, len(rows), few):
-            part = rows[some : some + few].copy_(given[some : some + few])
-            part.mul_(scale).add_(shift)
+        for some in few_rows(rows):
+            rows[some].copy_(given[some]).mul_(scale).add_(shift)
         return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
     def _room(self, pixels: Tensor) -> Tensor:

@@ -234,6 +234,7 @@ class SoftLabelLoader(Loader):
                 batch.labels,
                 crops_per_image=self.crops_per_image,
                 generator=np.random.default_rng([self._seed, step]),
+                in_place=True,
             )
             yield replace(batch, images=images, labels=labels)
         self.epoch += 1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ferkd.compute import send
+from ferkd.compute import few_rows, send
 from ferkd.errors import InputError
 from ferkd.labels.soft import SoftLabels
 
@@ -44,15 +44,19 @@ class Mix(BaseModel):
         *,
         crops_per_image: int,
         generator: np.random.Generator,
+        in_place: bool = False,
     ) -> tuple[Tensor, SoftLabels]:
-        """Mix a batch; images [B, 3, H, W], B labels. Returns both, mixed."""
+        """Mix a batch; images [B, 3, H, W], B labels. Returns both, mixed.
+
+        With ``in_place`` SelfMix may write over ``images``, which spares new memory.
+        """
         options: dict[str, Any] = {
             "alpha": self.alpha,
             "probability": self.probability,
             "generator": generator,
         }
         if self.kind == "selfmix":
-            options["operator"] = self.operator
+            options |= {"operator": self.operator, "in_place": in_place}
             return selfmix(images, labels, crops_per_image=crops_per_image, **options)
         if self.kind == "mixup":
             return mixup(images, labels, **options)
@@ -75,14 +79,17 @@ def selfmix(
     alpha: float = 1.0,
     probability: float = 1.0,
     generator: np.random.Generator,
+    in_place: bool = False,
 ) -> tuple[Tensor, SoftLabels]:
     """Mix every crop with another crop of its own image, never itself.
 
     ``images`` uint8 or float [B, 3, H, W] with the ``crops_per_image`` crops of an image in
-    consecutive rows. Raises InputError when that is below 2 or does not divide B.
+    consecutive rows; with ``in_place`` they may be written over. Raises InputError when
+    ``crops_per_image`` is below 2 or does not divide B.
     """
     partners = within_image(len(images), crops_per_image, generator)
-    return _mix(images, labels, partners, operator, alpha, probability, generator)
+    among = crops_per_image
+    return _mix(images, labels, partners, operator, alpha, probability, generator, among, in_place)
 
 
 def mixup(
@@ -178,7 +185,10 @@ def _mix(
     alpha: float,
     probability: float,
     generator: np.random.Generator,
+    among: int = 1,
+    in_place: bool = False,
 ) -> tuple[Tensor, SoftLabels]:
+    """``in_place`` asks that the partners of each ``among`` rows are among these rows."""
     rows, _, height, width = images.shape
     shares = generator.beta(alpha, alpha, rows)
     shares[generator.random(rows) >= probability] = 1.0
@@ -186,7 +196,11 @@ def _mix(
     index = send(partners, device)
     if operator == "mixup":
         share = send(shares.astype(np.float32), device)
-        mixed = _blend(images, images[index], share[:, None, None, None])
+        weight = share[:, None, None, None]
+
+        def mixed(some: slice) -> Tensor:
+            return _blend(images[some], images[index[some]], weight[some])
+
     else:
         boxes, shares = cut_boxes(shares, height, width, generator)
         share = send(shares.astype(np.float32), device)
@@ -194,8 +208,17 @@ def _mix(
         y, x = torch.arange(height, device=device), torch.arange(width, device=device)
         inside_y, inside_x = (y >= top) & (y < bottom), (x >= left) & (x < right)
         inside = (inside_y[:, :, None] & inside_x[:, None, :])[:, None]
-        mixed = torch.where(inside, images[index], images)
-    return mixed, labels.mixed(labels[index], share)
+
+        def mixed(some: slice) -> Tensor:
+            return torch.where(inside[some], images[index[some]], images[some])
+
+    labels = labels.mixed(labels[index], share)
+    if device.type != "cpu":
+        return mixed(slice(None)), labels
+    into = images if in_place else torch.empty_like(images)
+    for some in few_rows(images, among):
+        into[some] = mixed(some)
+    return into, labels
 
 
 def _blend(a: Tensor, b: Tensor, share: Tensor) -> Tensor:

@@ -260,7 +260,7 @@ def _identity(ids: Sequence[str], targets: np.ndarray, labels: str) -> str:
 def mixer(
     mix: Mix, *, crops_per_image: int, seed: int, num_classes: int, label_smoothing: float
 ) -> Mixer | None:
-    """The mixing of a run, by step; None without any.
+    """The mixing of a run, by step; None without any. It may write over the images given.
 
     Where a batch has no labels, its smoothed hard targets are mixed: torch's cross-entropy gives
     each class smoothing / C, so the softened hard label's epsilon is smoothing (C - 1) / C.
@@ -277,7 +277,9 @@ def mixer(
         generator = np.random.default_rng([seed, step])
         # Labels that are the row numbers come back with each row's partner and share.
         numbers = SoftLabels.hard(torch.arange(len(images), device=images.device), len(images))
-        images, mixed = mix(images, numbers, crops_per_image=crops_per_image, generator=generator)
+        images, mixed = mix(
+            images, numbers, crops_per_image=crops_per_image, generator=generator, in_place=True
+        )
         assert mixed.partner is not None and mixed.share is not None
         partners, share = mixed.partner.classes[:, 0], mixed.share
         larger = torch.where(share >= 0.5, targets, targets[partners])
