@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,3 +64,28 @@ def tiny_images(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return write
+
+
+# Of a training run; a file may have its own of these names.
+
+
+@pytest.fixture
+def photos(tiny_images) -> Path:
+    """Ten small images of three classes."""
+    return tiny_images({"a": 4, "b": 3, "c": 3})
+
+
+@pytest.fixture
+def settings(photos) -> dict[str, Any]:
+    """A short run on ``photos``, without a method."""
+    from runs import settings_on
+
+    return settings_on(photos)
+
+
+@pytest.fixture
+def store(photos, tmp_path) -> Callable[[str], str | None]:
+    """``store(method)`` -> the labels of ``photos`` that the method trains on."""
+    from runs import labels_for
+
+    return lambda method: labels_for(method, photos, tmp_path / "labels")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from runs import STEPS, changed
 from torch.nn import functional
 from views import A_STUDENT, A_TEACHER, view
 
@@ -12,6 +13,7 @@ from ferkd.methods.adversary import Adversary
 from ferkd.methods.pskd import OwnPredictions
 from ferkd.methods.stored import StoredLabels
 from ferkd.objectives import build as objective
+from ferkd.training.run import build_trainer
 
 # MEAL V2's discriminator
 
@@ -48,6 +50,14 @@ def test_the_students_term_leaves_the_discriminator_alone():
     soft = A_STUDENT.clone().requires_grad_()
     adversary.objective(soft, view(labels=SoftLabels.from_logits(A_TEACHER))).backward()
     assert not torch.allclose(logits.grad, soft.grad)
+
+
+def test_the_weight_of_the_discriminator_is_read(settings, store):
+    recipe = changed(settings, "meal_v2", store, loss={"discriminator": 0.25})
+    found = build_trainer(recipe)[0].objective
+    assert isinstance(found, Adversary) and found.weight == 0.25
+    plain = recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"discriminator": 0})})
+    assert isinstance(build_trainer(plain)[0].objective, StoredLabels)
 
 
 # PS-KD
@@ -92,3 +102,18 @@ def test_the_epochs_of_pskd_are_whole_at_every_boundary():
     own = OwnPredictions(49, 3, epochs=5, batch_size=1)
     assert own.share(48) == pytest.approx(0.16) and own.share(49) == pytest.approx(0.32)
     assert own.share(5 * 49 - 1) == pytest.approx(0.8)
+
+
+def test_pskd_counts_epochs_in_the_crops_of_its_run(settings, store):
+    """10 images, 4 crops a step, 5 steps: 2 epochs, of which step 3 (crop 12) begins the second."""
+    own = build_trainer(changed(settings, "pskd", store))[0].objective
+    assert own.epochs == 2.0
+    assert [own.share(step) for step in range(STEPS)] == pytest.approx([0.4, 0.4, 0.4, 0.8, 0.8])
+    half = {"crops_per_image": 2, "batch_size": 3}  # whole images: 4 crops a step
+    own = build_trainer(changed(settings, "pskd", store, data=half))[0].objective
+    assert own.epochs == 2.0 and own.share(3) == pytest.approx(0.8)
+
+
+def test_the_last_share_of_pskd_is_read(settings, store):
+    own = build_trainer(changed(settings, "pskd", store, loss={"own_share": 0.3}))[0].objective
+    assert own.share(STEPS - 1) == pytest.approx(0.3)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 import safetensors.torch
 import torch
+from runs import interrupt_at
 from torch import nn
 
 from ferkd.batch import Batch
@@ -69,14 +67,10 @@ def identical(a, b):
 
 
 def test_a_run_continues_to_the_bit_whatever_the_workers(settings, tmp_path):
-    def interrupt(line):
-        if line["kind"] == "train" and line["step"] == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-
     whole = weights(settings, tmp_path / "whole")
     assert identical(whole, weights(settings, tmp_path / "two", workers=2))
     with pytest.raises(KeyboardInterrupt):
-        weights(settings, tmp_path / "stopped", progress=interrupt)
+        weights(settings, tmp_path / "stopped", progress=interrupt_at(4))
     assert identical(whole, weights(settings, tmp_path / "stopped", resume=True))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 
@@ -12,6 +11,7 @@ import safetensors.torch
 import torch
 import yaml
 from PIL import Image
+from runs import interrupt_at
 
 from ferkd.config import make_recipe
 from ferkd.errors import InputError
@@ -116,14 +116,6 @@ def test_the_kept_weights_give_the_reported_figures(settings, photos, tmp_path):
     result = run(settings, tmp_path / "run")
     found = evaluate(tmp_path / "run", photos, workers=0)
     assert all(found[key] == pytest.approx(result[key], abs=1e-6) for key in ("top1", "nll", "ece"))
-
-
-def interrupt_at(step):
-    def progress(line):
-        if line["kind"] == "train" and line["step"] == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return progress
 
 
 class Killed(BaseException):
