@@ -22,7 +22,10 @@ from ferkd.cli_options import (
     Json,
     Overwrite,
     Precision,
+    RecipeName,
     Resume,
+    TopK,
+    Values,
     Workers,
 )
 from ferkd.console import meter, say, show, table
@@ -87,8 +90,8 @@ def label(
         str, typer.Option(help="crops, or map: one label map per image (ReLabel).")
     ] = "crops",
     crops: Annotated[int | None, typer.Option(help="Random crops per image [50].")] = None,
-    top_k: Annotated[int, typer.Option(help="Classes kept per crop; 0 keeps all.")] = 5,
-    values: Annotated[str, typer.Option(help="Number type: auto, u8, f16 or f32.")] = "auto",
+    top_k: TopK = 5,
+    values: Values = "auto",
     scale: Annotated[
         tuple[float, float] | None,
         typer.Option(help="Crop area, share of the image [0.08 1].", show_default=False),
@@ -203,7 +206,7 @@ def _bytes_per_crop(store: Any) -> float:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe's name.")],
+    recipe: RecipeName,
     out: Annotated[Path, typer.Option(help="A new folder for the run.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, e.g. optimizer.lr=0.01.")

@@ -17,6 +17,8 @@ Images = Annotated[
 ]
 Repeats = Annotated[int, typer.Option(help="Interleaved turns; medians are reported.")]
 ImageSize = Annotated[int, typer.Option(help="Side of the crops in pixels.")]
+Teacher = Annotated[str, typer.Option(help="Spec; ?random=0 takes untrained weights.")]
+StoredCrops = Annotated[int, typer.Option(help="Stored crops per image.")]
 
 bench_app = typer.Typer(help="Benchmarks: ratios measured side by side.", no_args_is_help=True)
 
@@ -75,7 +77,7 @@ def bench_loader(
         int | None, typer.Option(help="Crops of a batch: 128, or 16 with --megapixels.")
     ] = None,
     batches: Annotated[int, typer.Option(help="Batches of a worker timed in a turn.")] = 12,
-    stored_crops: Annotated[int, typer.Option(help="Stored crops per image.")] = 50,
+    stored_crops: StoredCrops = 50,
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Time kept decoded images too.")
     ] = True,
@@ -110,9 +112,7 @@ def bench_loader(
 @bench_app.command("label")
 def bench_label(
     images: Images = None,
-    teacher: Annotated[
-        str, typer.Option(help="Spec; ?random=0 takes untrained weights.")
-    ] = "timm/resnet18?random=0",
+    teacher: Teacher = "timm/resnet18?random=0",
     image_size: ImageSize = 224,
     batch_size: Annotated[int, typer.Option(help="Crops of a forward pass.")] = 128,
     precision: Precision = "auto",
@@ -174,9 +174,7 @@ def bench_loss(
 def bench_step(
     images: Images = None,
     student: Annotated[str, typer.Option(help="As in a recipe.")] = "timm/mobilenetv3_small_050",
-    teacher: Annotated[
-        str, typer.Option(help="Spec; ?random=0 takes untrained weights.")
-    ] = "timm/resnet18?random=0",
+    teacher: Teacher = "timm/resnet18?random=0",
     image_size: ImageSize = 224,
     batch_size: Annotated[int, typer.Option(help="Crops of a step.")] = 64,
     crops_per_image: Annotated[int, typer.Option(help="m, of all but hard.")] = 4,
@@ -184,7 +182,7 @@ def bench_step(
     calibration: Annotated[str, typer.Option(help="FerKD's: steps or blend.")] = "steps",
     classes: Annotated[int, typer.Option(help="Classes that are trained.")] = 1000,
     photos: Annotated[int, typer.Option(help="Pictures made without --images.")] = 256,
-    stored_crops: Annotated[int, typer.Option(help="Stored crops per image.")] = 30,
+    stored_crops: StoredCrops = 30,
     cached: Annotated[
         bool, typer.Option("--cached", help="FerKD with kept decoded images too.")
     ] = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ferkd.cli_options import Json, Overwrite
+from ferkd.cli_options import Json, Overwrite, RecipeName, TopK
 from ferkd.console import say, show, table
 from ferkd.errors import InputError
 
@@ -19,13 +19,11 @@ def register(app: typer.Typer) -> None:
 
 
 def plan_command(
-    recipe: Annotated[
-        str, typer.Argument(help="A YAML file, or a shipped recipe's name.")
-    ] = "ferkd-resnet50",
+    recipe: RecipeName = "ferkd-resnet50",
     images: Annotated[int, typer.Option(help="Training images.")] = 1_281_167,
     crops: Annotated[int, typer.Option(help="Labelled crops per image.")] = 50,
     classes: Annotated[int, typer.Option(help="Classes.")] = 1000,
-    top_k: Annotated[int, typer.Option(help="Classes kept per crop; 0 keeps all.")] = 5,
+    top_k: TopK = 5,
     teacher_rate: Annotated[
         float | None, typer.Option(help="Crops/s of the teacher's forward pass, one device.")
     ] = None,

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ferkd.cli_options import Device, Json, Overwrite, Resume, Store, Workers
+from ferkd.cli_options import Device, Json, Overwrite, Resume, Store, Values, Workers
 from ferkd.console import meter, say, show, table
 from ferkd.errors import InputError
 
-TopK = Annotated[int | None, typer.Option(help="Classes kept per crop.")]
-Values = Annotated[str | None, typer.Option(help="Number type: u8, f16 or f32.")]
 Out = Annotated[Path, typer.Option(help="A new folder for the labels.")]
+# Of what a store holds already; None keeps it.
+StoreTopK = Annotated[int | None, typer.Option(help="Classes kept per crop.")]
+StoreValues = Annotated[str | None, typer.Option(help="Number type: u8, f16 or f32.")]
 
 import_app = typer.Typer(help="Bring labels of other systems over.", no_args_is_help=True)
 
@@ -57,8 +58,8 @@ def merge(
     accuracies: Annotated[
         str | None, typer.Option(help="Percent, one a store: weights by softmax(accuracy / 10).")
     ] = None,
-    top_k: TopK = None,
-    values: Values = None,
+    top_k: StoreTopK = None,
+    values: StoreValues = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -81,7 +82,7 @@ def merge(
             rule=rule,  # type: ignore[arg-type]
             weights=given,
             top_k=top_k,
-            values=values,  # type: ignore[arg-type]
+            values=values,
             resume=resume,
             overwrite=overwrite,
             progress=advance,
@@ -93,8 +94,8 @@ def subset(
     store: Store,
     out: Out,
     crops: Annotated[int | None, typer.Option(help="Keep the first N crops of an image.")] = None,
-    top_k: TopK = None,
-    values: Values = None,
+    top_k: StoreTopK = None,
+    values: StoreValues = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -108,7 +109,7 @@ def subset(
             out,
             crops=crops,
             top_k=top_k,
-            values=values,  # type: ignore[arg-type]
+            values=values,
             resume=resume,
             overwrite=overwrite,
             progress=advance,
@@ -151,7 +152,7 @@ def export_labels(
         Path | None, typer.Option(help="The FKD authors' files, into this folder.")
     ] = None,
     classes: Annotated[str, typer.Option(help="Parquet: names or ids.")] = "names",
-    top_k: TopK = None,
+    top_k: StoreTopK = None,
     dtype: Annotated[str, typer.Option(help="FKD: fp32 or fp16.")] = "fp32",
     split: Annotated[str, typer.Option(help="FKD: the folder above the classes.")] = "train",
     overwrite: Overwrite = False,
@@ -191,7 +192,7 @@ def import_fkd(
     num_classes: Annotated[int | None, typer.Option(help="Where the images do not tell.")] = None,
     kind: Annotated[str, typer.Option(help="auto, top-k, smoothing, hard or full.")] = "auto",
     crops: Annotated[int | None, typer.Option(help="Keep the first N crops.")] = None,
-    values: Annotated[str, typer.Option(help="Number type: auto, u8, f16 or f32.")] = "auto",
+    values: Values = "auto",
     no_targets: Annotated[bool, typer.Option("--no-targets", help="No ground truth.")] = False,
     resized: Annotated[
         bool, typer.Option("--resized", help="The images were resized since: round the boxes.")
@@ -211,7 +212,7 @@ def import_fkd(
             images,
             out,
             num_classes=num_classes,
-            kind=kind,  # type: ignore[arg-type]
+            kind=kind,
             crops=crops,
             values=values,
             targets=not no_targets,
