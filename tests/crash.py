@@ -29,6 +29,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from stores import bytes_of
 
 from ferkd.labelling import Progress, label
 from ferkd.labels import writer
@@ -140,10 +141,6 @@ def ended(pid: int) -> str:
     if os.WIFSIGNALED(status):
         return "killed"
     return "failed" if os.WEXITSTATUS(status) else "done"
-
-
-def bytes_of(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def operations_of(out: Path, deadly: int | None, count: Path | None = None) -> None:

@@ -8,6 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ferkd.teachers import Inputs, Teacher
+
 SMALL = "timm/test_resnet"  # 0.5 M parameters, made by timm for tests
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -21,6 +23,19 @@ class Pixel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images[:, :, 0, 0] * self.gain
+
+
+class Brightness(nn.Module):
+    """Two classes, told with a confidence of the crop's brightness: it varies from crop to crop."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        z = images.mean((1, 2, 3)) * 20
+        return torch.stack([z, -z], 1)
+
+
+def brightness(size: int) -> Teacher:
+    """Brightness as a teacher of crops of so many pixels."""
+    return Teacher(Brightness(), Inputs(image_size=size, mean=(0.5,) * 3, std=(0.25,) * 3))
 
 
 def batch_norm_net(classes: int = 4) -> nn.Module:
@@ -47,6 +62,20 @@ def crops(count: int, size: int = 16, seed: int = 0) -> Tensor:
 def small_resnet(classes: int = 7) -> nn.Module:
     torch.manual_seed(0)
     return timm.create_model("test_resnet", num_classes=classes).eval()
+
+
+def small_convnet(seed: int, classes: int = 3) -> nn.Module:
+    """A net of one convolution, for crops of any size, whose answers are far apart."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, classes),
+    )
+    net[4].weight.data.mul_(10)
+    return net
 
 
 class Malicious:

@@ -1,4 +1,4 @@
-"""Small label stores of random labels, for the tests of what reads them."""
+"""Small label stores of random labels, for the tests of what reads them; what a store holds."""
 
 from __future__ import annotations
 
@@ -75,3 +75,15 @@ def write_store(
             rows = np.array(writer.part_range(part))
             writer.write(part, [ids[r] for r in rows], table[rows], records[rows], [])
         return writer.finish()
+
+
+def bytes_of(path: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path in it."""
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def everything(store: LabelStore) -> SoftLabels:
+    """What the records hold, and nothing made of it."""
+    records = store.records(np.arange(len(store))[:, None], np.arange(store.crops_per_image))
+    has_target = np.repeat(store.targets >= 0, store.crops_per_image)
+    return store.record.decode(records.reshape(-1), has_target)

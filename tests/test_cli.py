@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
+from pictures import write_noise
 
 TEACHER = "timm/resnet10t?random=0&num_classes=2&image_size=32"
 
 
 def write_images(root: Path, classes: dict[str, int]) -> Path:
-    rng = np.random.default_rng(0)
-    for name, count in classes.items():
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)
-            cv2.imwrite(str(root / name / f"{i}.jpg"), pixels)
-    return root
+    names = [f"{name}/{i}.jpg" for name, count in classes.items() for i in range(count)]
+    return write_noise(root, dict.fromkeys(names, (40, 36)))
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+from pictures import write_noise
 
 from ferkd.labels import LabelStore
 
@@ -18,12 +18,8 @@ OTHER = "timm/resnet10t?random=1&num_classes=3&image_size=32"
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    for i in range(9):
-        path = tmp_path / "images" / "abc"[i % 3] / f"{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), rng.integers(0, 256, (40 + i, 36, 3), dtype=np.uint8))
-    return tmp_path / "images"
+    sizes = {f"{'abc'[i % 3]}/{i}.jpg": (40 + i, 36) for i in range(9)}
+    return write_noise(tmp_path / "images", sizes)
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
+from nets import small_convnet
+from pictures import write_noise
 
 from ferkd.committees import Committee, load_committee, split_spec
 from ferkd.crops import cut
@@ -18,26 +18,13 @@ from ferkd.teachers import Inputs, Teacher
 
 
 def teacher(seed: int, size: int = 16, classes: int = 3, **options) -> Teacher:
-    torch.manual_seed(seed)
-    module = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3),
-        torch.nn.ReLU(),
-        torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Flatten(),
-        torch.nn.Linear(8, classes),
-    )
-    module[4].weight.data.mul_(10)
+    module = small_convnet(seed, classes)
     return Teacher(module, Inputs(image_size=size), spec=f"teacher {seed}", **options)
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    for i in range(4):
-        path = tmp_path / "images" / f"class {i % 3}" / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), rng.integers(0, 256, (60, 50, 3), dtype=np.uint8))
-    return tmp_path / "images"
+    return write_noise(tmp_path / "images", {f"class {i % 3}/{i}.png": (60, 50) for i in range(4)})
 
 
 @pytest.mark.parametrize("sizes", [(16, 24), (24, 16), (16, 16)])

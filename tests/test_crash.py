@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from stores import write_store
+from stores import bytes_of, write_store
 
 from ferkd.errors import InputError
 from ferkd.labelling import label
@@ -24,10 +24,6 @@ from ferkd.labels.verify import verify_store
 from ferkd.teachers import Inputs, Teacher
 
 ROOT = Path(__file__).parents[1]
-
-
-def bytes_of(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from pictures import write_noise
 from PIL import Image
 
 from ferkd.crop_sources import FreshCrops
@@ -21,15 +22,8 @@ ENTRY = 32  # bytes of bookkeeping an image: a 64-bit fingerprint and six 32-bit
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    root = tmp_path / "images"
-    rng = np.random.default_rng(0)
-    for i in range(6):
-        path = root / "ab"[i % 2] / f"ü{i}.jpg"
-        path.parent.mkdir(exist_ok=True, parents=True)
-        ok, data = cv2.imencode(".jpg", rng.integers(0, 256, (20 + i, 40, 3), dtype=np.uint8))
-        assert ok
-        path.write_bytes(data.tobytes())
-    return root
+    sizes = {f"{'ab'[i % 2]}/ü{i}.jpg": (20 + i, 40) for i in range(6)}
+    return write_noise(tmp_path / "images", sizes)
 
 
 def pixels_of(folder: Path) -> list[np.ndarray]:

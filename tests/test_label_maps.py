@@ -6,14 +6,14 @@ import json
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stores import write_store
+from pictures import write_noise
+from stores import bytes_of, write_store
 
 from ferkd import cli
 from ferkd.committees import Committee
@@ -63,16 +63,8 @@ def teacher(classes: int = 3, seed: int = 0, size: int = 16, spec: str = "test")
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    for i in range(9):
-        path = tmp_path / "images" / f"class {i % 3}" / f"é.{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), rng.integers(0, 256, (20 + 3 * i, 50 - i, 3), dtype=np.uint8))
-    return tmp_path / "images"
-
-
-def bytes_of(path: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in path.iterdir()}
+    sizes = {f"class {i % 3}/é.{i}.jpg": (20 + 3 * i, 50 - i) for i in range(9)}
+    return write_noise(tmp_path / "images", sizes)
 
 
 def whole(images: Path, row: int, size: int) -> torch.Tensor:

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from pictures import write_noise
+from stores import bytes_of
 
 from ferkd.crops import cut, random_boxes
 from ferkd.errors import InputError
@@ -17,20 +19,10 @@ from ferkd.labels import LabelStore
 from ferkd.teachers import Inputs, Teacher
 
 
-def write_images(root: Path, count: int = 9, classes: int = 3) -> Path:
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        path = root / f"class {i % classes}" / f"é.{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(
-            str(path), rng.integers(0, 256, (20 + 3 * (i % 20), 50 - i % 40, 3), dtype=np.uint8)
-        )
-    return root
-
-
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    return write_images(tmp_path / "images")
+    sizes = {f"class {i % 3}/é.{i}.jpg": (20 + 3 * i, 50 - i) for i in range(9)}
+    return write_noise(tmp_path / "images", sizes)
 
 
 def teacher(classes: int = 3, size: int = 16) -> Teacher:
@@ -45,10 +37,6 @@ def teacher(classes: int = 3, size: int = 16) -> Teacher:
     )
     module[5].weight.data.mul_(10)
     return Teacher(module, Inputs(image_size=size), spec="test")
-
-
-def bytes_of(path: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in path.iterdir()}
 
 
 def test_every_record_is_the_teachers_answer_to_its_own_crop(folder, tmp_path):

@@ -9,12 +9,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from nets import small_convnet
+from pictures import write_noise
+from stores import bytes_of, everything
 
 from ferkd.crops import CropDistribution
 from ferkd.errors import InputError
 from ferkd.images import open_images
 from ferkd.labelling import label
-from ferkd.labels import LabelStore, SoftLabels
+from ferkd.labels import LabelStore
 from ferkd.labels.merge import merge
 from ferkd.labels.writer import StoreWriter
 from ferkd.teachers import Inputs, Teacher
@@ -22,27 +25,15 @@ from ferkd.teachers import Inputs, Teacher
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    for i in range(9):
-        path = tmp_path / "images" / f"class {i % 3}" / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), rng.integers(0, 256, (20 + i, 40 - i, 3), dtype=np.uint8))
-    return tmp_path / "images"
+    sizes = {f"class {i % 3}/{i}.png": (20 + i, 40 - i) for i in range(9)}
+    return write_noise(tmp_path / "images", sizes)
 
 
 class Counting(Teacher):
     """A small network that counts the crops it is shown."""
 
     def __init__(self, seed: int = 0, size: int = 16) -> None:
-        torch.manual_seed(seed)
-        module = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 3),
-            torch.nn.ReLU(),
-            torch.nn.AdaptiveAvgPool2d(1),
-            torch.nn.Flatten(),
-            torch.nn.Linear(8, 3),
-        )
-        module[4].weight.data.mul_(10)
+        module = small_convnet(seed)
         self.crops = 0
         super().__init__(module, Inputs(image_size=size), spec=f"teacher {seed}")
         self.crops = 0  # less the black image of the try-out
@@ -53,17 +44,6 @@ class Counting(Teacher):
 
 
 OPTIONS = {"part_images": 4, "batch_size": 5, "values": "f32", "top_k": 2}
-
-
-def bytes_of(path: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
-
-
-def everything(store: LabelStore) -> SoftLabels:
-    """What the records hold, and nothing made of it."""
-    records = store.records(np.arange(len(store))[:, None], np.arange(store.crops_per_image))
-    has_target = np.repeat(store.targets >= 0, store.crops_per_image)
-    return store.record.decode(records.reshape(-1), has_target)
 
 
 def same_crops(a: LabelStore, b: LabelStore) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
+from pictures import write_noise
+from stores import bytes_of, everything
 
 from ferkd.errors import InputError
 from ferkd.labelling import label
-from ferkd.labels import LabelStore, SoftLabels
+from ferkd.labels import LabelStore
 from ferkd.labels.derive import subset
 from ferkd.teachers import Inputs, Teacher
 
@@ -34,31 +35,17 @@ class Histogram(torch.nn.Module):
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Nine images in three classes, two of them unreadable."""
-    rng = np.random.default_rng(0)
-    for i in range(9):
-        path = tmp_path / "images" / f"class {i % 3}" / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), rng.integers(0, 256, (24, 30 + i, 3), dtype=np.uint8))
-    (tmp_path / "images/class 0/3.png").write_text("no image")
-    (tmp_path / "images/class 2/8.png").write_text("no image")
-    return tmp_path / "images"
+    sizes = {f"class {i % 3}/{i}.png": (24, 30 + i) for i in range(9)}
+    root = write_noise(tmp_path / "images", sizes)
+    (root / "class 0/3.png").write_text("no image")
+    (root / "class 2/8.png").write_text("no image")
+    return root
 
 
 def labelled(folder: Path, out: Path, **options) -> LabelStore:
     teacher = Teacher(Histogram(), Inputs(image_size=16), spec="test")
     given = {"crops": 6, "part_images": 4, "batch_size": 5, "max_unreadable": 0.5, **options}
     return label(folder, teacher, out, targets=False, **given)
-
-
-def bytes_of(path: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in path.iterdir() if p.is_file()}
-
-
-def everything(store: LabelStore) -> SoftLabels:
-    """What the records hold, and nothing made of it."""
-    records = store.records(np.arange(len(store))[:, None], np.arange(store.crops_per_image))
-    has_target = np.repeat(store.targets >= 0, store.crops_per_image)
-    return store.record.decode(records.reshape(-1), has_target)
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 3])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from stores import everything
 
 from ferkd.crops import CUT_RULE, CropDistribution
 from ferkd.errors import InputError
@@ -227,13 +228,6 @@ def write_store(path: Path, teacher: int, *, k=4, values="f32", skip=(), **chang
             ]
             writer.write(part, [ids[i] for i in rows], table, records.reshape(-1, CROPS), skipped)
         return writer.finish()
-
-
-def everything(store: LabelStore) -> SoftLabels:
-    """What the records hold, and nothing made of it."""
-    records = store.records(np.arange(len(store))[:, None], np.arange(store.crops_per_image))
-    has_target = np.repeat(store.targets >= 0, store.crops_per_image)
-    return store.record.decode(records.reshape(-1), has_target)
 
 
 @pytest.mark.parametrize("rule", ["probs", "logits"])

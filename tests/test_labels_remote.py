@@ -17,7 +17,8 @@ import s3_server
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_labels_store import CROPS, bytes_of, content, store_settings, write_part, write_store
+from stores import bytes_of
+from test_labels_store import CROPS, content, store_settings, write_part, write_store
 
 from ferkd.errors import InputError
 from ferkd.labels import LabelStore

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stores import bytes_of
 
 from ferkd.crops import CUT_RULE, CropDistribution
 from ferkd.errors import InputError
@@ -73,10 +74,6 @@ def write_store(path: Path, ids=IDS, **options) -> LabelStore:
         for part in writer.missing():
             write_part(writer, part, ids)
         return writer.finish()
-
-
-def bytes_of(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 def test_a_store_gives_back_what_was_written(tmp_path):

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from nets import Brightness, brightness
+from pictures import write_noise
 
 from ferkd.crop_sources import FreshCrops, StoredCrops
 from ferkd.crops import cut
@@ -26,29 +28,14 @@ SIZE, CROPS = 16, 6
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for i in range(11):
-        path = root / "ab"[i % 2] / f"photo.{i}.jpg"
-        path.parent.mkdir(exist_ok=True)
-        cv2.imwrite(str(path), rng.integers(0, 256, (30 + i, 40 - i, 3), dtype=np.uint8))
-    return root
-
-
-class Brightness(torch.nn.Module):
-    """A teacher whose confidence is the crop's brightness: it varies from crop to crop."""
-
-    def forward(self, images):
-        z = images.mean((1, 2, 3)) * 20
-        return torch.stack([z, -z], 1)
+    sizes = {f"{'ab'[i % 2]}/photo.{i}.jpg": (30 + i, 40 - i) for i in range(11)}
+    return write_noise(tmp_path_factory.mktemp("images"), sizes)
 
 
 @pytest.fixture(scope="module")
 def store(folder, tmp_path_factory) -> LabelStore:
-    from ferkd.teachers import Inputs, Teacher
-
-    teacher = Teacher(Brightness(), Inputs(image_size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3))
-    return label(folder, teacher, tmp_path_factory.mktemp("s") / "s", crops=CROPS, part_images=4)
+    out = tmp_path_factory.mktemp("s") / "s"
+    return label(folder, brightness(SIZE), out, crops=CROPS, part_images=4)
 
 
 def loader(folder, store, **options) -> SoftLabelLoader:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from nets import brightness
 
 from ferkd.crop_sources import FreshCrops
 from ferkd.errors import InputError
@@ -38,18 +39,9 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-class Brightness(torch.nn.Module):
-    def forward(self, images):
-        z = images.mean((1, 2, 3)) * 20
-        return torch.stack([z, -z], 1)
-
-
 @pytest.fixture(scope="module")
 def store(folder, tmp_path_factory) -> LabelStore:
-    from ferkd.teachers import Inputs, Teacher
-
-    teacher = Teacher(Brightness(), Inputs(image_size=SIZE, mean=(0.5,) * 3, std=(0.25,) * 3))
-    return label(folder, teacher, tmp_path_factory.mktemp("s") / "s", crops=CROPS)
+    return label(folder, brightness(SIZE), tmp_path_factory.mktemp("s") / "s", crops=CROPS)
 
 
 def stored(folder, store, **options) -> SoftLabelLoader:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import write_noise
 from test_label_maps import Net
 from torchvision.ops import roi_align
 
@@ -120,12 +121,8 @@ def test_dense_log_probs_by_hand():
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    for i in range(6):
-        path = tmp_path / "images" / "abc"[i % 3] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(path), rng.integers(0, 256, (37 + 3 * i, 50 - i, 3), dtype=np.uint8))
-    return tmp_path / "images"
+    sizes = {f"{'abc'[i % 3]}/{i}.png": (37 + 3 * i, 50 - i) for i in range(6)}
+    return write_noise(tmp_path / "images", sizes)
 
 
 def maps(folder: Path, out: Path, seed: int = 0, classes: int = 3, **options) -> LabelStore:

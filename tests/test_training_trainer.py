@@ -92,12 +92,8 @@ def identical(a, b):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_a_step_by_hand():
-    """One linear layer, zero weights, one black image of class 0 of 2, plain SGD of rate 1.
-
-    The input is (0 - .5) / .25 = -2 in each of 3 values; p = (1/2, 1/2), so dL/dlogits =
-    (-1/2, 1/2), dL/dW = (1, -1) and the update is its negative.
-    """
+def one_black_image(**options):
+    """One linear layer, zero weights, one black image of class 0 of 2, plain SGD of rate 1."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
     nn.init.zeros_(model[1].weight)
     nn.init.zeros_(model[1].bias)
@@ -108,29 +104,28 @@ def test_a_step_by_hand():
             yield batch(images, torch.tensor([0]))
 
     sgd = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.0)
-    t = trainer(model, OneImage(), optimizer=sgd, rate=1.0, steps=1)
+    return trainer(model, OneImage(), optimizer=sgd, rate=1.0, steps=1, **options)
+
+
+def test_a_step_by_hand():
+    """The update is the negative of the gradient.
+
+    The input is (0 - .5) / .25 = -2 in each of 3 values; p = (1/2, 1/2), so dL/dlogits =
+    (-1/2, 1/2) and dL/dW = (1, -1).
+    """
+    t = one_black_image()
     assert list(t.run()) == [1]
-    assert torch.allclose(model[1].weight, torch.tensor([[-1.0] * 3, [1.0] * 3]))
-    assert torch.allclose(model[1].bias, torch.tensor([0.5, -0.5]))
+    assert torch.allclose(t.model[1].weight, torch.tensor([[-1.0] * 3, [1.0] * 3]))
+    assert torch.allclose(t.model[1].bias, torch.tensor([0.5, -0.5]))
     assert t.mean_loss() == pytest.approx(np.log(2))
     assert (t.step, t.crops) == (1, 1)
 
 
 def test_gradients_are_clipped_to_the_norm():
     """The gradient above has norm sqrt(6 + 1/2); clipped to 1/2 it keeps its direction."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
-    nn.init.zeros_(model[1].weight)
-    nn.init.zeros_(model[1].bias)
-
-    class OneImage:
-        def batches(self, start, stop):
-            images = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
-            yield batch(images, torch.tensor([0]))
-
-    sgd = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.0)
-    t = trainer(model, OneImage(), optimizer=sgd, rate=1.0, steps=1, clip_grad=0.5)
+    t = one_black_image(clip_grad=0.5)
     list(t.run())
-    moved = torch.cat([model[1].weight.flatten(), model[1].bias]).detach()
+    moved = torch.cat([t.model[1].weight.flatten(), t.model[1].bias]).detach()
     assert float(moved.norm()) == pytest.approx(0.5, rel=1e-4)
     assert float(moved[0] / moved[6]) == pytest.approx(-2.0, rel=1e-4)
 
