@@ -55,11 +55,11 @@ SCENES = Plan(
     crop_fraction=1.0,  # a digit may stand at the border of the central square
     teacher="timm/resnet10t",
     teacher_args={"channels": [32, 64, 128, 256], "stem_width": 16},
-    teacher_epochs=32,
+    teacher_epochs=16,
     teacher_lr=4e-3,
     student="timm/resnet10t",
     student_args={"channels": [16, 32, 64, 128], "stem_width": 8},
-    student_epochs=19.2,
+    student_epochs=12.8,
     crops=24,
     crops_per_image=2,
 )
