@@ -88,6 +88,7 @@ def test_quantiles_within_an_image_by_hand():
 def test_an_image_with_nothing_left_counts_as_hard():
     regions = np.array([[D, D], [D, K], [H, D]], np.int8)
     assert keep_every_image(regions).tolist() == [[H, H], [D, K], [H, D]]
+    assert keep_every_image(regions, Region.IMPORTANT).tolist() == [[K, K], [D, K], [H, D]]
 
 
 def test_calibration_by_hand():
@@ -273,3 +274,23 @@ def test_a_store_without_ground_truth_is_blended_with_nothing(tmp_path):
     out = mining.calibrate(labels, torch.full((4,), -1), np.array([0]), np.arange(4)[None])
     assert torch.equal(out.dense(), labels.dense())
     assert "1 images without ground truth keep their soft labels" in mining.describe()
+
+
+@pytest.mark.parametrize(("thresholds", "kept"), [((0.99, 0.99, 1.0), K), ((0.985, 0.99, 1.0), H)])
+def test_an_image_without_a_crop_left_gets_a_hard_label_only_where_others_do(
+    tmp_path, thresholds, kept
+):
+    """low = middle asks for no hard label: then the soft ones stay, else the truth is pressed."""
+    store = write_store(tmp_path / "labels", crops=8)
+    scores, _ = scores_of(store)
+    assert (scores < thresholds[0]).all(axis=1).any()
+    mining = mine(store, Regions(thresholds=thresholds))
+    lost = (scores < thresholds[0]).all(axis=1)
+    assert (mining.regions[lost] == kept).all() and mining.rescued == lost.sum()
+    assert ("are kept whole" if kept == K else "count as hard") in mining.describe()
+    rows, crops = np.flatnonzero(lost), np.tile(np.arange(8), (int(lost.sum()), 1))
+    labels = store.labels(rows[:, None], crops)
+    targets = torch.from_numpy(np.repeat(store.targets[rows].astype(np.int64), 8))
+    out = mining.calibrate(labels, targets, rows, crops).dense()
+    same = torch.isclose(out, labels.dense()).all(1)
+    assert same[targets < 0].all() and (same[targets >= 0] == (kept == K)).all()

@@ -145,10 +145,10 @@ def image_quantiles(scores: NDArray[np.floating]) -> NDArray[np.float32]:
     return np.where(np.isnan(scores), np.nan, ranks).astype(np.float32)
 
 
-def keep_every_image(regions: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Turn the crops of images that have nothing left into HARD ones, so no image is lost."""
+def keep_every_image(regions: NDArray[np.int8], region: Region = Region.HARD) -> NDArray[np.int8]:
+    """Put the crops of images that have nothing left into ``region``, so no image is lost."""
     empty = (regions == Region.DISCARDED).all(axis=1)
-    return np.where(empty[:, None], np.int8(Region.HARD), regions)
+    return np.where(empty[:, None], np.int8(region), regions)
 
 
 def calibrate(
@@ -321,7 +321,8 @@ class Mining:
         if (weight := self.mean_weight) is not None:
             line += f", mean weight of the soft labels {weight:.3f}"
         if self.rescued:
-            what = "count as hard" if self.settings.calibration == "steps" else "are kept whole"
+            hard = self.thresholds.low < self.thresholds.middle
+            what = "count as hard" if hard else "are kept whole"
             line += f"; {self.rescued} images with all crops discarded {what}"
         if self.without_target:
             line += f"; {self.without_target} images without ground truth keep their soft labels"
@@ -354,10 +355,13 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
         thresholds = thresholds._replace(middle=thresholds.low)
     curve = evidence.reliability if evidence is not None else None
     regions = classify_scores(scores, *thresholds)
+    # Where nothing asks for hard labels (low = middle), none is made up for such an image: the
+    # teacher doubts all of its crops, so its ground truth may be what is wrong.
+    rescue = Region.HARD if thresholds.low < thresholds.middle else Region.IMPORTANT
     shares = {region.name.lower(): float((regions == region).mean()) for region in Region}
     return Mining(
         settings=settings,
-        regions=keep_every_image(regions),
+        regions=keep_every_image(regions, rescue),
         thresholds=thresholds,
         shares=shares,
         rescued=int((regions == Region.DISCARDED).all(axis=1).sum()),
