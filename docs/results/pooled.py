@@ -3,9 +3,10 @@
 ``python docs/results/pooled.py`` reads the results beside it and prints, for each circumstance in
 which both were trained on the same seeds, the mean difference in top-1 and NLL, then the mean over
 the circumstances with Student's 95 % interval. A circumstance counts once, however many seeds it
-has: seeds tell how sure a difference is there, circumstances whether it can be expected elsewhere. The
-interval takes the circumstances for independent, which they are not: seven are the same flowers, and
-fashion-rescue was run after a mend that its own images had asked for. So it is too narrow.
+has: seeds tell how sure a difference is there, circumstances whether it can be expected elsewhere.
+The interval takes the circumstances for independent, which they are not: seven are the same
+flowers, and fashion-rescue was run after a mend that its own images had asked for. So it is too
+narrow.
 """
 
 from __future__ import annotations
