@@ -221,6 +221,26 @@ def test_usage_mistakes(command, suite, tmp_path):
         assert status == 2 and said in err, (arguments, err)
 
 
+def test_seeds_are_added_to_one_method(command, suite, tmp_path):
+    out = tmp_path / "out"
+    command("compare", suite, "--out", out)
+    status, text, _ = command(
+        "compare", suite, "--out", out, "--seeds", 3, "--only", "hard", "--json"
+    )
+    assert status == 0 and runs(out) == sorted([*ALL, "short/hard-2"])
+    assert list(json.loads(text)["methods"]["hard"]["runs"]) == ["0", "1", "2"]
+
+    status, text, err = command("compare", suite, "--out", out, "--report-only")
+    assert status == 2 and "suite.seeds: 2 in the folder, not in this suite" in err
+    status, text, _ = command("compare", out)  # the folder knows its seeds
+    assert status == 0 and "not finished: <b>-2" in text
+
+    status, _, err = command("compare", suite, "--out", out, "--seeds", 0)
+    assert (status, err.strip()) == (2, "error: --seeds 0: it must be at least 1")
+    status, _, err = command("compare", out / "short" / "hard-0", "--seeds", 2)
+    assert status == 2 and "are for suites, not for runs" in err
+
+
 def test_a_budget_in_seconds_keeps_its_trial(command, suite, tmp_path, monkeypatch):
     timed = changed(suite, "timed.yaml", budgets={"clock": {"seconds": 1e-6}})
     out, trials = tmp_path / "out", []

@@ -33,6 +33,9 @@ def compare(
     budget: Annotated[
         list[str] | None, typer.Option(help="Only this budget of a suite; may be repeated.")
     ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds 0 to N - 1 instead of the suite's.")
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option(help="Compare with this method [the suite's, or hard].")
     ] = None,
@@ -47,7 +50,7 @@ def compare(
     from ferkd.compare.page import write_page
     from ferkd.compare.plan import is_suite_folder, read_folder
     from ferkd.compare.report import compare_runs, compare_suite
-    from ferkd.compare.suite import load_suite
+    from ferkd.compare.suite import load_suite, with_seeds
 
     if html is not None and html.exists() and not overwrite:
         raise InputError(f"{html} exists; give another file or --overwrite")
@@ -62,6 +65,8 @@ def compare(
             load_suite(what[0])  # a wrong name is said before a missing folder
             raise InputError("a suite needs a folder for its runs: give --out DIR")
         suite = read_folder(first) if own else load_suite(what[0])
+        if seeds is not None:
+            suite = with_seeds(suite, seeds)
         with meter("comparing") as advance:
             compared = compare_suite(
                 suite,
@@ -76,9 +81,9 @@ def compare(
                 progress=advance,
             )
     else:
-        if only or budget or report_only or jobs != 1:
+        if only or budget or report_only or jobs != 1 or seeds is not None:
             raise InputError(
-                "--only, --budget, --report-only and --jobs are for suites, not for runs"
+                "--only, --budget, --seeds, --report-only and --jobs are for suites, not for runs"
             )
         compared = compare_runs([Path(folder) for folder in what], baseline=baseline)
     result = compared.result

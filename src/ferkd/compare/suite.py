@@ -123,6 +123,13 @@ def load_suite(suite: str | Path) -> Suite:
     return make_suite(parse_yaml(text, str(path), "suite"))
 
 
+def with_seeds(suite: Suite, count: int) -> Suite:
+    """The suite on the seeds 0 to ``count`` - 1. Raises InputError for less than one."""
+    if count < 1:
+        raise InputError(f"--seeds {count}: it must be at least 1")
+    return suite.model_copy(update={"seeds": tuple(range(count))})
+
+
 def shipped_suites() -> list[str]:
     """The names of the suites that come with ferkd."""
     files = (resources.files("ferkd") / "suites").iterdir()
