@@ -1,7 +1,7 @@
 """The commands in README.md and docs/*.md: list, check and run them.
 
     docs_commands.py block HEADING    print the one fenced block under a heading of README.md
-    docs_commands.py check            every `ferkd ...` line names real commands and options
+    docs_commands.py check            every `ferkd ...` line parses: commands, options and their values
     docs_commands.py run              run every block that is not marked `no-run`
 
 A block is fenced with ```bash; ```bash no-run keeps it from being run (hours of work, data that
@@ -106,13 +106,11 @@ def complaint(words: list[str], command: Any) -> str | None:
             return f"`{' '.join(path)}` has no command {name!r}"
         command = command.commands[name]
         path.append(name)
-    known = {"--help"}.union(*([*p.opts, *p.secondary_opts] for p in command.params))
-    for word in rest:
-        option = word.split("=", 1)[0]
-        if option.startswith("--") and option != "--" and option not in known:
-            return f"`{' '.join(path)}` has no option {option}"
-        if re.fullmatch(r"-[A-Za-z]", option) and option not in known:
-            return f"`{' '.join(path)}` has no option {option}"
+    try:
+        command.make_context(" ".join(path), rest)
+    except Exception as error:  # of typer's own copy of click, or of click, by typer's version
+        if hasattr(error, "format_message"):
+            return f"`{' '.join(path)}`: {error.format_message()}"
     return None
 
 

@@ -44,6 +44,16 @@ def test_precisions_on_the_cpu():
         resolve_precision("fp16", CPU)
 
 
+@pytest.mark.parametrize(
+    ("cpu", "name", "warned"),
+    [("AVX2", "bf16", True), ("AVX512", "bf16", False), ("AVX2", "auto", False)],
+)
+def test_emulated_bf16_is_warned_of(monkeypatch, caplog, cpu, name, warned):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
+    resolve_precision(name, CPU)
+    assert ("ten times slower than with fp32; use fp32 or auto" in caplog.text) == warned
+
+
 def test_autocast_sets_the_precision_of_the_forward_pass():
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
     with autocast(CPU, torch.bfloat16):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ferkd.errors import InputError
+
+logger = logging.getLogger("ferkd")
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -44,7 +47,8 @@ def resolve_device(name: str = "auto") -> torch.device:
 def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
     """The dtype of the forward pass; "auto" is bfloat16 on a CUDA device with it, else float32.
 
-    Raises InputError for fp16 off CUDA, where gradients cannot be scaled.
+    Warns of bf16 on a CPU that has to emulate it. Raises InputError for fp16 off CUDA, where
+    gradients cannot be scaled.
     """
     if name == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -56,6 +60,14 @@ def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
         )
     if name not in _DTYPES:
         raise InputError(f"precision {name!r} is not known; use auto, fp32, bf16 or fp16")
+    if name == "bf16" and device.type == "cpu":
+        instructions = torch.backends.cpu.get_cpu_capability()
+        if instructions in ("DEFAULT", "AVX2"):
+            logger.warning(
+                "precision bf16: this CPU (%s) has no instructions for it and can be ten times "
+                "slower than with fp32; use fp32 or auto",
+                instructions,
+            )
     return _DTYPES[name]
 
 
