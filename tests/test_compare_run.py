@@ -241,6 +241,23 @@ def test_seeds_are_added_to_one_method(command, suite, tmp_path):
     assert status == 2 and "are for suites, not for runs" in err
 
 
+def test_what_is_not_on_the_baselines_terms_is_said(command, suite, tmp_path):
+    methods = {
+        "hard": {},
+        "fkd": {"method": "fkd"},
+        "m4": {"method": "ferkd", "data.crops_per_image": 4},
+    }
+    other = changed(suite, "other.yaml", seeds=[0], methods=methods)
+    status, text, _ = command("compare", other, "--out", tmp_path / "out", "--json")
+    found = json.loads(text)
+    assert status == 0 and found["budgets"]["short"]["remarks"][-1:] == [
+        "not on hard's terms: data.crops_per_image 4 (m4) instead of 2"
+    ]
+    run = found["methods"]["m4"]["runs"]["0"]
+    assert set(run["regions"]) == {"discarded", "hard", "important"} and len(run["thresholds"]) == 3
+    assert "regions" not in found["methods"]["hard"]["runs"]["0"]
+
+
 def test_a_budget_in_seconds_keeps_its_trial(command, suite, tmp_path, monkeypatch):
     timed = changed(suite, "timed.yaml", budgets={"clock": {"seconds": 1e-6}})
     out, trials = tmp_path / "out", []

@@ -228,7 +228,7 @@ def test_methods_train_and_continue_to_the_bit(settings, store, tmp_path, change
     assert result["method"] == changes["method"] and 0 <= result["top1"] <= 1
     if changes["method"] == "ferkd":
         assert set(result["regions"]) == {"discarded", "hard", "important"}
-        assert len(result["thresholds"]) == 3
+        assert len(result["thresholds"]) == 3 and result["rescued"] >= 0
     with pytest.raises(KeyboardInterrupt):
         run(settings, stopped, progress=interrupt_at(3))
     run(settings, stopped, resume=True)

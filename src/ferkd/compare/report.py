@@ -14,7 +14,7 @@ from ferkd.bench.measuring import machine
 from ferkd.compare.checks import check_data, check_finished, other_settings
 from ferkd.compare.execute import Failure, Progress, Say, run_suite
 from ferkd.compare.plan import check_folder, finished, locked, planned, write_suite
-from ferkd.compare.runs import Run, group_runs, other_data
+from ferkd.compare.runs import Run, group_runs, other_data, other_terms
 from ferkd.compare.suite import Suite, did_you_mean
 from ferkd.compare.summary import remarks, summarise
 from ferkd.errors import InputError
@@ -85,6 +85,7 @@ def compare_suite(
     for key, found in result["budgets"].items():
         budget = suite.budgets[key]
         found |= {"count": budget.count, "amount": budget.amount}
+        found["remarks"] += other_terms(groups[key], baseline)
         found["remarks"] += [
             f"{name} was made with other settings: {'; '.join(lines)}"
             for name, lines in other_settings(suite, [r for r in shown if r.budget == key]).items()

@@ -188,6 +188,26 @@ def unequal_terms(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
+def other_terms(methods: Mapping[str, Sequence[Run]], baseline: str) -> list[str]:
+    """One line for each key that a comparison keeps equal and a method has unlike the baseline."""
+    if not methods.get(baseline):
+        return []
+    terms = methods[baseline][0].recipe
+    found: dict[str, dict[str, list[str]]] = {}
+    for method, recipe in ((name, runs[0].recipe) for name, runs in methods.items() if runs):
+        for key in {**terms, **recipe}:
+            if key in _SAME_QUESTION or not key.startswith(_SAME_TERMS):
+                continue
+            if (value := recipe.get(key)) != terms.get(key):
+                found.setdefault(key, {}).setdefault(str(value), []).append(method)
+    return [
+        f"not on {baseline}'s terms: {key} "
+        + "; ".join(f"{value} ({', '.join(of)})" for value, of in values.items())
+        + f" instead of {terms.get(key, 'unset')}"
+        for key, values in found.items()
+    ]
+
+
 def other_data(methods: Mapping[str, Sequence[Run]]) -> list[str]:
     """One line for each method whose seeds were trained on different images or labels."""
     lines = []

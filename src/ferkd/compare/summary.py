@@ -9,6 +9,7 @@ from ferkd.compare.runs import Run
 from ferkd.report.stats import mean, mean_interval, sample_deviation
 
 FIGURES = ("top1", "top5", "nll", "ece", "brier")
+MINED = ("thresholds", "regions", "rescued")  # what FerKD found in the labels, shares by region
 # Two equal means may differ in their last bits, depending on how they were added.
 _ROUNDING = 1e-12
 
@@ -55,6 +56,7 @@ def _figures(runs: Sequence[Run]) -> dict[str, Any]:
             "nll": run.figure("nll"),
             "seconds": run.seconds,
             "run": str(run.folder),
+            **{key: run.result[key] for key in MINED if key in run.result},
         }
         for run in sorted(runs, key=lambda run: run.seed)
     }

@@ -323,5 +323,6 @@ class _Run:
         if mining is not None:
             result["thresholds"] = list(mining.thresholds)
             result["regions"] = mining.shares
+            result["rescued"] = mining.rescued
         write_json(self.out / folders.RESULT, result)
         return result
