@@ -67,7 +67,8 @@ def test_methods_differ_only_where_they_must(labelled):
     assert recipes[LIVE]["teacher"] == "timm/test_vit?random=0&num_classes=8"
     assert len({json.dumps(r["student"]) for r in recipes.values()}) == 1
     low, middle, top = recipes[FERKD]["regions"]["thresholds"]
-    assert 0 < low < middle < top < 1 and recipes[FERKD]["mix"] == {"kind": "selfmix"}
+    assert 0 < low < middle < top < 1
+    assert recipes[FERKD]["mix"] == {"kind": "selfmix", "operator": "mixup"}
     assert "mix" not in recipes[FKD] and "regions" not in recipes[FKD]
 
 

@@ -104,9 +104,8 @@ def test_probability_zero_changes_nothing_and_one_half_about_half():
 
 def test_uint8_images_are_rounded_not_truncated():
     images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
-    mixed, out = selfmix(
-        images, one_hot_labels(2), crops_per_image=2, generator=np.random.default_rng(3)
-    )
+    options = {"operator": "mixup", "crops_per_image": 2, "generator": np.random.default_rng(3)}
+    mixed, out = selfmix(images, one_hot_labels(2), **options)
     exact = 255 * out.dense()[:, 1]
     assert mixed.dtype == torch.uint8
     assert ((mixed[:, 0, 0, 0].float() - exact).abs() <= 0.5).all()

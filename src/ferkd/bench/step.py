@@ -75,7 +75,8 @@ class Setting:
             scores = scores_of(store)[0]
             thresholds = [float(q) for q in np.quantile(scores, _QUANTILES)]
             more["regions"] = {"thresholds": thresholds, "calibration": self.calibration}
-            more["mix"] = {"kind": "selfmix" if self.crops_per_image > 1 else "none"}
+            mixed = {"kind": "selfmix", "operator": "mixup"}  # the operator that costs more
+            more["mix"] = mixed if self.crops_per_image > 1 else {"kind": "none"}
         return {
             "method": method,
             "data": data,
