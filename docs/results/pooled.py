@@ -23,13 +23,13 @@ PAIRS = [
     ("flowers-main", "long", "fkd", "ferkd"),
     ("flowers-small", "short", "fkd", "ferkd"),
     ("flowers-small", "long", "fkd", "ferkd"),
-    ("flowers-teachers", "short", "fkd-weak", "ferkd-weak"),
-    ("flowers-teachers", "short", "fkd-middle", "ferkd-middle"),
-    ("flowers-teachers", "short", "fkd-strong", "ferkd-strong"),
+    ("flowers-teachers-112", "short", "fkd-weak", "ferkd-weak"),
+    ("flowers-teachers-112", "short", "fkd-middle", "ferkd-middle"),
+    ("flowers-teachers-112", "short", "fkd-strong", "ferkd-strong"),
     ("fashion-thresholds", "one", "fkd", "reliable"),
     ("fashion-rescue", "one", "fkd-40", "reliable-40"),
-    ("scenes-noise", "one", "fkd-0", "ferkd-0"),
-    ("scenes-noise", "one", "fkd-40", "ferkd-40"),
+    ("scenes-noise-first", "one", "fkd-0", "ferkd-0"),
+    ("scenes-noise-first", "one", "fkd-40", "ferkd-40"),
 ]
 
 

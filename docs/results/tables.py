@@ -1,0 +1,120 @@
+"""The tables of docs/evidence.md, from the results beside this file.
+
+``python docs/results/tables.py`` writes them anew, ``--check`` only says which are not what the
+results say. In the page a table follows a line like::
+
+    <!-- table flowers-small.json budget=short base=hard only=hard,fkd no=reach,nll -->
+
+``budget`` is the result's last unless said; ``base`` is whom differences are taken against, the
+result's own baseline unless said; ``only`` keeps methods, in the order given; ``no`` leaves out
+columns: ``ece``, ``difference``, ``nll`` (its difference), ``reach``. What a run reached before its
+end is known for the result's own baseline only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ferkd.compare.summary import paired
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "evidence.md"
+MARK = re.compile(r"<!-- table (?P<file>\S+?)(?P<options>( \S+=\S+)*) -->")
+
+Rows = dict[str, dict[str, Any]]
+
+
+def table(file: str, **options: str) -> list[str]:
+    """The lines of one table in Markdown."""
+    result = json.loads((HERE / file).read_text(encoding="utf-8"))
+    rows: Rows = result["budgets"][options.get("budget", result["budget"])]["methods"]
+    base = options.get("base", result["baseline"])
+    without = set(options.get("no", "").split(","))
+    if base != result["baseline"]:
+        without.add("reach")
+    names = options["only"].split(",") if "only" in options else list(rows)
+    columns = ["method", "top-1, %", "NLL"]
+    columns += [] if "ece" in without else ["ECE, %"]
+    columns += [] if "difference" in without else [f"top-1 against {base}, points"]
+    columns += [] if {"difference", "nll"} & without else [f"NLL against {base}"]
+    columns += [] if "reach" in without else [f"steps to {base}'s final accuracy"]
+    seeds = {len(rows[name]["seeds"]) for name in names}
+    if len(seeds) > 1:
+        columns.insert(1, "seeds")
+    lines = [columns, ["---"] * len(columns)]
+    for name in names:
+        row = rows[name]
+        cells = [name, *([str(len(row["seeds"]))] if len(seeds) > 1 else [])]
+        cells += [_spread(row, "top1", 100, 1), _spread(row, "nll", 1, 3)]
+        cells += [] if "ece" in without else [_spread(row, "ece", 100, 1)]
+        if "difference" not in without:
+            cells.append(_difference(rows, name, base, "top1", 100, 1))
+            cells += [] if "nll" in without else [_difference(rows, name, base, "nll", 1, 3)]
+        cells += [] if "reach" in without else [_reach(row)]
+        lines.append(cells)
+    return [f"| {' | '.join(line)} |".replace(" --- ", "---") for line in lines]
+
+
+def _spread(row: dict[str, Any], key: str, scale: float, digits: int) -> str:
+    mean, deviation = row[f"{key}_mean"], row[f"{key}_std"]
+    text = f"{scale * mean:.{digits}f}"
+    return text if deviation is None else f"{text} ± {scale * deviation:.{digits}f}"
+
+
+def _difference(rows: Rows, name: str, base: str, key: str, scale: float, digits: int) -> str:
+    if name == base:
+        return "–"
+    ours, theirs = (
+        {int(seed): scale * run[key] for seed, run in rows[of]["runs"].items()}
+        for of in (name, base)
+    )
+    found = paired(ours, theirs)
+    if found is None:
+        return "–"
+    text = f"{found['mean']:+.{digits}f}"
+    if found["low"] is None:
+        return text
+    return f"{text} [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+
+
+def _reach(row: dict[str, Any]) -> str:
+    found = row["reach"]
+    return (
+        "never" if found is None else f"{found['steps']:,.0f} ({100 * found['steps_share']:.0f}%)"
+    )
+
+
+def renewed(lines: list[str]) -> Iterator[str]:
+    """The page's lines with every marked table as the results have it."""
+    place = 0
+    while place < len(lines):
+        line = lines[place]
+        place += 1
+        yield line
+        if mark := MARK.fullmatch(line):
+            options = dict(option.split("=", 1) for option in mark["options"].split())
+            yield from ["", *table(mark["file"], **options), ""]
+            while place < len(lines) and (not lines[place] or lines[place].startswith("|")):
+                place += 1
+
+
+def main() -> int:
+    """Write or check; the exit status."""
+    text = PAGE.read_text(encoding="utf-8")
+    new = "".join(f"{line}\n" for line in renewed(text.splitlines()))
+    if "--check" not in sys.argv[1:]:
+        PAGE.write_text(new, encoding="utf-8")
+        return 0
+    before, after = text.splitlines(), new.splitlines()
+    wrong = [line for line in after if line not in before]
+    print("\n".join([f"{PAGE.name} has not: {line}" for line in wrong]))
+    return 1 if before != after else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""docs/evidence.md says what the committed results say."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, RESULTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_those_of_the_results(capsys, monkeypatch):
+    tables = script("tables")
+    text = tables.PAGE.read_text(encoding="utf-8")
+    assert text.count("<!-- table ") == sum(
+        bool(tables.MARK.fullmatch(line)) for line in text.splitlines()
+    )
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    assert tables.main() == 0, capsys.readouterr().out
+
+
+def test_a_table_is_written_anew():
+    """By hand: 40 and 60 % are 50.0 ± 14.1, and 20 points above 20 and 40 %."""
+    tables = script("tables")
+
+    def row(*top1):
+        runs = {str(seed): {"top1": value, "nll": 1.0} for seed, value in enumerate(top1)}
+        mean = sum(top1) / 2
+        spread = abs(top1[0] - top1[1]) / 2**0.5
+        return {
+            "seeds": [0, 1],
+            "runs": runs,
+            "top1_mean": mean,
+            "top1_std": spread,
+            "nll_mean": 1.0,
+            "nll_std": 0.0,
+        }
+
+    rows = {"a": row(0.2, 0.4), "b": row(0.4, 0.6)}
+    assert tables._spread(rows["b"], "top1", 100, 1) == "50.0 ± 14.1"
+    assert tables._difference(rows, "b", "a", "top1", 100, 1) == "+20.0 [+20.0, +20.0]"
+    assert tables._difference(rows, "a", "a", "top1", 100, 1) == "–"
+    first = next(RESULTS.glob("flowers-small.json")).name
+    mark = f"<!-- table {first} budget=short only=hard,fkd no=reach -->"
+    new = list(tables.renewed(["before", mark, "", "| old |", "", "after"]))
+    again = list(tables.renewed(new))
+    assert new == again and new[0] == "before" and new[-2:] == ["", "after"]
+    assert [line.split(" | ")[0] for line in new[3:-2]] == [
+        "| method",
+        "|---|---|---|---|---|---|",
+        "| hard",
+        "| fkd",
+    ]
+
+
+def test_the_pooled_lead_is_printed(capsys):
+    script("pooled").main()
+    assert "top1: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
+def test_results_say_how_they_were_made(file):
+    text = file.read_text(encoding="utf-8")
+    assert '"command"' in text and '"machine"' in text and '"date"' in text
