@@ -99,6 +99,24 @@ def test_keys_that_a_method_does_not_read_decide_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kind", "differ"),
+    [
+        ("none", set()),
+        ("mixup", {"alpha", "probability"}),
+        ("cutmix", {"alpha", "probability"}),
+        ("selfmix", {"operator", "alpha", "probability"}),
+    ],
+)
+def test_mixing_that_is_not_done_decides_nothing(tmp_path, kind, differ):
+    mixed = {"method": "ferkd", "mix.kind": kind, "data.crops_per_image": 2}
+    of = suite(seeds=[0], methods={"ferkd": mixed})
+    finish(of, tmp_path, mix__operator="mixup", mix__alpha=0.3, mix__probability=0.4)
+    found = other_settings(of, planned(of, tmp_path))
+    lines = found.get("short/ferkd-0", [])
+    assert {line.split(":")[0].removeprefix("recipe.mix.") for line in lines} == differ
+
+
+@pytest.mark.parametrize(
     ("budget", "length", "same"),
     [
         ({"steps": 5}, {"steps": 5}, True),

@@ -105,6 +105,7 @@ def _changed(suite: Suite, run: Planned) -> list[str]:
         if key in default and now[key] == default[key]:
             known[key] = default[key]
     unread = _unread(new["method"]) if known.get("method") == new["method"] else ()
+    unread += _unread_of_mixing(now["mix.kind"]) if known.get("mix.kind") == now["mix.kind"] else ()
     known, now = (
         {key: value for key, value in leaves.items() if not key.startswith(unread)}
         for leaves in (known, now)
@@ -127,6 +128,12 @@ def _unread(name: str) -> tuple[str, ...]:
         "loss.options": name not in ("hard", "pskd"),
     }
     return tuple(key for key, read in reads.items() if not read)
+
+
+def _unread_of_mixing(kind: str) -> tuple[str, ...]:
+    """The keys of mixing that this kind of it does not read."""
+    unread = () if kind == "selfmix" else ("mix.operator",)
+    return (*unread, "mix.alpha", "mix.probability") if kind == "none" else unread
 
 
 def _length(suite: Suite, run: Planned, old: dict[str, Any]) -> dict[str, Any]:
