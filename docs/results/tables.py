@@ -8,7 +8,8 @@ results say. In the page a table follows a line like::
 ``budget`` is the result's last unless said; ``base`` is whom differences are taken against, the
 result's own baseline unless said; ``only`` keeps methods, in the order given; ``no`` leaves out
 columns: ``ece``, ``difference``, ``nll`` (its difference), ``reach``. What a run reached before its
-end is known for the result's own baseline only.
+end is known for the result's own baseline only. ``pairs=fkd:ferkd,fkd-weak:ferkd-weak`` makes a row
+of each pair instead, the second against the first.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def table(file: str, **options: str) -> list[str]:
     """The lines of one table in Markdown."""
     result = json.loads((HERE / file).read_text(encoding="utf-8"))
     rows: Rows = result["budgets"][options.get("budget", result["budget"])]["methods"]
+    if "pairs" in options:
+        return _pairs(rows, [pair.split(":") for pair in options["pairs"].split(",")])
     base = options.get("base", result["baseline"])
     without = set(options.get("no", "").split(","))
     if base != result["baseline"]:
@@ -57,6 +60,22 @@ def table(file: str, **options: str) -> list[str]:
             cells += [] if "nll" in without else [_difference(rows, name, base, "nll", 1, 3)]
         cells += [] if "reach" in without else [_reach(row)]
         lines.append(cells)
+    return _markdown(lines)
+
+
+def _pairs(rows: Rows, pairs: list[list[str]]) -> list[str]:
+    columns = ["pair", "top-1, %", "difference, points", "NLL", "difference"]
+    lines = [columns, ["---"] * len(columns)]
+    for first, second in pairs:
+        cells = [f"{first} / {second}"]
+        for key, scale, digits in (("top1", 100, 1), ("nll", 1, 3)):
+            both = [_spread(rows[name], key, scale, digits) for name in (first, second)]
+            cells += [" / ".join(both), _difference(rows, second, first, key, scale, digits)]
+        lines.append(cells)
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |".replace(" --- ", "---") for line in lines]
 
 

@@ -21,7 +21,7 @@ def inspect(
     store: Store,
     images: Annotated[str | None, typer.Option(help="Its images, for the page's gallery.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
-    thresholds: Thresholds = "auto",
+    thresholds: Thresholds = "reliable",  # as in training
     calibration: Annotated[str, typer.Option(help="steps or blend.")] = "steps",
     score: Annotated[str, typer.Option(help="max_prob or true_prob.")] = "max_prob",
     truth: Annotated[
