@@ -230,8 +230,10 @@ def test_seeds_are_added_to_one_method(command, suite, tmp_path):
     assert status == 0 and runs(out) == sorted([*ALL, "short/hard-2"])
     assert list(json.loads(text)["methods"]["hard"]["runs"]) == ["0", "1", "2"]
 
-    status, text, err = command("compare", suite, "--out", out, "--report-only")
+    status, _, err = command("compare", suite, "--out", out)
     assert status == 2 and "suite.seeds: 2 in the folder, not in this suite" in err
+    status, text, _ = command("compare", suite, "--out", out, "--report-only", "--json")
+    assert status == 0 and json.loads(text)["methods"]["hard"]["seeds"] == [0, 1]
     status, text, _ = command("compare", out)  # the folder knows its seeds
     assert status == 0 and "not finished: <b>-2" in text
 

@@ -67,11 +67,12 @@ def planned(
     ]
 
 
-def check_folder(suite: Suite, out: Path) -> None:
+def check_folder(suite: Suite, out: Path, *, report_only: bool = False) -> None:
     """Raise InputError unless ``suite`` may run in ``out``: a new folder, or its own.
 
     A suite that only adds methods, seeds or budgets to the one in the folder may, and one with
-    another baseline: nothing that was run is changed by it.
+    another baseline: nothing that was run is changed by it. With ``report_only`` it may also lack
+    some: they are left out of the report, and stay in the folder.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder for the suite's runs")
@@ -82,7 +83,7 @@ def check_folder(suite: Suite, out: Path) -> None:
                 "--out"
             )
         return
-    changed = changes(read_folder(out).to_dict(), suite.to_dict())
+    changed = changes(read_folder(out).to_dict(), suite.to_dict(), lacking=not report_only)
     if changed:
         raise InputError(
             f"{out} holds the runs of another suite:\n"
@@ -99,21 +100,21 @@ def is_suite_folder(out: Path) -> bool:
         return False
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line for each key of the suite ``old`` that ``new`` changes or lacks."""
+def changes(old: dict[str, Any], new: dict[str, Any], *, lacking: bool = True) -> list[str]:
+    """One line for each key of the suite ``old`` that ``new`` changes or (``lacking``) lacks."""
     lines = []
     for part in ("base", "set"):
         lines += _differing(f"suite.{part}", old[part], new[part])
     for part in ("methods", "budgets"):
         for name, entry in old[part].items():
-            if name not in new[part]:
-                lines.append(f"suite.{part}.{name}: in the folder, not in this suite")
-            else:
+            if name in new[part]:
                 lines += _differing(f"suite.{part}.{name}", entry, new[part][name])
+            elif lacking:
+                lines.append(f"suite.{part}.{name}: in the folder, not in this suite")
     lines += [
         f"suite.seeds: {seed} in the folder, not in this suite"
         for seed in old["seeds"]
-        if seed not in new["seeds"]
+        if lacking and seed not in new["seeds"]
     ]
     return lines
 

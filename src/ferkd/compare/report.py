@@ -63,7 +63,7 @@ def compare_suite(
             f"--baseline {baseline}: no such method; {did_you_mean(baseline, suite.methods)}"
         )
     wanted = planned(suite, out, only, budgets)
-    check_folder(suite, out)
+    check_folder(suite, out, report_only=report_only)
     failures: list[Failure] = []
     if not report_only:
         check_finished(suite, wanted)
