@@ -1,7 +1,7 @@
 """The commands in README.md and docs/*.md: list, check and run them.
 
     docs_commands.py block HEADING    print the one fenced block under a heading of README.md
-    docs_commands.py check            every `ferkd ...` line parses: commands, options and their values
+    docs_commands.py check            every `ferkd ...` line parses, its values included
     docs_commands.py run              run every block that is not marked `no-run`
 
 A block is fenced with ```bash; ```bash no-run keeps it from being run (hours of work, data that

@@ -40,7 +40,7 @@ PAIRS = [
     ("scenes", "scenes-where", "long", "fkd", "ferkd"),
     *(
         ("scenes", "scenes-where", "one", f"fkd-{what}", f"ferkd-{what}")
-        for what in ("crops-2", "small", "large", "weak", "close", "wide")
+        for what in ("crops-2", "small", "weak", "close", "wide")
     ),
 ]
 
