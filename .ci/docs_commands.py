@@ -111,6 +111,8 @@ def complaint(words: list[str], command: Any) -> str | None:
     except Exception as error:  # of typer's own copy of click, or of click, by typer's version
         if hasattr(error, "format_message"):
             return f"`{' '.join(path)}`: {error.format_message()}"
+        if type(error).__name__ != "Exit":  # that is --help
+            raise
     return None
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -51,8 +53,7 @@ def test_a_table_is_written_anew():
     assert tables._spread(rows["b"], "top1", 100, 1) == "50.0 ± 14.1"
     assert tables._difference(rows, "b", "a", "top1", 100, 1) == "+20.0 [+20.0, +20.0]"
     assert tables._difference(rows, "a", "a", "top1", 100, 1) == "–"
-    first = next(RESULTS.glob("flowers-small.json")).name
-    mark = f"<!-- table {first} budget=short only=hard,fkd no=reach -->"
+    mark = "<!-- table flowers-small.json budget=short only=hard,fkd no=reach -->"
     new = list(tables.renewed(["before", mark, "", "| old |", "", "after"]))
     again = list(tables.renewed(new))
     assert new == again and new[0] == "before" and new[-2:] == ["", "after"]
@@ -64,12 +65,20 @@ def test_a_table_is_written_anew():
     ]
 
 
-def test_the_pooled_lead_is_printed(capsys):
+def test_the_pooled_lead_is_the_one_that_the_page_states(capsys):
+    """Each of the four intervals and both counts, as printed."""
     script("pooled").main()
-    assert "top1: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    page = (RESULTS.parent / "evidence.md").read_text(encoding="utf-8")
+    leads = re.findall(r"^(?:top1|nll)(?:, each data set once)?: (\S+ \[.*?\])", said, re.M)
+    assert len(leads) == 4 and all(lead in page for lead in leads)
+    (ahead, _), (nll, all_of) = re.findall(r"ahead in (\d+) of (\d+)", said)
+    assert f"ahead in {ahead}" in page and nll == all_of and f"in all {all_of} circum" in page
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.name)
 def test_results_say_how_they_were_made(file):
-    text = file.read_text(encoding="utf-8")
-    assert '"command"' in text and '"machine"' in text and '"date"' in text
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert re.search(r"\b(ferkd|python) \S", result["command"])
+    assert result["machine"]
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d", result.get("date") or result["machine"]["date"])

@@ -14,6 +14,7 @@ of each pair instead, the second against the first.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import sys
@@ -130,9 +131,9 @@ def main() -> int:
         PAGE.write_text(new, encoding="utf-8")
         return 0
     before, after = text.splitlines(), new.splitlines()
-    wrong = [line for line in after if line not in before]
-    print("\n".join([f"{PAGE.name} has not: {line}" for line in wrong]))
-    return 1 if before != after else 0
+    for line in difflib.unified_diff(before, after, PAGE.name, "the results", lineterm=""):
+        print(line)
+    return int(text != new)
 
 
 if __name__ == "__main__":

@@ -60,14 +60,12 @@ def resolve_precision(name: Precision, device: torch.device) -> torch.dtype:
         )
     if name not in _DTYPES:
         raise InputError(f"precision {name!r} is not known; use auto, fp32, bf16 or fp16")
-    if name == "bf16" and device.type == "cpu":
-        instructions = torch.backends.cpu.get_cpu_capability()
-        if instructions in ("DEFAULT", "AVX2"):
-            logger.warning(
-                "precision bf16: this CPU (%s) has no instructions for it and can be ten times "
-                "slower than with fp32; use fp32 or auto",
-                instructions,
-            )
+    emulated = torch.backends.cpu.get_cpu_capability() == "AVX2"  # x86 without AVX-512
+    if name == "bf16" and device.type == "cpu" and emulated:
+        logger.warning(
+            "precision bf16: this CPU (AVX2) has no instructions for it and can be ten times "
+            "slower than with fp32; use fp32 or auto"
+        )
     return _DTYPES[name]
 
 

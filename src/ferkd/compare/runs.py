@@ -171,12 +171,16 @@ def group_runs(given: Iterable[Path]) -> Grouped:
     return Grouped(ordered, tuple(notes))
 
 
+def _is_kept_equal(key: str) -> bool:
+    return key.startswith(_SAME_TERMS) and key not in _SAME_QUESTION
+
+
 def unequal_terms(runs: Sequence[Run]) -> list[str]:
     """One line for each key in which runs of different methods differ, but should not."""
     keys = dict.fromkeys(key for run in runs for key in run.recipe)
     lines = []
     for key in keys:
-        if key in _SAME_QUESTION or not key.startswith(_SAME_TERMS):
+        if not _is_kept_equal(key):
             continue
         values: dict[str, dict[str, None]] = {}
         for run in runs:
@@ -196,10 +200,9 @@ def other_terms(methods: Mapping[str, Sequence[Run]], baseline: str) -> list[str
     found: dict[str, dict[str, list[str]]] = {}
     for method, recipe in ((name, runs[0].recipe) for name, runs in methods.items() if runs):
         for key in {**terms, **recipe}:
-            if key in _SAME_QUESTION or not key.startswith(_SAME_TERMS):
-                continue
-            if (value := recipe.get(key)) != terms.get(key):
-                found.setdefault(key, {}).setdefault(str(value), []).append(method)
+            if _is_kept_equal(key) and recipe.get(key) != terms.get(key):
+                value = str(recipe.get(key, "unset"))
+                found.setdefault(key, {}).setdefault(value, []).append(method)
     return [
         f"not on {baseline}'s terms: {key} "
         + "; ".join(f"{value} ({', '.join(of)})" for value, of in values.items())
