@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from stores import bytes_of
 
-from ferkd.labelling import Progress, label
-from ferkd.labels import writer
-from ferkd.labels.verify import verify_store
-from ferkd.teachers import Inputs, Teacher
+from ferkd.labelling.run import Progress, label
+from ferkd.labelling.verify import verify_store
+from ferkd.models.teacher import Inputs, Teacher
+from ferkd.store import writer
 
 PAGE = 4096
 ROOM = 64 << 20  # of the small file system, when it is not made full

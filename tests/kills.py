@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from ferkd.config import Recipe
 from ferkd.training import train
+from ferkd.training.recipe import Recipe
 
 
 def attempt(job: Callable[[], None], seconds: float | None) -> bool:

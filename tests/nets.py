@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ferkd.teachers import Inputs, Teacher
+from ferkd.models.teacher import Inputs, Teacher
 
 SMALL = "timm/test_resnet"  # 0.5 M parameters, made by timm for tests
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

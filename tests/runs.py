@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ferkd.config import Recipe, make_recipe
-from ferkd.labelling import label
+from ferkd.labelling.run import label
 from ferkd.methods import METHODS
+from ferkd.training.recipe import Recipe, make_recipe
 
 TEACHER = "timm/test_resnet?random=0&num_classes=3&mean=0.4&std=0.3"
 STEPS = 5

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from ferkd.crops import CUT_RULE, CropDistribution, random_boxes
-from ferkd.label_maps import grid_boxes
-from ferkd.labels import LabelStore, SoftLabels
-from ferkd.labels import manifest as manifests
-from ferkd.labels.records import RecordFormat, Summary
-from ferkd.labels.store import IMAGE
-from ferkd.labels.writer import StoreWriter, listing
+from ferkd.labelling.maps import grid_boxes
+from ferkd.store import LabelStore, SoftLabels
+from ferkd.store import manifest as manifests
+from ferkd.store.reader import IMAGE
+from ferkd.store.records import RecordFormat, Summary
+from ferkd.store.writer import StoreWriter, listing
 
 IDS = ("a/1.jpg", "a/my.photo.v2.jpg", "b/x\ny.png", "é/漢.jpg", "é/漢字.jpg")
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ferkd.report.stats import mean, mean_interval
+from ferkd.study.statistics import mean, mean_interval
 
 # Data set, result, budget, FKD, FerKD by the default rule. Where all crops of an image are
 # discarded, those of flowers-main, flowers-teachers-112 and scenes-noise-first still made hard

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ferkd.compare.summary import paired
+from ferkd.study.compare.summary import paired
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "evidence.md"

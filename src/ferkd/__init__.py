@@ -13,46 +13,53 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ferkd import crops, mixing, objectives, regions
-    from ferkd.config import Recipe, load_recipe
-    from ferkd.errors import InputError
-    from ferkd.evaluation import evaluate
-    from ferkd.inspection import inspect
-    from ferkd.labelling import label
-    from ferkd.labels import LabelStore, SoftLabels
-    from ferkd.loader import SoftLabelLoader
-    from ferkd.mixing import Mix, SelfMix
+    from ferkd import crops, objectives
+    from ferkd.calibration import regions
+    from ferkd.calibration.regions import Regions
+    from ferkd.evaluating.run import evaluate
+    from ferkd.labelling.run import label
+    from ferkd.loading import mixing
+    from ferkd.loading.loader import SoftLabelLoader
+    from ferkd.loading.mixing import Mix, SelfMix
+    from ferkd.models.teacher import Teacher, load_teacher
     from ferkd.objectives import soft_cross_entropy
-    from ferkd.regions import Regions
-    from ferkd.teachers import Teacher, load_teacher
+    from ferkd.store import LabelStore, SoftLabels
+    from ferkd.study.inspection import inspect
+    from ferkd.system.errors import InputError
     from ferkd.training import train
+    from ferkd.training.recipe import Recipe, load_recipe
 
 # Where each public name lives. Loaded on first use: torch and timm take seconds to import, which
 # ``ferkd --help`` and a loader's workers need not wait for.
 _HOMES = {
-    "InputError": "ferkd.errors",
-    "LabelStore": "ferkd.labels",
-    "Mix": "ferkd.mixing",
-    "Recipe": "ferkd.config",
-    "Regions": "ferkd.regions",
-    "SelfMix": "ferkd.mixing",
-    "SoftLabelLoader": "ferkd.loader",
-    "SoftLabels": "ferkd.labels",
-    "Teacher": "ferkd.teachers",
-    "evaluate": "ferkd.evaluation",
-    "inspect": "ferkd.inspection",
-    "label": "ferkd.labelling",
-    "load_recipe": "ferkd.config",
-    "load_teacher": "ferkd.teachers",
+    "InputError": "ferkd.system.errors",
+    "LabelStore": "ferkd.store",
+    "Mix": "ferkd.loading.mixing",
+    "Recipe": "ferkd.training.recipe",
+    "Regions": "ferkd.calibration.regions",
+    "SelfMix": "ferkd.loading.mixing",
+    "SoftLabelLoader": "ferkd.loading.loader",
+    "SoftLabels": "ferkd.store",
+    "Teacher": "ferkd.models.teacher",
+    "evaluate": "ferkd.evaluating.run",
+    "inspect": "ferkd.study.inspection",
+    "label": "ferkd.labelling.run",
+    "load_recipe": "ferkd.training.recipe",
+    "load_teacher": "ferkd.models.teacher",
     "soft_cross_entropy": "ferkd.objectives",
     "train": "ferkd.training",
 }
-_MODULES = ("crops", "mixing", "objectives", "regions")
+_MODULES = {
+    "crops": "ferkd.crops",
+    "mixing": "ferkd.loading.mixing",
+    "objectives": "ferkd.objectives",
+    "regions": "ferkd.calibration.regions",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"ferkd.{name}")
+        return import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'ferkd' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

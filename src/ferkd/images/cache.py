@@ -21,9 +21,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..memory import free_memory
-from ..storage import is_url, masked, user_cache
+from ferkd.system.errors import InputError
+from ferkd.system.memory import free_memory
+from ferkd.system.storage import is_url, masked, user_cache
+
 from .decode import DECODER
 from .scaled import image_size
 from .source import ImageSource, fingerprint

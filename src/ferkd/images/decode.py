@@ -29,7 +29,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
-from ..errors import InputError
+from ferkd.system.errors import InputError
 
 DECODER = f"opencv {cv2.__version__} / pillow {PIL.__version__}, rule 1"
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import InputError
-from ..storage import clear_errors, is_url, masked, open_url
+from ferkd.system.errors import InputError
+from ferkd.system.storage import clear_errors, is_url, masked, open_url
 
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 _TIFF = (".tif", ".tiff")

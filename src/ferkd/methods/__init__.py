@@ -77,7 +77,7 @@ def with_defaults(settings: Any) -> Any:
 
 
 def problem(recipe: Any) -> str | None:
-    """What keeps a recipe (a `ferkd.config.Recipe`) from being trained, as one line, or None."""
+    """What keeps a `ferkd.training.recipe.Recipe` from being trained, as one line, or None."""
     name, mix, method = recipe.method, recipe.mix.kind, METHODS[recipe.method]
     if method.labels == "crops" and recipe.data.store is None:
         return f"method {name} needs data.store, the labels that ferkd label wrote"

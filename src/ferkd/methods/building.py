@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from ferkd import objectives
-from ferkd.errors import InputError
-from ferkd.labels import LabelStore, SoftLabels
-from ferkd.map_crops import kept_classes
+from ferkd.loading.map_crops import kept_classes
 from ferkd.methods.adversary import Adversary
 from ferkd.methods.live import LiveTeacher
 from ferkd.methods.plain import HardLabels
 from ferkd.methods.pskd import OwnPredictions
 from ferkd.methods.stored import StoredLabels, as_kind
 from ferkd.objectives import Kl
+from ferkd.store import LabelStore, SoftLabels
+from ferkd.system.errors import InputError
 
 if TYPE_CHECKING:
-    from ferkd.config import Recipe
-    from ferkd.teachers import Teacher
+    from ferkd.models.teacher import Teacher
+    from ferkd.training.recipe import Recipe
     from ferkd.training.trainer import View
 
 _TRIED = 16  # images, and crops of each, that the loss is tried on before a run

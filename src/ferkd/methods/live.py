@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ferkd.labels.soft import TAIL_TEMPERATURES, SoftLabels
 from ferkd.methods.plain import HardLabels
 from ferkd.objectives import Kl, Objective
+from ferkd.store.soft import TAIL_TEMPERATURES, SoftLabels
 
 if TYPE_CHECKING:
-    from ferkd.teachers import Teacher
+    from ferkd.models.teacher import Teacher
     from ferkd.training.trainer import View
 
 Triple = tuple[float, float, float]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ferkd.labels.soft import SoftLabels
 from ferkd.objectives import Objective
+from ferkd.store.soft import SoftLabels
 
 if TYPE_CHECKING:
     from ferkd.training.trainer import View

@@ -9,8 +9,6 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from ferkd.errors import InputError
-from ferkd.labels.soft import SoftLabels
 from ferkd.objectives.bce import Bce
 from ferkd.objectives.decoupled import Dkd, Nkd
 from ferkd.objectives.dist import Dist
@@ -24,6 +22,8 @@ from ferkd.objectives.soft_ce import (
     soft_cross_entropy,
     sparse_cross_entropy,
 )
+from ferkd.store.soft import SoftLabels
+from ferkd.system.errors import InputError
 
 Objective = Callable[[Tensor, SoftLabels, Tensor | None], Tensor]
 

@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ferkd.labels.soft import SoftLabels, Tail
 from ferkd.objectives.sides import check_shapes
+from ferkd.store.soft import SoftLabels, Tail
 
 
 class Bce(BaseModel):

@@ -8,9 +8,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ferkd.labels.soft import SoftLabels
 from ferkd.objectives.hard import hard_term, others, truth
 from ferkd.objectives.sides import sides
+from ferkd.store.soft import SoftLabels
 
 _NEVER = -1e30  # stands for -inf where 0 * -inf would be NaN
 _LEAST = 1e-30

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ferkd.labels.soft import SoftLabels
 from ferkd.objectives.hard import hard_term
 from ferkd.objectives.sides import check_shapes
+from ferkd.store.soft import SoftLabels
 
 _EPSILON = 1e-8  # the authors', added to the product of the lengths
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ferkd.labels.soft import SoftLabels
 from ferkd.objectives.sides import Tail, forward_kl, reverse_kl, sides
+from ferkd.store.soft import SoftLabels
 
 
 class Jeffreys(BaseModel):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ferkd.labels.soft import SoftLabels
 from ferkd.objectives.hard import hard_term
 from ferkd.objectives.sides import Tail, forward_kl, sides
+from ferkd.store.soft import SoftLabels
 
 
 class Kl(BaseModel):

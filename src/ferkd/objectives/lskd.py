@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ferkd.errors import InputError
-from ferkd.labels.soft import SoftLabels
 from ferkd.objectives.hard import hard_term
 from ferkd.objectives.sides import check_shapes, forward_kl
+from ferkd.store.soft import SoftLabels
+from ferkd.system.errors import InputError
 
 _EPSILON = 1e-7  # the authors', added to the deviation
 _FLOOR = -80.0

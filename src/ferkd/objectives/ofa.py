@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ferkd.labels.soft import SoftLabels
 from ferkd.objectives.hard import hard_term, truth
 from ferkd.objectives.sides import sides
+from ferkd.store.soft import SoftLabels
 
 
 class Ofa(BaseModel):

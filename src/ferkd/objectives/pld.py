@@ -8,9 +8,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ferkd.labels.soft import SoftLabels
 from ferkd.objectives.hard import truth
 from ferkd.objectives.sides import check_shapes, stored
+from ferkd.store.soft import SoftLabels
 
 _NEVER = -1e30  # stands for -inf, whose differences would be NaN
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ferkd.labels.soft import SoftLabels, SparseTargets
+from ferkd.store.soft import SoftLabels, SparseTargets
 
 Tail = Literal["uniform", "renorm", "bucket", "support"]
 

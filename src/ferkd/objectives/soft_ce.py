@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ferkd.labels.soft import SoftLabels, SparseTargets, Tail
+from ferkd.store.soft import SoftLabels, SparseTargets, Tail
 
 
 class SoftCrossEntropy(BaseModel):

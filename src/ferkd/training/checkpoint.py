@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-from ferkd.errors import InputError
-from ferkd.files import whole_file, write_whole
+from ferkd.system.errors import InputError
+from ferkd.system.files import whole_file, write_whole
 
 VERSION = 1
 

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ferkd.crop_sources import CropSource, FreshCrops, StoredCrops
-from ferkd.errors import InputError
+from ferkd.calibration.regions import Mining
 from ferkd.images import ImageSource, PixelCache, open_images
-from ferkd.labels import LabelStore, SoftLabels
-from ferkd.labels.manifest import checksum
-from ferkd.loader import Loader
+from ferkd.loading.crop_sources import CropSource, FreshCrops, StoredCrops
+from ferkd.loading.loader import Loader
+from ferkd.loading.mixing import Mix
 from ferkd.methods import METHODS
-from ferkd.mixing import Mix
-from ferkd.regions import Mining
+from ferkd.store import LabelStore, SoftLabels
+from ferkd.store.manifest import checksum
+from ferkd.system.errors import InputError
 from ferkd.training.trainer import Mixer
 
 logger = logging.getLogger("ferkd")
 
 if TYPE_CHECKING:
-    from ferkd.config import Data, Recipe
-    from ferkd.teachers import Teacher
+    from ferkd.models.teacher import Teacher
+    from ferkd.training.recipe import Data, Recipe
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _from_images(recipe: Recipe) -> _Found:
 
 def _live_teacher(recipe: Recipe, class_names: Sequence[str], images: int) -> Teacher:
     # Not at the top: they import timm, which takes seconds that reading a recipe should not cost.
-    from ferkd.teachers import check_classes, load_teacher
+    from ferkd.models.teacher import check_classes, load_teacher
 
     spec = recipe.teacher or ""
     check_live(spec, recipe)
@@ -139,8 +139,8 @@ def _live_teacher(recipe: Recipe, class_names: Sequence[str], images: int) -> Te
 def check_live(spec: str, recipe: Recipe) -> None:
     """Raise InputError for the spec of a live teacher that is not there or cannot be meant,
     building nothing."""
-    from ferkd.committees import split_spec
-    from ferkd.teacher_specs import check_exists, parse_spec
+    from ferkd.models.committee import split_spec
+    from ferkd.models.specs import check_exists, parse_spec
 
     if len(split_spec(spec)) > 1:
         raise InputError(
@@ -199,7 +199,7 @@ def _stored(recipe: Recipe) -> _Found:
     crops: CropSource
     mining = None
     if is_map:
-        from ferkd.map_crops import MapCrops
+        from ferkd.loading.map_crops import MapCrops
 
         crops = MapCrops(images, store, distribution=wanted.crops, seed=recipe.seed)
     else:

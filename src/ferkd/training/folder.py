@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from ferkd.errors import InputError
-from ferkd.files import temporary, write_whole
+from ferkd.system.errors import InputError
+from ferkd.system.files import temporary, write_whole
 
 RECIPE, CONFIG, METRICS = "recipe.yaml", "config.json", "metrics.jsonl"
 CHECKPOINT, WEIGHTS, RESULT = "checkpoint.pt", "weights.safetensors", "result.json"

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ferkd.errors import InputError
-from ferkd.files import write_whole
+from ferkd.system.errors import InputError
+from ferkd.system.files import write_whole
 
 Line = dict[str, Any]
 

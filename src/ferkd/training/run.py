@@ -14,24 +14,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from ferkd.compute import Normalise, resolve_device, resolve_precision
-from ferkd.errors import InputError
-from ferkd.evaluation import CenterCrops, match_classes, measure, predict
-from ferkd.files import write_json
+from ferkd.evaluating.run import CenterCrops, match_classes, measure, predict
 from ferkd.images import ImageSource, open_images
 from ferkd.methods.building import Setup, build
-from ferkd.students import ModelConfig, build_student, check_input, normalisation
+from ferkd.models.student import ModelConfig, build_student, check_input, normalisation
+from ferkd.system.compute import Normalise, resolve_device, resolve_precision
+from ferkd.system.errors import InputError
+from ferkd.system.files import write_json
+from ferkd.system.interrupt import Interrupt
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from ferkd.training.data import TrainingData, mixer, open_data
-from ferkd.training.interrupt import Interrupt
 from ferkd.training.metrics import MetricsLog, require_tensorboard
 from ferkd.training.optim import build_optimizer
 from ferkd.training.schedule import learning_rate
 from ferkd.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from ferkd.config import Recipe
+    from ferkd.training.recipe import Recipe
 
 Progress = Callable[[dict[str, Any]], None]
 

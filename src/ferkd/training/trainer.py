@@ -21,9 +21,9 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ferkd.compute import Normalise, autocast
-from ferkd.device_cuts import RawImages, cut_batch
-from ferkd.labels.soft import SoftLabels
+from ferkd.crops.device import RawImages, cut_batch
+from ferkd.store.soft import SoftLabels
+from ferkd.system.compute import Normalise, autocast
 from ferkd.training.checkpoint import random_state, restore_random_state
 from ferkd.training.ema import Ema
 
@@ -74,7 +74,7 @@ class Witness(Protocol):
 class BatchLike(Protocol):
     """What the trainer takes of a batch: images uint8 [B, 3, S, S], labels, and int64 [B] each:
     targets, rows (the image) and crops (its crop number). One whose ``raw`` are whole images
-    (`ferkd.batch.Batch`) has its crops cut on the device."""
+    (`ferkd.loading.batch.Batch`) has its crops cut on the device."""
 
     @property
     def images(self) -> Tensor: ...

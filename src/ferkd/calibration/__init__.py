@@ -1,0 +1,1 @@
+"""FerKD's regions and how far a teacher's confidence can be trusted."""

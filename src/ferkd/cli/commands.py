@@ -1,0 +1,355 @@
+"""The command line: one thin function a command.
+
+Progress goes to stderr and the result to stdout; ``--json`` makes it one JSON object. Exit status:
+0 done, 1 failed at run time, 2 bad usage, configuration or input, 130 interrupted with the state
+saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ferkd import __version__
+from ferkd.cli import bench as cli_bench
+from ferkd.cli import compare as cli_compare
+from ferkd.cli import inspect as cli_inspect
+from ferkd.cli import plan as cli_plan
+from ferkd.cli import store as cli_store
+from ferkd.cli.console import meter, say, show, table
+from ferkd.cli.options import (
+    Device,
+    Json,
+    Overwrite,
+    Precision,
+    RecipeName,
+    Resume,
+    TopK,
+    Values,
+    Workers,
+)
+from ferkd.system.errors import InputError
+
+app = typer.Typer(
+    name="ferkd",
+    help="Stored soft-label distillation: label crops once with a heavy teacher, train many "
+    "small students from the labels.",
+    epilog="--debug, anywhere on the line, shows a traceback with an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(help="Shipped recipes: ls, show, copy.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+
+
+def main() -> None:
+    """The entry point of the ``ferkd`` command."""
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        app(arguments, prog_name="ferkd")
+    except InputError as error:
+        _fail(f"error: {error}", 2, debug)
+    except Exception as error:
+        _fail(f"failed: {type(error).__name__}: {error}", 1, debug)
+
+
+def _fail(message: str, status: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    elif status == 1:
+        message += " (--debug shows where)"
+    say(message)
+    raise SystemExit(status)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        print(f"ferkd {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def label(
+    images: Annotated[str, typer.Argument(help="A folder CLASS/…/*.jpg, or an fsspec URL.")],
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="timm/NAME, torchvision/NAME, hf/…, a run, a module; A,B@0.5 for several."
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="A new folder for the labels, or an fsspec URL.")],
+    kind: Annotated[
+        str, typer.Option(help="crops, or map: one label map per image (ReLabel).")
+    ] = "crops",
+    crops: Annotated[int | None, typer.Option(help="Random crops per image [50].")] = None,
+    top_k: TopK = 5,
+    values: Values = "auto",
+    scale: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Crop area, share of the image [0.08 1].", show_default=False),
+    ] = None,
+    boxes_from: Annotated[
+        str | None, typer.Option(help="Label the very crops of this store, by another teacher.")
+    ] = None,
+    add_to: Annotated[
+        str | None, typer.Option(help="Copy this store's labels and add crops up to --crops.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels; the teacher's own if unset.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Crops (or images) per forward pass.")] = 128,
+    workers: Workers = 2,
+    seed: Annotated[int | None, typer.Option(help="Of the crops [0].")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    no_targets: Annotated[
+        bool, typer.Option("--no-targets", help="The folders are not the teacher's classes.")
+    ] = False,
+    no_exif: Annotated[
+        bool, typer.Option("--no-exif", help="Ignore the EXIF orientation of images.")
+    ] = False,
+    max_unreadable: Annotated[
+        float, typer.Option(help="Largest share of unreadable images.")
+    ] = 0.01,
+    recheck: Annotated[
+        bool, typer.Option("--recheck", help="With --resume: look for images that changed since.")
+    ] = False,
+    work: Annotated[
+        Path | None, typer.Option(help="Local folder to label in, for an --out URL.")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Label random crops of every image with a teacher.
+
+    With --kind map the whole image is shown once, and a convolutional teacher labels each cell of
+    its last features instead: a label map per image, to train from with method relabel.
+    """
+    from ferkd.crops import CropDistribution
+    from ferkd.labelling import run as labelling
+    from ferkd.store.publish import label_out
+    from ferkd.system.storage import masked
+
+    if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
+        raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
+    one = "cell" if kind == "map" else "crop"
+    begun = time.perf_counter()
+    last = labelling.Progress(0, 0, 0, 0.0)
+    with (
+        label_out(out, work=work, resume=resume, overwrite=overwrite) as folder,
+        meter("labelling") as advance,
+    ):
+
+        def progress(now: labelling.Progress) -> None:
+            nonlocal last
+            last = now
+            advance(now.done, now.total, f"images, {now.crops_per_second:.0f} {one}s/s")
+
+        store = labelling.label(
+            images,
+            teacher,
+            folder,
+            kind=kind,  # type: ignore[arg-type]
+            crops=crops,
+            top_k=top_k or None,
+            values=values,
+            distribution=None if scale is None else CropDistribution(scale=scale),
+            boxes_from=boxes_from,
+            add_to=add_to,
+            image_size=image_size,
+            batch_size=batch_size,
+            workers=workers,
+            seed=seed,
+            device=device,
+            precision=precision,
+            targets=not no_targets,
+            exif=not no_exif,
+            max_unreadable=max_unreadable,
+            recheck=recheck,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        skipped = [s.model_dump() for s in store.manifest.skipped]
+        result = {
+            "images": len(store),
+            "skipped": skipped,
+            "kind": kind,
+            "crops_per_image": store.crops_per_image,
+            "seconds": time.perf_counter() - begun,
+            "crops_per_second": last.crops_per_second,
+            "bytes_per_crop": _bytes_per_crop(store),
+            "store": masked(out),
+        }
+    for skip in skipped:
+        say(f"left out {skip['id']}: {skip['reason']}")
+    text = (
+        f"{result['images']} images x {result['crops_per_image']} {one}s labelled into "
+        f"{result['store']} ({result['bytes_per_crop']:.1f} bytes per {one}, "
+        f"{last.crops_per_second:.0f} {one}s/s)"
+    )
+    show(result, text, as_json)
+
+
+def _bytes_per_crop(store: Any) -> float:
+    return float(store.bytes_on_disk / max(1, len(store) * store.crops_per_image))
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option(help="A new folder for the run.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, e.g. optimizer.lr=0.01.")
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a student from a recipe."""
+    from ferkd.training import train as run
+    from ferkd.training.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_ or [])
+    with meter("training") as advance:
+        result = run(loaded, out, resume=resume, overwrite=overwrite, progress=_training(advance))
+    show(result, table([(k, _short(v)) for k, v in result.items()]), as_json)
+
+
+def _training(advance: Any) -> Any:
+    """Draws the trainer's progress lines."""
+    steps, note, evaluated = 0, "", ""
+
+    def progress(line: dict[str, Any]) -> None:
+        nonlocal steps, note, evaluated
+        if line["kind"] == "start":
+            steps = line["steps"]
+            for what in ("regions", "cache"):
+                if what in line:
+                    say(f"{what}: {line[what]}")
+        elif line["kind"] == "eval":
+            evaluated = f", top-1 {line['top1']:.2%}"
+        else:
+            rate = line["crops"] / line["seconds"] if line["seconds"] else 0.0
+            note = f"steps, loss {line['loss']:.3f}, {rate:.0f} crops/s"
+        advance(line["step"], steps, note + evaluated)
+
+    return progress
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run's folder or its weights.")],
+    images: Annotated[str, typer.Argument(help="A folder of class folders.")],
+    store: Annotated[
+        str | None, typer.Option(help="The teacher's labels of these images: adds agreement.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels; the run's own if unset.")] = None,
+    crop_fraction: Annotated[
+        float | None, typer.Option(help="Central crop, share of a side.")
+    ] = None,
+    batch_size: int = 256,
+    workers: Workers = 2,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy and calibration of a run on images."""
+    from ferkd.evaluating.run import evaluate as run_evaluation
+
+    result = run_evaluation(
+        run,
+        images,
+        store=store,
+        image_size=image_size,
+        crop_fraction=crop_fraction,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        precision=precision,  # type: ignore[arg-type]
+    )
+    rows = [(k, _short(v)) for k, v in result.items() if k != "per_class"]
+    rows += [(f"  {name}", _short(v)) for name, v in result["per_class"].items()]
+    show(result, table(rows), as_json)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="A new folder for everything.")] = Path("ferkd-demo"),
+    images: Annotated[
+        Path | None, typer.Option(help="Your folder: train/ and val/, or class folders.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Repeat the students with this many seeds.")] = 1,
+    held_out: Annotated[
+        float, typer.Option(help="Share held out as val/ where there is none.")
+    ] = 0.2,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """The whole pipeline on embedded data or your folder: teacher, labels, students, report."""
+    from ferkd.study.demo.pipeline import run_demo
+
+    result = run_demo(
+        out,
+        images=images,
+        seeds=seeds,
+        held_out=held_out,
+        resume=resume,
+        overwrite=overwrite,
+        say=say,
+    )
+    show(result, result.pop("table"), as_json)
+
+
+@recipes_app.command("ls")
+def recipes_ls(as_json: Json = False) -> None:
+    """List the shipped recipes."""
+    from ferkd.training.recipe import shipped_recipe, shipped_recipes
+
+    purposes = {n: shipped_recipe(n).splitlines()[0].lstrip("# ") for n in shipped_recipes()}
+    show(purposes, table(list(purposes.items())), as_json)
+
+
+@recipes_app.command("show")
+def recipes_show(name: str) -> None:
+    """Print a shipped recipe."""
+    from ferkd.training.recipe import shipped_recipe
+
+    print(shipped_recipe(name), end="")
+
+
+@recipes_app.command("copy")
+def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
+    """Copy a shipped recipe to a file of yours."""
+    from ferkd.training.recipe import shipped_recipe
+
+    text = shipped_recipe(name)
+    if to.exists() and not overwrite:
+        raise InputError(f"{to} exists; give another file or --overwrite")
+    to.write_text(text, encoding="utf-8")
+
+
+cli_inspect.register(app)
+cli_plan.register(app)
+cli_store.register(app)
+cli_bench.register(app)
+cli_compare.register(app)

@@ -1,0 +1,99 @@
+"""The command that shows what a label store holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ferkd.cli.console import show, table
+from ferkd.cli.options import Json, Overwrite, Store, Thresholds
+from ferkd.system.errors import InputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``ferkd inspect``."""
+    app.command()(inspect)
+
+
+def inspect(
+    store: Store,
+    images: Annotated[str | None, typer.Option(help="Its images, for the page's gallery.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
+    thresholds: Thresholds = "reliable",  # as in training
+    calibration: Annotated[str, typer.Option(help="steps or blend.")] = "steps",
+    score: Annotated[str, typer.Option(help="max_prob or true_prob.")] = "max_prob",
+    truth: Annotated[
+        Path | None, typer.Option(help="truth.json of the scenes that were labelled.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a label store holds: sizes, regions, reliability, suspicious labels."""
+    from ferkd.study import inspection
+
+    regions = _regions(thresholds, calibration, score)
+    result = inspection.inspect(store, regions, truth)
+    if html is not None:
+        if html.exists() and not overwrite:
+            raise InputError(f"{html} exists; give another file or --overwrite")
+        inspection.write_page(store, html, images=images, regions=regions)
+        result["html"] = str(html)
+    right, weight = result["teacher_right"], result["mean_weight"]
+    rows: list[tuple[str, Any]] = [
+        ("images", result["images"]),
+        ("left out", len(result["skipped"])),
+        ("crops per image", result["crops_per_image"]),
+        *([("  label maps of", f"{result['map_grid']} cells")] if "map_grid" in result else []),
+        ("classes", result["classes"]),
+        ("teacher", result["teacher"].get("spec")),
+        ("teacher right", "no ground truth" if right is None else f"{right:.1%} of the crops"),
+        ("bytes per crop", f"{result['bytes_per_crop']:.2f}"),
+        ("calibration", result["calibration"]),
+        *([] if weight is None else [("  mean weight of soft labels", f"{weight:.3f}")]),
+        ("thresholds", " / ".join(f"{t:.3f}" for t in result["thresholds"])),
+        ("  from", result["threshold_source"]),
+        *((name, f"{share:.1%}") for name, share in result["regions"].items()),
+        *_planted(result.get("truth")),
+        *(
+            ("suspicious", f"{s['id']}: the teacher says {s['teacher_says']}")
+            for s in result["suspicious"]
+        ),
+    ]
+    show(result, table(rows), as_json)
+
+
+def _planted(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """How well the scores find what was planted, as table rows."""
+    titles = {"holds_object": "crop holds the object", "wrong_label": "image's label is wrong"}
+    rows = []
+    for key, title in titles.items() if found else ():
+        figures = dict(found[key])  # type: ignore[index]
+        rows.append((title, f"{figures.pop('share'):.1%} of the crops"))
+        rows += [
+            (f"  AUROC of {score}", "only one kind of crop" if area is None else f"{area:.3f}")
+            for score, area in figures.items()
+        ]
+    return rows
+
+
+def _regions(thresholds: str, calibration: str, score: str) -> Any:
+    from ferkd.calibration.regions import Regions, check_thresholds
+    from ferkd.calibration.reliability import RULES
+
+    if score not in ("max_prob", "true_prob"):
+        raise InputError(f"--score {score!r}: it must be max_prob or true_prob")
+    if calibration not in ("steps", "blend"):
+        raise InputError(f"--calibration {calibration!r}: it must be steps or blend")
+    settings = {"score": score, "calibration": calibration}
+    if thresholds in RULES:
+        return Regions.model_validate({**settings, "thresholds": thresholds})
+    try:
+        low, middle, top = (float(t) for t in thresholds.split(","))
+    except ValueError:
+        raise InputError(
+            f"--thresholds {thresholds!r}: give three numbers L,M,T, or {', '.join(RULES)}"
+        ) from None
+    given = check_thresholds(low, middle, top)
+    return Regions.model_validate({**settings, "thresholds": given})

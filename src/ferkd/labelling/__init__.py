@@ -1,0 +1,1 @@
+"""The labelling pass and what checks it: maps, other boxes, verification, replay."""

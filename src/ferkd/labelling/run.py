@@ -1,0 +1,369 @@
+"""The labelling pass: every image's crops through the teacher once, into a label store.
+
+Work is done part by part. Within a part, crops of many images share the teacher's batches; a
+batch never crosses into another part, so a store's bytes do not depend on where a job was killed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ferkd import __version__
+from ferkd.crops import CUT_RULE, CropDistribution, cut
+from ferkd.images import (
+    DECODER,
+    ImageSource,
+    Unreadable,
+    UnreadableImage,
+    check_unreadable_share,
+    decode,
+    fingerprint,
+    open_images,
+)
+from ferkd.labelling.maps import MapTeacher, map_teacher, refuse_drawn
+from ferkd.labelling.relabelling import CropPlan, check_same_images, extended, on_boxes_of
+from ferkd.models.committee import Committee, load_committee
+from ferkd.models.teacher import Teacher, check_classes
+from ferkd.store import manifest as manifests
+from ferkd.store.derive import chunks, refuse_inside
+from ferkd.store.reader import IMAGE, LabelStore
+from ferkd.store.records import MAX_SIDE, RecordFormat
+from ferkd.store.soft import SoftLabels
+from ferkd.store.writer import StoreWriter, listing
+from ferkd.system.errors import InputError
+from ferkd.system.threads import ahead
+from ferkd.system.threads import workers as worker_threads
+
+CROPS = 50  # per image, where nothing else is said
+PART_IMAGES = 256  # images to a part: what a kill can cost at most
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a labelling pass is: images done of all, the crops (or cells) labelled in this run,
+    and the parts of the store written in it."""
+
+    done: int
+    total: int
+    crops: int
+    seconds: float
+    parts: int = 0
+
+    @property
+    def crops_per_second(self) -> float:
+        return self.crops / self.seconds if self.seconds else 0.0
+
+
+def label(
+    images: str | Path | ImageSource,
+    teacher: str | Path | nn.Module | Teacher | Committee,
+    out: str | Path,
+    *,
+    kind: Literal["crops", "map"] = "crops",
+    crops: int | None = None,
+    top_k: int | None = 5,
+    values: str = "auto",
+    distribution: CropDistribution | None = None,
+    image_size: int | None = None,
+    batch_size: int = 128,
+    workers: int = 2,
+    seed: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    targets: bool = True,
+    exif: bool = True,
+    max_unreadable: float = 0.01,
+    part_images: int = PART_IMAGES,
+    boxes_from: str | Path | LabelStore | None = None,
+    add_to: str | Path | LabelStore | None = None,
+    resume: bool = False,
+    recheck: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> LabelStore:
+    """Label random crops of every image with a teacher; returns the finished store.
+
+    ``images`` is a folder (or source), ``teacher`` a spec (see ferkd.teachers) or module, or
+    several as ``A,B@0.5`` (ferkd.committees), ``out`` a new folder. ``top_k`` None keeps all
+    classes. ``workers`` threads decode and cut. With ``targets=False`` the folders are not classes
+    and the store holds no ground truth. Images that cannot be read are listed in the store and
+    left out, unless they are more than the share ``max_unreadable``. Raises InputError; a killed
+    run is continued with ``resume``, and with ``recheck`` the images labelled so far are read again
+    and those that changed since (or could not be read) are labelled anew, with their parts.
+
+    Every image shows ``crops`` crops (None: 50), drawn from ``distribution`` with ``seed`` (0).
+    ``boxes_from`` is a store of the same images, whose crops are labelled instead: its count,
+    distribution and seed are taken over. ``add_to`` is a store made with the same settings and
+    fewer crops: its labels are taken over as they are and only the new crops are shown to the
+    teacher. It stays untouched, and ``out`` is what ``crops`` from the start would have given,
+    but for the float rounding of another batch composition. Both pass over the images that the
+    store left out, and refuse images other than those it labelled.
+
+    ``kind="map"`` labels the cells of a grid over each whole image instead (see
+    ferkd.label_maps), by one convolutional teacher; ``batch_size`` then counts images, and all
+    that says which crops to draw is refused.
+    """
+    if kind not in ("crops", "map"):
+        raise InputError(f"kind is {kind!r}; it must be crops or map")
+    if kind == "map":
+        refuse_drawn(
+            crops=crops,
+            distribution=distribution,
+            seed=seed,
+            boxes_from=boxes_from,
+            add_to=add_to,
+        )
+    if crops is not None and crops < 1:
+        raise InputError(f"crops is {crops}; label at least 1 crop per image")
+    if batch_size < 1 or workers < 1 or part_images < 1:
+        raise InputError(
+            f"batch_size {batch_size}, workers {workers} and part_images {part_images} must be at "
+            "least 1"
+        )
+    if boxes_from is not None and add_to is not None:
+        raise InputError(
+            "boxes_from and add_to are both given; a pass builds on one store: give one"
+        )
+    given = boxes_from if boxes_from is not None else add_to
+    base = None if given is None else LabelStore.open(given)
+    source = open_images(images, targets=targets)
+    if base is not None:
+        refuse_inside(out, [base])
+        manifests.check_kind(base.settings, "random", base.path)
+        check_same_images(source, base)
+    loaded = load_committee(teacher, image_size=image_size, device=device, precision=precision)
+    if targets:
+        for member in loaded.members:
+            check_classes(member, source.class_names)
+    by_cell = map_teacher(loaded) if kind == "map" else None
+    settings = manifests.Settings(
+        record=manifests.Record(**vars(RecordFormat.choose(top_k, loaded.num_classes, values))),
+        crops=_crops(crops, distribution, seed, base) if by_cell is None else by_cell.crops,
+        images=manifests.Images(decoder=DECODER, exif=exif, listing=listing(source.ids)),
+        # The batch size is here because float rounding may depend on it.
+        teacher={**loaded.describe(), "batch_size": batch_size},
+        class_names=source.class_names if targets else loaded.class_names,
+        targets=targets,
+        part_images=part_images,
+        software=f"ferkd {__version__}, torch {torch.__version__}",
+    )
+    plan = CropPlan(settings.crops, base)
+    if base is not None and add_to is not None:
+        settings = extended(settings, base)
+        plan = CropPlan(settings.crops, base, first=base.crops_per_image)
+    elif base is not None:
+        settings = on_boxes_of(settings, base)
+    # What a store left out was accepted when it was made.
+    max_unreadable = max_unreadable if base is None else 1.0
+    with (
+        StoreWriter(out, settings, len(source), resume=resume, overwrite=overwrite) as writer,
+        worker_threads(workers) as pool,
+    ):
+        if recheck:
+            writer.drop_changed(source)
+        answers = by_cell or loaded
+        labeller = _Labeller(source, answers, settings, plan, batch_size, workers, pool)
+        missing = writer.missing()
+        done = len(source) - sum(len(writer.part_range(number)) for number in missing)
+        unreadable: list[Unreadable] = []
+        crops_done, parts, begun = 0, 0, time.perf_counter()
+
+        def tell(crops_of_part: int) -> None:
+            if progress:
+                elapsed = time.perf_counter() - begun
+                images_done = done + crops_of_part // plan.new
+                crops_in_all = crops_done + crops_of_part
+                progress(Progress(images_done, len(source), crops_in_all, elapsed, parts))
+
+        tell(0)
+        for number in missing:
+            part = labeller.label(writer.part_range(number), tell)
+            unreadable += part.skipped
+            check_unreadable_share(unreadable, len(source), max_unreadable)
+            skipped = [manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped]
+            writer.write(
+                number, part.ids, part.table(), plan.joined(part.ids, part.joined()), skipped
+            )
+            done += len(writer.part_range(number))
+            crops_done += len(part.ids) * plan.new
+            parts += 1
+            tell(0)
+        if not writer.finished():
+            check_unreadable_share(_listed(writer.skipped()), len(source), max_unreadable)
+        return writer.finish()
+
+
+def _crops(
+    count: int | None,
+    distribution: CropDistribution | None,
+    seed: int | None,
+    base: LabelStore | None,
+) -> manifests.Crops:
+    """The crops asked for; what is None is the store's, or the default without one."""
+    default = manifests.Crops(count=CROPS, distribution=CropDistribution(), seed=0, rule=CUT_RULE)
+    asked = {"count": count, "distribution": distribution, "seed": seed, "rule": CUT_RULE}
+    stated = {key: value for key, value in asked.items() if value is not None}
+    return (default if base is None else base.settings.crops).model_copy(update=stated)
+
+
+def _listed(skipped: list[manifests.Skipped]) -> list[Unreadable]:
+    return [Unreadable(s.id, s.reason) for s in skipped]
+
+
+class _Decoded(NamedTuple):
+    place: int  # among the images offered
+    pixels: NDArray[np.uint8]
+    fingerprint: int
+
+
+class _Segment(NamedTuple):
+    """Some crops of one image, to be cut into a batch."""
+
+    pixels: NDArray[np.uint8]
+    boxes: NDArray[np.int32]
+    flips: NDArray[np.bool_]
+    target: int
+
+
+class _Batch(NamedTuple):
+    """Crops of several images: uint8 [B, 3, S, S] by size S, and what their records need, [B]."""
+
+    images: dict[int, Tensor]
+    boxes: NDArray[np.int32]
+    flips: NDArray[np.bool_]
+    targets: NDArray[np.int64]
+
+
+@dataclass
+class _Part:
+    """The labels of one part as they grow."""
+
+    dtype: np.dtype[Any]
+    crops: int
+    ids: list[str] = field(default_factory=list)
+    rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    records: list[NDArray[Any]] = field(default_factory=list)
+    skipped: list[Unreadable] = field(default_factory=list)
+
+    def table(self) -> NDArray[Any]:
+        return np.array(self.rows, IMAGE)
+
+    def joined(self) -> NDArray[Any]:
+        empty = np.zeros(0, self.dtype)
+        return np.concatenate([empty, *self.records]).reshape(len(self.ids), self.crops)
+
+
+class _Labeller:
+    """Images in, records out; decoding and cutting run ahead of the teacher in threads.
+
+    At most ``2 * workers`` decoded images and 2 batches of crops are held at a time.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        teacher: Committee | MapTeacher,
+        settings: manifests.Settings,
+        plan: CropPlan,
+        batch_size: int,
+        workers: int,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self._source, self._teacher, self._settings = source, teacher, settings
+        self._plan = plan
+        self._batch_size, self._workers, self._pool = batch_size, workers, pool
+        self._format = settings.record.format
+
+    def label(self, members: range, tell: Callable[[int], None]) -> _Part:
+        """Label the images at these places; ``tell`` hears after each batch how many crops."""
+        part = _Part(self._format.dtype, self._plan.new)
+        crops = 0
+        for batch in self._batches(self._segments(part, members)):
+            logits = self._teacher(batch.images)
+            boxes, flips, true = self._plan.recorded(batch.boxes, batch.flips, batch.targets)
+            targets = torch.from_numpy(true).to(logits.device)
+            for some in chunks(len(boxes), logits.shape[1]):  # the cells of maps are many
+                labels = SoftLabels.from_logits(logits[some], targets[some], self._format.k)
+                part.records.append(self._format.encode(labels, boxes[some], flips[some]))
+            crops += len(boxes)
+            tell(crops)
+        return part
+
+    def _segments(self, part: _Part, members: range) -> Iterator[_Segment]:
+        decoding = (self._pool.submit(self._decode, member) for member in members)
+        for image in ahead(decoding, 2 * self._workers):
+            if isinstance(image, Unreadable):
+                part.skipped.append(image)
+                continue
+            image_id = self._source.ids[image.place]
+            height, width = image.pixels.shape[:2]
+            boxes, flips = self._plan.draw(image_id, height, width)
+            target = int(self._source.targets[image.place])
+            part.ids.append(image_id)
+            part.rows.append((0, image.fingerprint, target, height, width))
+            yield _Segment(image.pixels, boxes, flips, target)
+
+    def _decode(self, place: int) -> _Decoded | Unreadable:
+        image_id = self._source.ids[place]
+        if (reason := self._plan.skipped(image_id)) is not None:
+            return Unreadable(image_id, reason)
+        data = self._source.read(place)
+        try:
+            pixels = decode(data, exif=self._settings.images.exif)
+        except UnreadableImage as error:
+            self._plan.check_left_out(image_id, str(error))
+            return Unreadable(image_id, str(error))
+        if max(pixels.shape[:2]) > MAX_SIDE:
+            return Unreadable(image_id, f"a side is longer than {MAX_SIDE} pixels")
+        content = fingerprint(data)
+        self._plan.check(image_id, content, *pixels.shape[:2])
+        return _Decoded(place, pixels, content)
+
+    def _batches(self, segments: Iterator[_Segment]) -> Iterator[_Batch]:
+        return ahead((self._pool.submit(self._cut, g) for g in self._grouped(segments)), 2)
+
+    def _grouped(self, segments: Iterator[_Segment]) -> Iterator[list[_Segment]]:
+        """Lists of segments of ``batch_size`` crops together, the last one possibly fewer."""
+        group: list[_Segment] = []
+        free = self._batch_size
+        for segment in segments:
+            start, count = 0, len(segment.boxes)
+            while start < count:
+                stop = min(start + free, count)
+                taken = slice(start, stop)
+                group.append(
+                    segment._replace(boxes=segment.boxes[taken], flips=segment.flips[taken])
+                )
+                free -= stop - start
+                start = stop
+                if not free:
+                    yield group
+                    group, free = [], self._batch_size
+        if group:
+            yield group
+
+    def _cut(self, group: list[_Segment]) -> _Batch:
+        boxes = np.concatenate([s.boxes for s in group])
+        flips = np.concatenate([s.flips for s in group])
+        targets = np.repeat([s.target for s in group], [len(s.boxes) for s in group])
+        images = {size: self._cut_at(size, group, len(boxes)) for size in self._teacher.sizes}
+        return _Batch(images, boxes, flips, targets.astype(np.int64))
+
+    def _cut_at(self, size: int, group: list[_Segment], count: int) -> Tensor:
+        images = np.empty((count, size, size, 3), np.uint8)
+        at = 0
+        for segment in group:
+            for box, flip in zip(segment.boxes, segment.flips, strict=True):
+                cut(segment.pixels, box, bool(flip), size, out=images[at])
+                at += 1
+        return torch.from_numpy(images).permute(0, 3, 1, 2)

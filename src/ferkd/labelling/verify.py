@@ -1,0 +1,310 @@
+"""Is a label store whole, and is it the store of these images and of this teacher?"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from ferkd.images import ImageSource, decode, fingerprint, open_images
+from ferkd.labelling.maps import grid_boxes
+from ferkd.models.teacher import Teacher
+from ferkd.store import manifest as manifests
+from ferkd.store.reader import MANIFEST, LabelStore
+from ferkd.store.walk import walk
+from ferkd.system.errors import InputError
+
+_LISTED = 20  # problems of one kind that are named; the rest are counted
+_READERS = 2  # threads that read images
+_LEFT_BY_A_JOB = ("lock", "settings.json", "parts")
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: a file, image or crop of the store, and what is wrong with it."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify_store` found: ``problems`` in the store's order, ``figures`` by name."""
+
+    problems: tuple[Problem, ...]
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify_store(
+    path: str | Path,
+    *,
+    images: str | Path | ImageSource | None = None,
+    teacher: str | Path | nn.Module | Teacher | None = None,
+    sample: int = 64,
+    seed: int = 0,
+    device: str = "auto",
+) -> Verification:
+    """Check a finished label store, and with them its images and its teacher.
+
+    Always: the manifest's digest, the folder's files and no others, their sizes, SHA-256 and
+    shapes, and that ids, targets, boxes and labels are possible ones (the boxes of label maps: the
+    cells of their grid). With ``images``: every id, content and decoded size. With ``teacher``
+    (which needs ``images``): ``sample`` random crops or cells are labelled again, see
+    :mod:`ferkd.labelling.replay`. A stage runs only if the ones before found nothing. Nothing
+    pickled is executed and no link is followed. Raises InputError where there is no finished store,
+    and for images or a teacher that cannot be compared with it.
+    """
+    if teacher is not None and images is None:
+        raise InputError(
+            "a teacher is compared by labelling crops again, which needs the images; give both "
+            "(--images IMAGES --teacher T)"
+        )
+    if sample < 1:
+        raise InputError(f"sample is {sample}; replay at least 1 crop")
+    store = _open(Path(path))
+    if isinstance(store, Problem):
+        return Verification((store,))
+    figures: dict[str, Any] = {
+        "images": len(store),
+        "crops_per_image": store.crops_per_image,
+        "files": 1 + len(store.files),
+        **store.settings.crops.grid,
+        "bytes": store.bytes_on_disk,
+        "skipped": len(store.manifest.skipped),
+    }
+    problems = _some(_file_problems(store))
+    if not problems:
+        problems = _some(_table_problems(store))
+    if not problems:
+        problems = _some(_record_problems(store))
+    if not problems and images is not None:
+        source = open_images(images, targets=store.settings.targets)
+        problems = _some(_image_problems(store, source))
+        figures["images_compared"] = len(store)
+        known = {*store.ids, *(skip.id for skip in store.manifest.skipped)}
+        figures["images_without_labels"] = sum(image_id not in known for image_id in source.ids)
+        if not problems and teacher is not None:
+            from ferkd.labelling.replay import replay
+
+            replayed, differing = replay(store, source, teacher, sample, seed, device)
+            figures |= replayed
+            problems = _some(Problem(*offender) for offender in differing)
+    return Verification(tuple(problems), figures)
+
+
+def _open(path: Path) -> LabelStore | Problem:
+    """The store, or what is wrong with its manifest. Raises InputError where there is none."""
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder; give the path of a label store on this machine")
+    manifest = path / MANIFEST
+    names = {entry.name for entry in path.iterdir()}
+    if MANIFEST not in names and "settings.json" not in names and "images.npy" in names:
+        return Problem(MANIFEST, "is missing; fetch the store again")
+    if (link := _not_plain(manifest)) and MANIFEST in names:
+        return Problem(MANIFEST, link)
+    try:
+        return LabelStore(path)
+    except InputError as error:
+        if MANIFEST not in names:
+            raise
+        return Problem(MANIFEST, str(error))
+
+
+def _some(problems: Iterable[Problem]) -> list[Problem]:
+    """The first problems, and how many more there are."""
+    rest = iter(problems)
+    listed = list(islice(rest, _LISTED))
+    more = sum(1 for _ in rest)
+    return [*listed, Problem(f"{more} more", "not listed")] if more else listed
+
+
+def _file_problems(store: LabelStore) -> Iterator[Problem]:
+    """Names, kinds, sizes, checksums, dtypes and shapes, file by file."""
+    manifest = store.manifest
+    expected = ["images.npy", "ids.npy"]
+    expected += [f"records-{number:05d}.npy" for number in range(len(manifest.records))]
+    if [file.name for file in store.files] != expected:
+        yield Problem(MANIFEST, f"does not name the files {', '.join(expected[:3])}, … in order")
+        return
+    rows = sum(file.rows for file in manifest.records)
+    if rows != manifest.images.rows:
+        yield Problem(MANIFEST, f"counts {manifest.images.rows} images, but records of {rows}")
+    intact = True
+    for file in store.files:
+        if problem := _file_problem(store.folder, file):
+            intact = False
+            yield Problem(file.name, problem)
+    if intact:
+        try:
+            store.map_all()
+        except InputError as error:
+            yield Problem(MANIFEST, str(error))
+    for extra in sorted({p.name for p in store.folder.iterdir()} - {MANIFEST, *expected}):
+        if extra in _LEFT_BY_A_JOB:
+            yield Problem(
+                extra, "left by a labelling job that was ended; ferkd label --resume removes it"
+            )
+        else:
+            yield Problem(ascii(extra)[1:-1], "does not belong to the store; remove it")
+
+
+def _file_problem(folder: Path, file: manifests.File) -> str | None:
+    path = folder / file.name
+    if kind := _not_plain(path):
+        return kind
+    size = path.stat().st_size
+    if size != file.size:
+        return f"has {size} bytes instead of {file.size}; fetch the store again"
+    with path.open("rb") as opened:
+        if hashlib.file_digest(opened, "sha256").hexdigest() != file.sha256:
+            return "is damaged: its SHA-256 is not the recorded one; fetch the store again"
+    return None
+
+
+def _not_plain(path: Path) -> str | None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return "is missing; fetch the store again"
+    if not stat.S_ISREG(mode):
+        return "is a link or no plain file, which is not followed; put the file itself there"
+    return None
+
+
+def _table_problems(store: LabelStore) -> Iterator[Problem]:
+    """Ids in order, readable and unique; targets and sizes in range."""
+    table = store.images
+    classes = store.num_classes if store.settings.targets else 0
+    if store.class_names and len(store.class_names) != store.num_classes:
+        yield Problem(
+            MANIFEST, f"names {len(store.class_names)} classes, but has {store.num_classes}"
+        )
+    ends = table["id_end"]
+    last = int(ends[-1]) if len(ends) else 0
+    if (ends[1:] < ends[:-1]).any() or last != store.manifest.ids.rows:
+        yield Problem("images.npy", "column id_end does not rise to the end of ids.npy")
+        return
+    ids, previous, unreadable = store.ids, b"", False
+    for row in range(len(store)):
+        raw = ids.raw(row)
+        if raw <= previous:
+            yield Problem("ids.npy", f"image {row}, {raw!r}, does not come after the one before")
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            unreadable = True
+            yield Problem("ids.npy", f"the id of image {row} is not UTF-8: {raw!r}")
+        previous = raw
+    if unreadable:
+        return
+    targets = table["target"]
+    for row in np.flatnonzero((targets < -1) | (targets >= classes) & (targets != -1)).tolist():
+        yield Problem(ids[row], f"target {targets[row]} of {classes} classes")
+    for row in np.flatnonzero((table["height"] == 0) | (table["width"] == 0)).tolist():
+        yield Problem(ids[row], "has no pixels")
+    for skip in store.manifest.skipped:
+        if ids.find(skip.id) >= 0:
+            yield Problem(skip.id, "is in the store, and in the list of images left out")
+
+
+def _record_problems(store: LabelStore) -> Iterator[Problem]:
+    """Boxes inside their images; labels that an encoder can have written."""
+    for rows, crops, records in walk(store):
+        table = store.images[rows]
+        wrongs = list(_impossible(store, records, table["height"], table["width"]))
+        if store.settings.crops.is_map:
+            wrongs.append(_not_its_cell(store, rows, crops, records))
+        for wrong, what in wrongs:
+            for i in np.flatnonzero(wrong):
+                yield Problem(f"{store.ids[int(rows[i])]}, crop {crops[i]}", what)
+
+
+def _not_its_cell(
+    store: LabelStore,
+    rows: NDArray[np.integer],
+    crops: NDArray[np.integer],
+    records: NDArray[Any],
+) -> tuple[Any, str]:
+    """Which of the records [n] of a map are not of the cell that their number ``crops`` names."""
+    grid = store.settings.crops
+    several, of_several = np.unique(rows, return_inverse=True)
+    table = store.images[several]
+    boxes = grid_boxes(table["height"], table["width"], grid.rows, grid.columns)
+    wrong = (records["box"] != boxes[of_several, crops]).any(1) | store.record.flips(records)
+    return wrong, f"its box is not its cell of the {grid.rows}x{grid.columns} grid"
+
+
+def _impossible(
+    store: LabelStore,
+    records: NDArray[Any],
+    heights: NDArray[np.integer],
+    widths: NDArray[np.integer],
+) -> Iterator[tuple[Any, str]]:
+    """Which of the records [n] break a rule, bool [n], and the rule, for each rule."""
+    top, left, height, width = records["box"].astype(np.int64).T
+    outside = (top + height > heights) | (left + width > widths) | (height < 1) | (width < 1)
+    yield outside, "its box does not lie inside the image"
+    record, names = store.record, records.dtype.names or ()
+    if "flip" in names:
+        yield records["flip"] > 1, "its flip is neither 0 nor 1"
+    if "classes" in names:
+        classes = np.sort(records["classes"], axis=1)
+        yield classes[:, -1] >= record.num_classes, f"a class is not below {record.num_classes}"
+        yield (classes[:, 1:] == classes[:, :-1]).any(1), "a class appears twice"
+    if "gaps" in names:
+        gaps = records["gaps"]
+        yield ~((gaps >= 0) & np.isfinite(gaps)).all(1), "a log-probability is no possible one"
+        if not record.full:
+            yield (gaps[:, 1:] < gaps[:, :-1]).any(1), "its classes are not in order"
+    if "tail" in names:
+        mass = records["tail"][:, 0]
+        yield ~((mass >= 0) & np.isfinite(mass)), "its tail's mass is no possible one"
+
+
+def _image_problems(store: LabelStore, source: ImageSource) -> Iterator[Problem]:
+    """Every image of the store: is it there, with the recorded content and decoded size."""
+    if source.class_names and store.settings.targets and source.class_names != store.class_names:
+        yield Problem(source.name, "its classes are not those of the store")
+        return
+    places = {image_id: place for place, image_id in enumerate(source.ids)}
+
+    def compare(row: int) -> Problem | None:
+        image_id, entry = store.ids[row], store.images[row]
+        if image_id not in places:
+            return Problem(image_id, f"is not in {source.name}")
+        place = places[image_id]
+        try:
+            data = source.read(place)
+            if fingerprint(data) != int(entry["fingerprint"]):
+                return Problem(image_id, "its content is not what was labelled")
+            height, width = decode(data, exif=store.settings.images.exif).shape[:2]
+        except InputError as error:
+            return Problem(image_id, f"cannot be read: {error}")
+        if (height, width) != (entry["height"], entry["width"]):
+            labelled = f"{entry['height']}x{entry['width']}"
+            return Problem(image_id, f"decodes to {height}x{width} pixels, labelled at {labelled}")
+        target = int(source.targets[place])
+        if target >= 0 and target != entry["target"]:
+            return Problem(image_id, f"is of class {target}, labelled as {entry['target']}")
+        return None
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(store), 256):
+            for problem in pool.map(compare, range(start, min(start + 256, len(store)))):
+                if problem:
+                    yield problem

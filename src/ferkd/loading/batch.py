@@ -1,0 +1,71 @@
+"""A batch of crops as the loader gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ferkd.crops.device import RawImages, cut_batch
+from ferkd.images import Unreadable
+from ferkd.store import SoftLabels
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B = n * m crops; the m crops of an image are consecutive rows.
+
+    ``images`` uint8 [B, 3, S, S], channels last in memory; ``labels`` the calibrated soft labels,
+    None for hard-label training; ``targets`` int64 [B], -1 for none; ``rows`` int64 [B], the
+    image's place in the loader's images; ``crops`` int64 [B], its crop number; ``regions`` int8
+    [B] or None; ``unreadable`` the images that others stand in for. ``raw`` holds the whole images
+    where their crops are still to be :meth:`cut`; ``images`` is then [B, 3, 0, 0].
+    """
+
+    images: Tensor
+    labels: SoftLabels | None
+    targets: Tensor
+    rows: Tensor
+    crops: Tensor
+    regions: Tensor | None = None
+    unreadable: tuple[Unreadable, ...] = ()
+    raw: RawImages | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Tensor | SoftLabels]:
+        """Images, then labels (targets where there are none): ``for images, labels in loader``."""
+        return iter((self.images, self.targets if self.labels is None else self.labels))
+
+    def cut(self) -> Batch:
+        """The batch with its crops, cut on the device that it is on; itself if it has them.
+
+        ``batch.to("cuda", non_blocking=True).cut()`` sends whole images and cuts them there.
+        """
+        if self.raw is None:
+            return self
+        return replace(self, images=cut_batch(self.raw), raw=None)
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (called by PyTorch's DataLoader)."""
+        pinned = replace(self, labels=None)._map(lambda t: t.pin_memory())
+        return replace(pinned, labels=None if self.labels is None else self.labels.pin_memory())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The batch on another device."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            images=function(self.images),
+            labels=None if self.labels is None else self.labels.map(function),
+            targets=function(self.targets),
+            rows=function(self.rows),
+            crops=function(self.crops),
+            regions=None if self.regions is None else function(self.regions),
+            raw=None if self.raw is None else self.raw.map(function),
+        )

@@ -1,0 +1,1 @@
+"""Networks: architectures by name, weights without pickle, teachers, committees, students."""

@@ -1,0 +1,208 @@
+"""Students: models to train, by name, and trained ones read back from a run's folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from ferkd.models.weights import head_classes, load_strict, read_state_dict
+from ferkd.system.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+if TYPE_CHECKING:
+    from ferkd.models.architectures import Architecture
+
+log = logging.getLogger("ferkd")
+
+Triple = tuple[float, float, float]
+
+
+class Student(BaseModel):
+    """Which model to train: ``timm/NAME`` or ``torchvision/NAME``, and what it starts from.
+
+    ``pretrained`` takes the library's published weights, ``weights`` a file (safetensors, or a
+    ``torch.save`` of a state dict); neither starts from scratch. ``model_args`` go to the model's
+    constructor (``drop_path_rate: 0.1``).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "timm/resnet18"
+    pretrained: bool = False
+    weights: Path | None = None
+    model_args: dict[str, Any] = Field(default_factory=dict)
+
+
+class ModelConfig(BaseModel):
+    """How to build and feed a trained model: the ``config.json`` of a run's folder.
+
+    ``image_size`` in pixels; ``crop_fraction`` is the side of the central evaluation crop as a
+    share of the image's shorter side; ``mean`` and ``std`` are for pixels in 0 .. 1.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    architecture: str
+    num_classes: int = Field(gt=0)
+    class_names: tuple[str, ...] = ()
+    image_size: int = Field(gt=0)
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+    crop_fraction: float = Field(default=1.0, gt=0, le=1)
+    model_args: dict[str, Any] = Field(default_factory=dict)
+
+
+def build_student(config: Student, num_classes: int, *, image_size: int | None = None) -> nn.Module:
+    """The model of ``config`` with a head for ``num_classes``, float32, on the CPU.
+
+    ``image_size`` (pixels) goes to models whose size is fixed when they are built. Parameters that
+    are not read from weights are drawn from torch's global generator. A head whose weights are for
+    another number of classes starts anew (logged). Raises InputError for an unknown name,
+    arguments that the model does not take, and weights that do not fit.
+    """
+    if config.pretrained and config.weights is not None:
+        raise InputError(
+            "student.pretrained and student.weights are both set; the student starts from one of "
+            "them, so leave one out"
+        )
+    architecture = _architecture(config, image_size)
+    try:
+        model = architecture.build(num_classes)
+    except InputError as error:
+        if not isinstance(error.__cause__, TypeError):
+            raise
+        raise InputError(
+            f"student {config.name} does not take student.model_args {config.model_args}: "
+            f"{_first_line(error.__cause__)}"
+        ) from error
+    if config.pretrained:
+        _load(
+            model, architecture.pretrained().state_dict(), f"weights of {config.name}", num_classes
+        )
+    if config.weights is not None:
+        _load(model, read_state_dict(config.weights), str(config.weights), num_classes)
+    return model
+
+
+def normalisation(config: Student, model: nn.Module) -> tuple[Triple, Triple]:
+    """Mean and standard deviation (of pixels in 0 .. 1) that the student is to be fed with.
+
+    Those of its pretrained weights, or of the run that its weights come from; else ImageNet's.
+    """
+    if config.pretrained:
+        inputs = _architecture(config, None).inputs(model)
+        return inputs.mean, inputs.std
+    if config.weights is not None and (config.weights.parent / "config.json").is_file():
+        run = read_model_config(config.weights.parent)
+        return run.mean, run.std
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def check_input(model: nn.Module, name: str, image_size: int, num_classes: int) -> None:
+    """Raise InputError unless the model maps an image of ``image_size`` to ``num_classes`` logits.
+
+    Runs one empty image in eval mode, so that a model of fixed size is refused before training.
+    """
+    training = model.training
+    first = next(model.parameters())
+    image = torch.zeros(1, 3, image_size, image_size, device=first.device, dtype=first.dtype)
+    try:
+        with torch.no_grad():
+            shape = tuple(model.eval()(image).shape)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"student {name} does not take images of {image_size} pixels "
+            f"({_first_line(error)}); set data.image_size to the model's size, or "
+            "student.model_args.img_size where the model has that argument"
+        ) from error
+    finally:
+        model.train(training)
+    if shape != (1, num_classes):
+        raise InputError(
+            f"student {name} gives an output of shape {shape} for one image instead of "
+            f"(1, {num_classes}) logits; use a classification model"
+        )
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """Read ``folder/config.json``. Raises InputError if it is missing or not ours."""
+    path = folder / "config.json"
+    try:
+        return ModelConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError:
+        raise InputError(
+            f"{folder} holds no config.json; give the folder of a finished ferkd run, or a weights "
+            "file that lies beside its config.json"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise InputError(
+            f"{path} is not the config.json of a ferkd run: {_first_line(error)}"
+        ) from error
+
+
+def finished_run(path: Path) -> tuple[Path, ModelConfig]:
+    """The weights file of a run and its config, the weights not yet read; see :func:`load_run`."""
+    weights = path / "weights.safetensors" if path.is_dir() else path
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a run's folder or a weights file")
+    if not weights.is_file():
+        raise InputError(
+            f"{path} holds no weights.safetensors: the run is not finished; continue it with "
+            "ferkd train --resume"
+        )
+    return weights, read_model_config(weights.parent)
+
+
+def load_run(run: str | Path) -> tuple[nn.Module, ModelConfig]:
+    """The trained model of a run's folder, or of a weights file beside its config.json; eval mode.
+
+    Raises InputError when the folder is not a finished run or the weights do not fit.
+    """
+    weights, config = finished_run(Path(run))
+    student = Student(name=config.architecture, model_args=config.model_args)
+    model = build_student(student, config.num_classes, image_size=config.image_size)
+    load_strict(model, read_state_dict(weights), source=str(weights))
+    return model.eval(), config
+
+
+def _architecture(config: Student, image_size: int | None) -> Architecture:
+    # Not at the top: timm takes seconds to import, which reading a recipe should not cost.
+    from ferkd.models.architectures import find_architecture
+
+    if not config.name.startswith(("timm/", "torchvision/")):
+        raise InputError(
+            f"student {config.name!r} is not known; write timm/NAME or torchvision/NAME, for "
+            "example timm/resnet18"
+        )
+    return find_architecture(config.name, image_size=image_size, model_args=config.model_args)
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], source: str, classes: int) -> None:
+    """Load ``state``, leaving the model's own fresh head where ``state`` has other classes."""
+    theirs = head_classes(model, state, classes)
+    if theirs != classes:
+        own = model.state_dict()
+        head = [
+            name
+            for name, value in own.items()
+            if name in state
+            and state[name].shape == (theirs, *value.shape[1:])
+            and value.shape[:1] == (classes,)
+        ]
+        log.info(
+            "%s: a head of %d classes, %d wanted; %s start anew", source, theirs, classes, head
+        )
+        state = {**state, **{name: own[name] for name in head}}
+    load_strict(model, state, source=source)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,1 @@
+"""The FKD authors' label files, in and out."""

@@ -1,0 +1,270 @@
+"""Label stores to and from other places, the manifest last: whoever looks sees all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ferkd.store import manifest as manifests
+from ferkd.store.reader import LabelStore
+from ferkd.store.remote import MANIFEST, UNFINISHED, Cache, Expected, download, read_manifest
+from ferkd.system import storage
+from ferkd.system.errors import InputError
+from ferkd.system.storage import as_local, join, masked, open_url, reason
+
+PUT_PART = 50 << 20  # the bytes of a part when s3fs uploads a large file in parts
+
+Report = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+def publish(
+    store: str | Path | LabelStore,
+    url: str,
+    *,
+    overwrite: bool = False,
+    progress: Report | None = None,
+) -> str:
+    """Copy a finished local store to a URL; returns the URL without secrets.
+
+    The data files go first, each verified after its upload, the manifest last. Files that an
+    interrupted upload of the same store left whole are not sent again. Another store at the URL
+    is refused without ``overwrite``, and files that no upload of a store left are never replaced.
+    Raises InputError.
+    """
+    opened = LabelStore.open(store)
+    where, folder = masked(url), opened.folder
+    if as_local(url) is not None:
+        raise InputError(f"{where} is a local folder; publish to a URL like s3://bucket/labels")
+    data = (folder / MANIFEST).read_bytes()
+    old, begun = read_manifest(url), storage.read(join(url, UNFINISHED))
+    marker = _marker(data)
+    if old != data:
+        _check_free(where, old, begun, marker, overwrite)
+        if old is None and begun is None:
+            _check_no_strangers(url, opened)
+        storage.write(join(url, UNFINISHED), marker)
+        if old is not None:
+            storage.remove(join(url, MANIFEST))  # first: what is left is no store
+            _remove_stale(url, old, opened)
+    done = 0
+    for file in opened.files:
+        _upload(folder, url, Expected.of(file))
+        done += file.size
+        if progress:
+            progress(done, sum(f.size for f in opened.files))
+    if old != data:
+        storage.write(join(url, MANIFEST), data)
+    if old != data or begun is not None:
+        storage.remove(join(url, UNFINISHED))
+    return where
+
+
+def fetch(
+    url: str, out: str | Path, *, overwrite: bool = False, progress: Report | None = None
+) -> LabelStore:
+    """Copy the store at a URL into the local folder ``out``, verified; returns it opened.
+
+    An interrupted copy is continued: files that are there and whole are not fetched again.
+    Another store in ``out`` is refused without ``overwrite``, a folder of other files always.
+    Raises InputError.
+    """
+    folder = Path(out)
+    data = read_manifest(url)
+    if data is None:
+        raise InputError(f"{masked(url)} holds no label store (no {MANIFEST}); check the URL")
+    manifest = manifests.from_bytes(data, masked(join(url, MANIFEST)))
+    files = [Expected.of(f) for f in (manifest.images, manifest.ids, *manifest.records)]
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give a new or empty folder")
+    contents = {p.name for p in folder.iterdir()} if folder.exists() else set()
+    if contents - {"lock"} and not contents & {MANIFEST, UNFINISHED}:
+        raise InputError(f"{folder} holds other files; give a new or empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        old, begun = _local(folder / MANIFEST), _local(folder / UNFINISHED)
+        if old != data:
+            _check_free(str(folder), old, begun, _marker(data), overwrite)
+            (folder / UNFINISHED).write_bytes(_marker(data))
+            (folder / MANIFEST).unlink(missing_ok=True)
+            for path in folder.glob("records-*.npy"):
+                if path.name not in {file.name for file in files}:
+                    path.unlink()
+        done = 0
+        for file in files:
+            if file.damage(folder / file.name):
+                part = folder / f"{file.name}.tmp"
+                download(url, file, part)
+                part.replace(folder / file.name)
+            done += file.size
+            if progress:
+                progress(done, sum(f.size for f in files))
+        if old != data:
+            (folder / f"{MANIFEST}.tmp").write_bytes(data)
+            (folder / f"{MANIFEST}.tmp").replace(folder / MANIFEST)
+        for left in folder.glob("*.tmp"):  # by a copy that was killed
+            left.unlink()
+        (folder / UNFINISHED).unlink(missing_ok=True)
+    (folder / "lock").unlink(missing_ok=True)
+    return LabelStore(folder)
+
+
+@contextmanager
+def label_out(
+    out: str | Path,
+    *,
+    work: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Report | None = None,
+) -> Iterator[Path]:
+    """The local folder to label into, where ``out`` may be a URL: published when the block ends.
+
+    A local ``out`` is that folder itself. For a URL it is ``work``, which stays, or a folder in
+    the cache, the same one each time so that ``resume`` finds it, which goes when its labels are
+    published. With ``resume`` and no labels there, a store at the URL is fetched to go on from.
+    Raises InputError before any label is made when a store is in the way.
+    """
+    if (local := as_local(out)) is not None:
+        yield local
+        return
+    url = str(out)
+    folder = Path(work) if work is not None else _work_folder(url)
+    there = read_manifest(url)
+    if there is not None and not (resume or overwrite):
+        raise InputError(
+            f"{masked(url)} holds a label store already; continue it with --resume, or replace it "
+            "with --overwrite"
+        )
+    if there is not None and resume and not (folder.is_dir() and any(folder.iterdir())):
+        fetch(url, folder)
+    yield folder
+    same = there is not None and resume  # what was there is what these labels continue
+    publish(folder, url, overwrite=overwrite or same, progress=progress)
+    if work is None:
+        shutil.rmtree(folder)
+
+
+def _work_folder(url: str) -> Path:
+    name = hashlib.sha256(masked(url).encode()).hexdigest()[:16]
+    return Cache.default().folder / "work" / name
+
+
+def _marker(data: bytes) -> bytes:
+    """What marks a place as being copied to: which store is on its way."""
+    return f'{{"manifest": "{hashlib.sha256(data).hexdigest()}"}}\n'.encode()
+
+
+def _check_free(
+    where: str, old: bytes | None, begun: bytes | None, marker: bytes, overwrite: bool
+) -> None:
+    if overwrite:
+        return
+    if old is not None:
+        raise InputError(f"{where} holds another label store; replace it with --overwrite")
+    if begun not in (None, marker):
+        raise InputError(
+            f"{where} holds an unfinished copy of another label store; finish that one, or replace "
+            "it with --overwrite"
+        )
+
+
+def _check_no_strangers(url: str, store: LabelStore) -> None:
+    """Refuse a place with files of our names that no upload of a store left there."""
+    for file in store.files:
+        if storage.info(join(url, file.name)) is not None:
+            raise InputError(
+                f"{masked(url)} holds a file {file.name}, but no label store; give a URL without "
+                "other files"
+            )
+
+
+def _remove_stale(url: str, old: bytes, store: LabelStore) -> None:
+    try:
+        former = manifests.from_bytes(old, masked(url))
+    except InputError:  # of another version, or damaged: its files stay
+        return
+    current = {file.name for file in store.files}
+    for file in former.records:
+        if file.name not in current:
+            storage.remove(join(url, file.name))
+
+
+def _upload(folder: Path, url: str, file: Expected) -> None:
+    """Send one file unless it is there already, and verify what has arrived; tried twice."""
+    where = join(url, file.name)
+    if damage := file.damage(folder / file.name):
+        raise InputError(f"{folder / file.name} is damaged: {damage}; label or fetch it again")
+    problem: str | None = _difference(folder, url, file)
+    for _ in range(2):
+        if problem is None:
+            return
+        try:
+            file_system, path = open_url(where)
+            storage.make_parent(file_system, path)
+            file_system.put_file(str(folder / file.name), path)
+            problem = _difference(folder, url, file)
+        except (InputError, PermissionError) as error:
+            problem = reason(error, url)
+            break
+        except Exception as error:  # of dozens of unrelated classes: a connection's end
+            problem = reason(error, url)
+    if problem is not None:
+        raise InputError(
+            f"{masked(where)} cannot be written: {problem}; repeat the upload, it goes on from here"
+        )
+
+
+def _difference(folder: Path, url: str, file: Expected) -> str | None:
+    """How the file at the URL differs from the local one; None when it is the same."""
+    info = storage.info(join(url, file.name))
+    if info is None:
+        return "it has not arrived"
+    if info.get("size") != file.size:
+        return f"{info.get('size')} of {file.size} bytes have arrived"
+    if info.get("ETag", "").strip('"') in etags(folder / file.name):
+        return None
+    with storage.clear_errors(f"{join(url, file.name)} cannot be read back"):
+        file_system, path = open_url(join(url, file.name))
+        digest = hashlib.sha256()
+        for start in range(0, file.size, PUT_PART):
+            digest.update(file_system.cat_file(path, start, min(start + PUT_PART, file.size)))
+    return None if digest.hexdigest() == file.sha256 else "other bytes have arrived"
+
+
+def etags(path: Path) -> set[str]:
+    """The ETags by which S3 confirms a file's content: sent whole, or in parts by s3fs.
+
+    A server that encrypts or counts in another way gives another tag; its content is read back.
+    """
+    whole, parts, count = _md5(), _md5(), 0
+    with path.open("rb") as file:
+        while data := file.read(PUT_PART):
+            whole.update(data)
+            parts.update(hashlib.md5(data, usedforsecurity=False).digest())
+            count += 1
+    return {whole.hexdigest(), f"{parts.hexdigest()}-{count}"}
+
+
+def _md5() -> Any:
+    return hashlib.md5(usedforsecurity=False)
+
+
+def _local(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / "lock").acquire(timeout=0):
+            yield
+    except Timeout:
+        raise InputError(
+            f"{folder} is being written by another process; wait for it or stop it, then repeat"
+        ) from None

@@ -1,0 +1,1 @@
+"""Looking and comparing: suites, reports, inspection, demo, planning, benchmarks."""

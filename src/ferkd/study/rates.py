@@ -1,0 +1,112 @@
+"""The rates that a plan rests on, measured here in a few seconds each."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from ferkd.images import decode, open_images
+from ferkd.models.committee import load_committee
+from ferkd.models.student import build_student, check_input, normalisation
+from ferkd.system.compute import Normalise, autocast, resolve_device, resolve_precision
+from ferkd.training.optim import build_optimizer
+
+if TYPE_CHECKING:
+    from ferkd.training.recipe import Recipe
+
+SECONDS = 3.0  # per measurement
+_BATCH = {"cuda": 256, "cpu": 32}
+_PHOTO = (375, 500)  # height and width of the picture decoded where no images are at hand
+
+
+def student_rate(recipe: Recipe, classes: int, seconds: float = SECONDS) -> float:
+    """Crops per second of the recipe's student: training steps on one resident batch."""
+    device = resolve_device(recipe.device)
+    dtype = resolve_precision(recipe.precision, device)
+    size = recipe.data.image_size
+    model = build_student(recipe.student, classes, image_size=size)
+    check_input(model, recipe.student.name, size, classes)
+    normalise = Normalise(*normalisation(recipe.student, model), device)
+    form = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=form).train()  # type: ignore[call-overload]
+    optimizer = build_optimizer(recipe.optimizer, model)
+    count = _BATCH.get(device.type, 32)
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8).to(device)
+    targets = torch.randint(0, classes, (count,)).to(device)
+
+    def step() -> None:
+        with autocast(device, dtype):
+            logits = model(normalise(images).contiguous(memory_format=form))
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(logits.float(), targets).backward()
+        optimizer.step()
+
+    return count / _seconds_each(step, seconds, device)
+
+
+def teacher_rate(
+    spec: str, *, device: str = "auto", precision: str = "auto", seconds: float = SECONDS
+) -> float:
+    """Crops per second of a teacher's forward pass on one resident batch."""
+    teacher = load_committee(spec, device=device, precision=precision)
+    place = resolve_device(device)
+    count = _BATCH.get(place.type, 32)
+    images = {
+        size: torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+        for size in teacher.sizes
+    }
+    return count / _seconds_each(lambda: teacher(images), seconds, place)
+
+
+def decode_rate(images: str | Path, seconds: float = SECONDS) -> tuple[float, str]:
+    """Images per second that this machine's cores decode together, and what was decoded.
+
+    One core is measured and the rest assumed to do as well. Without the folder ``images`` a made
+    picture of 500 x 375 pixels stands in.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = cores or 1
+    if Path(images).is_dir():
+        source = open_images(images)
+        taken = np.unique(np.linspace(0, len(source) - 1, min(64, len(source))).astype(int))
+        files = [source.read(int(i)) for i in taken]
+        what = f"{len(files)} images of {images}"
+    else:
+        coarse = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        photo = cv2.resize(coarse, _PHOTO[::-1], interpolation=cv2.INTER_CUBIC)
+        files = [cv2.imencode(".jpg", photo)[1].tobytes()]
+        what = f"a made picture of {_PHOTO[1]}x{_PHOTO[0]} pixels"
+
+    def turn() -> None:
+        for data in files:
+            decode(data)
+
+    each = _seconds_each(turn, seconds, torch.device("cpu")) / len(files)
+    return cores / each, f"{what}, one core times {cores}"
+
+
+def _seconds_each(step: Callable[[], object], seconds: float, device: torch.device) -> float:
+    """The median time of ``step``, run for ``seconds`` and at least 3 times after a first one."""
+    step()
+    _wait(device)
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - begun < seconds:
+        started = time.perf_counter()
+        step()
+        _wait(device)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,153 @@
+"""The report as one HTML file: no scripts, no network, images and charts inside it.
+
+Every name (file, class, method, command) is untrusted text. The template escapes by itself
+(autoescape), the charts escape as they are drawn, and the page's own content security policy
+forbids scripts and every address but ``data:`` images, should either ever fail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ferkd.study.report import plots
+from ferkd.study.report.compared import budget_charts
+from ferkd.study.report.model import REGION_NAMES, Column, Comparison, ConfidencePanel, Report, Stat
+from ferkd.system.errors import InputError
+from ferkd.system.files import write_whole
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+NOT_AVAILABLE = "n/a"
+
+
+def render(report: Report) -> str:
+    """The whole page as text. Raises ``InputError`` where jinja2 is not installed."""
+    slots = _colour_slots(report)
+    axes = [(x, y) for y in ("top1", "nll") for x in ("steps", "seconds")]
+    curves = [plots.curve_chart(report.curves, x, y, slots) for x, y in axes] if slots else []
+    return _template().render(
+        report=report,
+        region_names=REGION_NAMES,
+        colours={method: plots.colour(slot) for method, slot in slots.items()},
+        table=table_cells(report.comparison) if report.comparison else [],
+        curves=[chart for chart in curves if chart],
+        budgets=[budget_charts(budget, slots) for budget in report.budgets],
+        shares=region_shares(report.confidence) if report.confidence else [],
+        thumbs=_by_region(report),
+    )
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the page to ``path``, whole or not at all; an earlier file is replaced.
+
+    Missing parent directories are made.
+    """
+    # A file name that is not valid Unicode reaches us with lone surrogates: shown as \udcXX.
+    data = render(report).encode("utf-8", errors="backslashreplace")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, data)
+
+
+def table_cells(comparison: Comparison) -> list[list[tuple[str, str, bool]]]:
+    """By row and column: the mean, the deviation ("" for one seed), whether it is the best.
+
+    Every mean that reads like the best one is marked, so that rounding makes no winner; nothing is
+    marked in a column without a better direction or with fewer than two measured methods.
+    """
+    marked = [
+        _best([row.stats[j].mean for row in comparison.rows], column)
+        for j, column in enumerate(comparison.columns)
+    ]
+    return [
+        [
+            (*_cell(stat, column), _worded(stat.mean, column) == best)
+            for stat, column, best in zip(row.stats, comparison.columns, marked, strict=True)
+        ]
+        for row in comparison.rows
+    ]
+
+
+def _best(means: Sequence[float], column: Column) -> str | None:
+    finite = [m for m in means if math.isfinite(m)]
+    if column.better is None or len(finite) < 2:
+        return None
+    return _worded(max(finite) if column.better == "higher" else min(finite), column)
+
+
+def _cell(stat: Stat, column: Column) -> tuple[str, str]:
+    # Counts that every seed shares, such as steps, have no spread worth a "± 0".
+    shared = column.form == "count" and stat.deviation == 0
+    if stat.deviation is None or shared or not math.isfinite(stat.deviation):
+        return _worded(stat.mean, column), ""
+    return _worded(stat.mean, column), _worded(stat.deviation, column)
+
+
+def _worded(value: float, column: Column) -> str:
+    if not math.isfinite(value):
+        return NOT_AVAILABLE
+    if column.form == "percent":
+        return f"{100 * value:.1f}"
+    if column.form == "number":
+        return f"{value:.3f}"
+    return f"{value:.1f}" if column.form == "seconds" and value < 100 else f"{value:,.0f}"
+
+
+def region_shares(panel: ConfidencePanel) -> list[float]:
+    """Share of all crops in each region, by code; nan without crops."""
+    counts = [sum(row) for row in panel.counts]
+    total = sum(counts)
+    return [count / total if total else math.nan for count in counts]
+
+
+def _colour_slots(report: Report) -> dict[str, int]:
+    """One colour a method, the same in the table and in every chart."""
+    rows = report.comparison.rows if report.comparison else ()
+    names = [row.method for row in rows] + [curve.method for curve in report.curves]
+    names += [name for budget in report.budgets for t in budget.tables for name in t.rows]
+    return {name: slot for slot, name in enumerate(dict.fromkeys(names))}
+
+
+def _by_region(report: Report) -> list[tuple[int, list[object]]]:
+    thumbs = report.gallery.thumbs if report.gallery else ()
+    groups = [(r, [t for t in thumbs if t.crop.region == r]) for r in range(len(REGION_NAMES))]
+    return [(region, list(group)) for region, group in groups if group]
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f} %" if math.isfinite(value) else NOT_AVAILABLE
+
+
+def _decimal(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else NOT_AVAILABLE
+
+
+@cache
+def _template() -> Template:
+    try:
+        import jinja2
+    except ImportError:
+        raise InputError(
+            "writing an HTML report needs jinja2, which is not installed; "
+            "install it with: pip install 'ferkd[report]'"
+        ) from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, decimal=_decimal, crop_words=plots.crop_words)
+    environment.globals.update(
+        confidence_chart=plots.confidence_chart,
+        reliability_chart=plots.reliability_chart,
+        shares_chart=plots.shares_chart,
+        roc_chart=plots.roc_chart,
+        gallery_picture=plots.gallery_picture,
+    )
+    return environment.get_template("report.html.j2")

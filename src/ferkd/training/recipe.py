@@ -1,0 +1,364 @@
+"""The recipe of a training run: a strict tree of settings, and how one is read.
+
+Each part of the tree lies beside the component that it configures. A recipe is YAML::
+
+    method: ferkd
+    data: {images: data/train, val: data/val, store: labels}
+    student: {name: timm/resnet18}
+    schedule: {epochs: 60}
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ferkd import objectives
+from ferkd.calibration.regions import Regions
+from ferkd.crops import CropDistribution
+from ferkd.loading.loader import WorkerKind
+from ferkd.loading.mixing import Mix
+from ferkd.methods import problem, with_defaults
+from ferkd.methods.stored import LabelKind
+from ferkd.models.student import Student
+from ferkd.system.compute import Precision
+from ferkd.system.errors import InputError
+from ferkd.training.optim import OptimizerConfig
+from ferkd.training.schedule import Schedule
+
+Method = Literal[
+    "hard",
+    "kd",
+    "funmatch",
+    "relabel",
+    "fkd",
+    "meal_v2",
+    "ssld",
+    "ferkd",
+    "ferkd-paper",
+    "pskd",
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Part):
+    """Where images and labels are, relative to the working directory, and how they are batched.
+
+    ``batch_size`` counts crops and ``crops_per_image`` (m) is how many an image shows at a visit;
+    unset, it is 1 for hard, kd, funmatch, relabel and pskd and 4 for the others. ``crops`` is the
+    distribution of those methods' random crops; the labels of stored crops bring their own.
+    ``store`` holds labels of crops, or label maps for relabel.
+
+    ``workers`` load images, as threads or as processes; 0 loads between the steps.
+    ``scaled_decoding`` decodes large JPEG files no larger than their crops need. ``cache`` keeps
+    decoded images in memory or in a file under ``cache_dir`` (unset: the user's cache folder), made
+    smaller where their shorter side is longer than ``cache_side``, in at most ``cache_limit_gb``
+    gigabytes (unset: half of the free memory, nine tenths of the free disk space).
+
+    ``cut``: where crops are cut, by the "workers" that decode, or on the training "device", to
+    which decoded images are then sent whole. "auto" is workers for now, also with a GPU: nobody has
+    measured the other on one yet.
+    """
+
+    images: str
+    val: str | None = None
+    store: str | None = None
+    image_size: int = Field(default=224, ge=8)
+    crops_per_image: int = Field(default=4, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    workers: int = Field(default=2, ge=0)
+    worker_kind: WorkerKind = "threads"
+    scaled_decoding: bool = True
+    cut: Literal["auto", "workers", "device"] = "auto"
+    cache: Literal["none", "ram", "disk"] = "none"
+    cache_side: int | None = Field(default=None, ge=8)
+    cache_limit_gb: float | None = Field(default=None, gt=0)
+    cache_dir: str | None = None
+    crops: CropDistribution = CropDistribution()
+
+    @model_validator(mode="after")
+    def _kept_copies_are_large_enough(self) -> Data:
+        if self.cache_side is not None and self.cache_side < self.image_size:
+            raise ValueError(
+                f"cache_side {self.cache_side} is below image_size {self.image_size}: every crop "
+                "would be enlarged; raise it, to twice image_size or more"
+            )
+        return self
+
+
+class Loss(_Part):
+    """What is minimised: ``objective`` with its own ``options``, where there is a teacher.
+
+    ``label_smoothing``: the share of the mass that hard labels spread over all classes; unset, it
+    is 0 for kd. ``objective``: unset, it is kl for kd and funmatch and jeffreys for ssld.
+    ``label_kind`` is what fkd makes of the stored labels, ``discriminator`` the weight of
+    meal_v2's second term (0: none), ``own_share`` how much of pskd's target is the student's own
+    prediction in the end.
+    """
+
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    objective: str = "soft_ce"
+    options: dict[str, Any] = Field(default_factory=dict)
+    label_kind: LabelKind = "soft"
+    discriminator: float = Field(default=0.0, ge=0)
+    own_share: float = Field(default=0.8, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _objective_exists(self) -> Loss:
+        objectives.build(self.objective, **self.options)  # its InputError is a ValueError
+        return self
+
+
+class Evaluation(_Part):
+    """When and how the student is evaluated on ``data.val``.
+
+    Every ``every_epochs`` (counted in crops) and at the end, or only at the end with None. The
+    central crop has ``crop_fraction`` of the image's shorter side.
+    """
+
+    every_epochs: float | None = Field(default=5.0, gt=0)
+    batch_size: int = Field(default=256, ge=1)
+    crop_fraction: float = Field(default=0.875, gt=0, le=1)
+
+
+class Recipe(_Part):
+    """Everything that decides how a run goes.
+
+    ``method`` decides what else is read, so that recipes may differ in it alone: ``teacher``, the
+    spec of a live one, by kd and funmatch (it runs in ``teacher_precision``; unset, in that of the
+    student), ``regions`` by ferkd and ferkd-paper, ``mix`` by all.
+    ``ema`` is the decay of an average of the weights, which is then what is evaluated and kept;
+    ``clip_grad`` the largest norm of the gradient; None turns either off. A state to resume from
+    is saved every ``checkpoint_seconds``, losses are reported every ``log_steps``.
+    """
+
+    method: Method
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    data: Data
+    teacher: str | None = None
+    teacher_precision: Precision | None = None
+    student: Student = Student()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: Schedule
+    loss: Loss = Loss()
+    regions: Regions = Regions()
+    mix: Mix = Mix()
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    clip_grad: float | None = Field(default=None, gt=0)
+    device: str = "auto"
+    precision: Precision = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    evaluation: Evaluation = Evaluation()
+    checkpoint_seconds: float = Field(default=300.0, gt=0)
+    log_steps: int = Field(default=20, ge=1)
+    tensorboard: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_the_method(cls, value: Any) -> Any:
+        return with_defaults(value)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        if found := problem(self):
+            raise ValueError(found)
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved recipe as plain data for YAML or JSON; reads back to the same recipe."""
+        kept = self.model_dump(mode="json")
+        if self.schedule.warmup_epochs is not None:
+            del kept["schedule"]["warmup"]
+        return kept
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe: the path of a YAML file, or the name of one shipped with ferkd.
+
+    ``overrides`` are ``key=value`` with dotted keys and values in YAML
+    (``optimizer.lr=1e-3``). Raises InputError with one line for each mistake.
+    """
+    settings = read_settings(recipe)
+    for override in overrides:
+        _override(settings, override)
+    return make_recipe(settings)
+
+
+def read_settings(recipe: str | Path) -> dict[str, Any]:
+    """The keys that a recipe file or a shipped recipe gives, as written, not yet checked."""
+    return parse_yaml(*_read(str(recipe)))
+
+
+def make_recipe(settings: dict[str, Any]) -> Recipe:
+    """A recipe from plain data. Raises InputError with one line for each mistake."""
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        raise InputError("\n".join(explain(error, Recipe, "recipe"))) from None
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with ferkd."""
+    folder = resources.files("ferkd.training") / "recipes"
+    if not folder.is_dir():
+        return []
+    names = (file.name for file in folder.iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def shipped_recipe(name: str) -> str:
+    """The text of a shipped recipe. Raises InputError for an unknown name."""
+    known = shipped_recipes()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(known) or 'none'}"
+        raise InputError(
+            f"recipe {name!r} is neither a file nor a shipped recipe; {hint} (ferkd recipes ls)"
+        )
+    return (resources.files("ferkd.training") / "recipes" / f"{name}.yaml").read_text(
+        encoding="utf-8"
+    )
+
+
+def _read(recipe: str) -> tuple[str, str]:
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        return shipped_recipe(recipe), f"recipe {recipe}"
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except FileNotFoundError:
+        raise InputError(
+            f"recipe file {recipe} does not exist; give a YAML file or a shipped recipe's name "
+            "(ferkd recipes ls)"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe file {recipe} cannot be read: {error}") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML's safe loader, refusing a key that is given twice (YAML would keep the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, source: str, what: str = "recipe") -> dict[str, Any]:
+    """A mapping from YAML; InputError names ``source`` and the line of a mistake."""
+    try:
+        # A subclass of the safe loader: it builds plain data only.
+        settings = yaml.load(text, _StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise InputError(
+            f"{source}{where}: not valid YAML: {getattr(error, 'problem', None) or error}"
+        ) from None
+    if not isinstance(settings, dict):
+        raise InputError(
+            f"{source}: a {what} is a mapping of keys to values, not {type(settings).__name__}"
+        )
+    return settings
+
+
+def _override(settings: dict[str, Any], override: str) -> None:
+    """Put one ``a.b=value`` into ``settings``, in place."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise InputError(f"override {override!r} is not of the form key=value (optimizer.lr=0.001)")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"override {override!r}: {text!r} is not a valid YAML value") from None
+    for part in parts[:-1]:
+        settings = settings.setdefault(part, {})
+        if not isinstance(settings, dict):
+            raise InputError(f"override {override!r}: {part!r} is a value and holds no keys")
+    settings[parts[-1]] = value
+
+
+def explain(error: ValidationError, model: type[BaseModel], root: str) -> list[str]:
+    """One readable line for each mistake, in the order of the keys."""
+    lines: dict[str, list[str]] = {}
+    for item in error.errors():
+        path, owner = _place(item["loc"], model)
+        key = ".".join([root, *path])
+        rule = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            rule = f"unknown key; {_suggestion(path, owner, model)}"
+        elif item["type"] == "missing" and item["loc"] == tuple(path):
+            rule = "missing; a value is needed"
+        elif item["type"] == "missing":  # in a list of fixed length
+            rule = "must be a longer list"
+        elif item["type"] == "model_type":
+            rule = f"got {item['input']!r}; must be a mapping of keys to values"
+        elif rule != item["msg"] and item["type"] != "value_error":
+            rule = f"got {item['input']!r}; must be {rule}"
+        lines.setdefault(key, []).append(rule)
+    return [f"{key}: {_joined(rules)}" for key, rules in lines.items()]
+
+
+def _joined(rules: list[str]) -> str:
+    """The rules of one key; a key with several allowed forms breaks one rule for each."""
+    head, separator, _ = rules[0].partition("; must be ")
+    if separator and all(rule.startswith(head + separator) for rule in rules):
+        return head + separator + " or ".join(r.removeprefix(head + separator) for r in rules)
+    return "; ".join(dict.fromkeys(rules))
+
+
+def _place(loc: Sequence[int | str], model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
+    """The key path of an error and the model that owns its last key.
+
+    Pydantic's location also names the alternatives of a union, which are no keys of ours.
+    """
+    path: list[str] = []
+    owner = model
+    for part in loc:
+        path.append(str(part))
+        field = owner.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        if len(path) < len(loc):
+            owner = inner
+    return path, owner
+
+
+def _suggestion(path: list[str], owner: type[BaseModel], model: type[BaseModel]) -> str:
+    """What an unknown key may have meant: a sibling, or a key elsewhere in the tree."""
+    near = difflib.get_close_matches(path[-1], owner.model_fields, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    keys = {key.rpartition(".")[2]: key for key in reversed(_keys(model))}
+    near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.75)
+    if near:
+        return f"did you mean {keys[near[0]]!r}?"
+    return f"known keys: {', '.join(owner.model_fields)}"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a model's tree."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += _keys(inner, f"{prefix}{name}.")
+    return keys

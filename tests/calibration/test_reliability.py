@@ -1,0 +1,143 @@
+"""Thresholds from the labels: planted cases whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ferkd.calibration.reliability import (
+    Reliability,
+    easy_cut,
+    isotonic,
+    propose,
+    reliability,
+    weights_of,
+    wilson,
+)
+
+
+def test_isotonic_by_hand():
+    """3, 1 pool to 2 (weights 1, 1); with weights 1, 3 to 1.5; then 2 stays above."""
+    assert isotonic(np.array([1.0, 3, 1, 4]), np.ones(4)).tolist() == [1, 2, 2, 4]
+    assert isotonic(np.array([3.0, 1, 2]), np.array([1.0, 3, 1])).tolist() == [
+        1.5,
+        1.5,
+        2,
+    ]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_isotonic_is_monotone_and_keeps_the_mean(values):
+    out = isotonic(np.array(values), np.ones(len(values)))
+    assert (np.diff(out) >= -1e-12).all() and out.mean() == pytest.approx(np.mean(values))
+
+
+def test_wilson_by_hand():
+    """8 of 10: centre (.8 + 3.8416/20) / 1.38416 = .71674, half width .22659."""
+    low, high = wilson(np.array([0.8]), np.array([10.0]))
+    assert low[0] == pytest.approx(0.49016, abs=1e-4) and high[0] == pytest.approx(
+        0.94332, abs=1e-4
+    )
+
+
+def test_easy_cut_by_hand():
+    """1 - s = .0, .1, .2, .7, sum 1: the first crop holds 0, the first two .1 of the signal."""
+    scores = np.array([[1.0, 0.9], [0.8, 0.3]])
+    assert easy_cut(scores, 0.05) == pytest.approx(0.9)  # 1.0 goes
+    assert easy_cut(scores, 0.1 + 1e-9) == pytest.approx(0.8)  # 1.0 and 0.9 go
+    assert easy_cut(np.ones((2, 2))) == 1.0  # nothing to tell apart: nothing is cut
+
+
+def test_planted_reliability_is_found():
+    """Answers are right with probability s (5 classes): r crosses 1/2 at .5, chance .2 at .2."""
+    rng = np.random.default_rng(0)
+    scores = rng.random((4000, 30))
+    correct = rng.random(scores.shape) < scores
+    evidence = propose(scores, correct, np.ones(4000, bool), 5)
+    low, middle, top = evidence.thresholds
+    assert low == pytest.approx(0.2, abs=0.03)
+    assert middle == pytest.approx(0.5, abs=0.03)
+    assert top == pytest.approx(0.9, abs=0.01)  # (1 - t)^2 = 1 % of the signal
+
+
+def test_the_reliable_rule_discards_below_one_half_and_nothing_else():
+    rng = np.random.default_rng(0)
+    scores = rng.random((4000, 30))
+    correct = rng.random(scores.shape) < scores
+    low, middle, top = propose(scores, correct, np.ones(4000, bool), 5, "reliable").thresholds
+    assert low == middle == pytest.approx(0.5, abs=0.03) and top == 1.0
+    unknown = propose(scores, correct, np.zeros(4000, bool), 5, "reliable")
+    assert unknown.thresholds == (0.0, 0.0, 1.0)
+
+
+def test_a_teacher_that_is_always_right_has_no_hard_region():
+    scores = np.random.default_rng(0).uniform(0.3, 1, (50, 10))
+    evidence = propose(scores, np.ones(scores.shape, bool), np.ones(50, bool), 5)
+    assert evidence.thresholds[:2] == (0.0, 0.0)
+
+
+def test_a_teacher_at_chance_is_not_trusted_anywhere():
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(0.3, 1, (400, 10))
+    evidence = propose(scores, rng.random(scores.shape) < 0.2, np.ones(400, bool), 5)
+    low, middle, top = evidence.thresholds
+    assert middle == top and low <= middle
+
+
+def test_without_ground_truth_only_the_easiest_go():
+    scores = np.random.default_rng(0).random((40, 10))
+    evidence = propose(scores, np.zeros(scores.shape, bool), np.zeros(40, bool), 5)
+    assert evidence.thresholds[:2] == (0.0, 0.0) and "no ground truth" in evidence.reason
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
+def test_any_store_gives_ordered_thresholds(images, crops, classes, seed):
+    rng = np.random.default_rng(seed)
+    scores = np.round(rng.random((images, crops)), 1)  # with ties
+    has_target = rng.random(images) < 0.7
+    low, middle, top = propose(
+        scores, rng.random(scores.shape) < 0.5, has_target, classes
+    ).thresholds
+    assert 0 <= low <= middle <= top <= 1
+
+
+def test_bins_hold_all_crops():
+    rng = np.random.default_rng(1)
+    curve = reliability(rng.random((7, 3)), rng.random((7, 3)) < 0.5, bins=5)
+    assert curve.crops.sum() == 21 and (np.diff(curve.s) > 0).all()
+
+
+def curve_of(s: list[float], rate: list[float], crops: list[int]) -> Reliability:
+    r = np.array(rate)
+    return Reliability(np.array(s), r, r, r, np.array(crops))
+
+
+def test_weights_lie_on_the_curve_by_hand():
+    """Between .2 (rate 0) and .6 (rate .8) the slope is 2: .3 gives .2, so 51 of 255."""
+    curve = curve_of([0.2, 0.6], [0.0, 0.8], [5, 5])
+    scores = np.array([[0.1, 0.2, 0.3], [0.4, 0.6, 0.99], [0.5, np.nan, 0.35]], np.float32)
+    expected = [[0, 0, 51], [102, 204, 204], [153, 255, 76]]  # .35: .3 * 255 = 76.5
+    weights = weights_of(curve, scores)
+    assert weights.dtype == np.uint8
+    assert np.abs(weights.astype(int) - expected).max() <= 1
+    assert weights[1].tolist() == [102, 204, 204] and weights[2, 1] == 255
+
+
+def test_bins_of_one_score_weigh_in_by_their_crops():
+    """.2 on 3 crops and .6 on 1 are .3 together, which is 76.5 of 255."""
+    curve = curve_of([0.5, 0.5], [0.2, 0.6], [3, 1])
+    assert weights_of(curve, np.array([[0.5, 0.1, 0.9]])).tolist()[0] in ([76] * 3, [77] * 3)
+
+
+def test_the_weights_of_a_sure_teacher_are_whole():
+    scores = np.random.default_rng(0).random((50, 4))
+    curve = reliability(scores, np.ones(scores.shape, bool))
+    assert (weights_of(curve, scores) == 255).all()
+
+
+def test_none_keeps_all_and_still_tells_the_curve():
+    scores = np.random.default_rng(0).random((50, 4))
+    evidence = propose(scores, scores > 0.5, np.ones(50, bool), 5, "none")
+    assert evidence.thresholds == (0.0, 0.0, 1.0) and evidence.reliability is not None
