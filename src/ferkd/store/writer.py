@@ -308,6 +308,14 @@ class StoreWriter:
                 file.unlink()
 
 
+def has_labels(path: str | Path) -> bool:
+    """Whether a store is finished here, or a part of one written."""
+    local = as_local(path)
+    if local is None:
+        return False
+    return (local / MANIFEST).exists() or any((local / _PARTS).glob("*.npz"))
+
+
 def listing(ids: Sequence[str]) -> str:
     """SHA-256 over image ids, each followed by NUL: what `Images.listing` holds."""
     digest = hashlib.sha256()

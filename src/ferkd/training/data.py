@@ -121,7 +121,7 @@ def _from_images(recipe: Recipe) -> _Found:
 
 def _live_teacher(recipe: Recipe, class_names: Sequence[str], images: int) -> Teacher:
     # Not at the top: they import timm, which takes seconds that reading a recipe should not cost.
-    from ferkd.models.teacher import check_classes, load_teacher
+    from ferkd.models.teacher import load_teacher
 
     spec = recipe.teacher or ""
     check_live(spec, recipe)
@@ -131,7 +131,7 @@ def _live_teacher(recipe: Recipe, class_names: Sequence[str], images: int) -> Te
         device=recipe.device,
         precision=recipe.teacher_precision or recipe.precision,
     )
-    check_classes(teacher, class_names, images)
+    teacher = teacher.for_folders(class_names, recipe.class_map)
     _check_sides(teacher, recipe)
     return teacher
 
