@@ -187,7 +187,7 @@ def scenes(
     as_json: Json = False,
 ) -> None:
     """Write scenes whose truth is known: wrong labels and background crops planted on purpose."""
-    from ferkd.study.demo.planted import plant
+    from ferkd.study.scenes.planted import plant
 
     result = plant(
         out,

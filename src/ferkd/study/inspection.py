@@ -61,7 +61,7 @@ def inspect(
         curve = asdict(mining.evidence.reliability)
         result["reliability"] = {name: values.tolist() for name, values in curve.items()}
     if truth is not None:
-        from ferkd.study.demo.planted import against_truth, read_truth
+        from ferkd.study.scenes.planted import against_truth, read_truth
 
         result["truth"] = against_truth(opened, read_truth(truth))
     return result
