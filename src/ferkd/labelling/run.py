@@ -42,7 +42,6 @@ from ferkd.store.reader import IMAGE, LabelStore
 from ferkd.store.records import MAX_SIDE, RecordFormat
 from ferkd.store.soft import SoftLabels
 from ferkd.store.writer import StoreWriter, has_labels, listing
-from ferkd.system.errors import InputError
 from ferkd.system.threads import ahead
 from ferkd.system.threads import workers as worker_threads
 
@@ -69,7 +68,6 @@ def label(
     images: str | Path | ImageSource,
     teacher: str | Path | nn.Module | Teacher | Committee,
     out: str | Path,
-    *,
     settings: Labelling | None = None,
     *,
     resume: bool = False,
@@ -111,12 +109,14 @@ def label(
         folders=source.class_names if wanted.targets else (),
         class_map=wanted.class_map,
     )
-    if wanted.check_agreement and not (resume and has_labels(out)):
+    if wanted.check_agreement and wanted.add_to is None and not (resume and has_labels(out)):
         probe(loaded, source, exif=wanted.exif)
     batch_size = _batch_size(wanted, loaded, base)
     by_cell = map_teacher(loaded) if wanted.kind == "map" else None
     recorded = manifests.Settings(
-        record=manifests.Record(**vars(RecordFormat.choose(wanted.top_k, loaded.num_classes, wanted.values))),
+        record=manifests.Record(
+            **vars(RecordFormat.choose(wanted.top_k, loaded.num_classes, wanted.values))
+        ),
         crops=_crops(wanted, base) if by_cell is None else by_cell.crops,
         images=manifests.Images(decoder=DECODER, exif=wanted.exif, listing=listing(source.ids)),
         # The batch size is here because float rounding may depend on it.

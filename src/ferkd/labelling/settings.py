@@ -25,15 +25,15 @@ class Labelling:
     - ``crops`` an image [50], drawn from ``distribution`` with ``seed`` [0]; ``boxes_from`` labels
       the crops of another store instead, ``add_to`` adds crops to those of one.
     - ``top_k`` classes are kept of a crop, None for all, in the number type ``values``.
-    - ``image_size`` in pixels is the teacher's own where it is None. ``batch_size`` crops (of a map:
-      images) go through it together; None chooses by device, see :func:`default_batch`. It runs on
-      ``device`` in ``precision``; ``workers`` threads decode and cut.
+    - ``image_size`` in pixels is the teacher's own where it is None. ``batch_size`` crops (of a
+      map: images) go through it together; None chooses by device, see :func:`default_batch`. It
+      runs on ``device`` in ``precision``; ``workers`` threads decode and cut.
     - ``targets``: the folders are classes and the ground truth. ``class_map`` says which of the
       teacher's classes they are, where order and names do not; see
       :func:`ferkd.models.classes.match_folders`. ``check_agreement`` ends a pass whose labels agree
       with the ground truth no more than by chance, or far less than in another order.
     - ``exif``: images are turned as their EXIF orientation says. More unreadable ones than the
-      share ``max_unreadable`` end the pass. ``part_images`` make a part, which is what a kill costs.
+      share ``max_unreadable`` end the pass. ``part_images`` make a part, all that a kill costs.
 
     Raises InputError for numbers out of range and settings that exclude each other.
     """

@@ -40,7 +40,7 @@ def logits_of(output: Any, classes: int | None = None, who: str = "") -> Any:
         shapes = ", ".join(str(list(one.shape)) for one in flat)
         raise InputError(
             f"teacher {who} returned {len(flat)} tensors ({shapes}), any of which may be its "
-            "logits; return the logits alone, or state ?num_classes=N where one of them has N columns"
+            "logits; return the logits alone, or state ?num_classes=N where one has N columns"
         )
     return flat[0] if flat else (output[0] if output else output)
 
@@ -74,7 +74,11 @@ def check_answers(answers: Sequence[Tensor], who: str, precision: str) -> None:
     """
     black, pair, again, alone = answers
     both = torch.cat([black, pair])
-    if both.shape[1] > 1 and bool((both >= 0).all()) and bool(((both.sum(1) - 1).abs() < _ONE).all()):
+    if (
+        both.shape[1] > 1
+        and bool((both >= 0).all())
+        and bool(((both.sum(1) - 1).abs() < _ONE).all())
+    ):
         raise InputError(
             f"teacher {who} answers with probabilities (each row sums to 1), where logits are "
             "needed; leave its softmax out, or return their logarithm"

@@ -96,7 +96,7 @@ def timm_inputs(module: nn.Module) -> Inputs:
 
 @lru_cache(maxsize=4)
 def imagenet_names(classes: int) -> tuple[tuple[str, ...], ...]:
-    """The WordNet ids and the words of ImageNet's set of so many classes; () where there is none."""
+    """The WordNet ids and the words of ImageNet's set of so many classes; () without one."""
     subset = infer_imagenet_subset({"num_classes": classes})
     if subset is None:
         return ()
@@ -209,8 +209,8 @@ def _hugging_face(name: str) -> Architecture:
         except (OSError, ValueError) as error:
             raise InputError(
                 f"hf/{name} does not say how its images are prepared (no preprocessor_config.json "
-                f"can be read: {next(iter(str(error).splitlines()), '')}); state it all in the spec, as in "
-                f"hf/{name}?image_size=224&mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
+                f"can be read: {next(iter(str(error).splitlines()), '')}); state it all in "
+                f"the spec, as in hf/{name}?image_size=224&mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
             ) from error
         return _probe_processor(name, processor)
 

@@ -102,9 +102,9 @@ def load_committee(
             "name, as in timm/NAME?image_size=224"
         )
     members = [
-        load_teacher(
-            one, image_size=image_size, device=device, precision=precision
-        ).for_folders(folders, class_map)
+        load_teacher(one, image_size=image_size, device=device, precision=precision).for_folders(
+            folders, class_map
+        )
         for one, _ in named
     ]
     return Committee(members, [weight for _, weight in named])

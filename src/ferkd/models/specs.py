@@ -250,8 +250,8 @@ def _old_inception(
     if target not in _OLD_INCEPTIONS:
         if options.transform_input is not None:
             raise InputError(
-                f"teacher {target} has no transform_input, which only {' and '.join(_OLD_INCEPTIONS)}"
-                " have; leave it out"
+                f"teacher {target} has no transform_input, which only "
+                f"{' and '.join(_OLD_INCEPTIONS)} have; leave it out"
             )
         return None
     if state is None:

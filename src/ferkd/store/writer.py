@@ -151,8 +151,8 @@ class StoreWriter:
         changed = sorted(key for key in before | now if before.get(key) != now.get(key))
         if changed == ["images.listing"]:
             raise InputError(
-                f"the images are not those that {self.path} was begun with (files were added, "
-                "removed or renamed); restore them, or start again with --overwrite"
+                f"the {self.total} images are not those that {self.path} was begun with (files "
+                "were added, removed or renamed); restore them, or start again with --overwrite"
             )
         if changed:
             listed = ", ".join(
