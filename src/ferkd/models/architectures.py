@@ -209,8 +209,8 @@ def _hugging_face(name: str) -> Architecture:
         except (OSError, ValueError) as error:
             raise InputError(
                 f"hf/{name} does not say how its images are prepared (no preprocessor_config.json "
-                f"can be read: {next(iter(str(error).splitlines()), '')}); state it all in "
-                f"the spec, as in hf/{name}?image_size=224&mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
+                f"can be read: {next(iter(str(error).splitlines()), '')}); state all of it in "
+                f"the spec: hf/{name}?image_size=224&mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
             ) from error
         return _probe_processor(name, processor)
 

@@ -266,8 +266,8 @@ def _places(folders: Sequence[str], names: Sequence[str]) -> list[int | None]:
 def _count(folders: Sequence[str], known: Known) -> str:
     return (
         f"{known.who} has {known.count} classes, but the images have {len(folders)}; give a "
-        "teacher for these classes, say which of its classes they are by --class-map FILE, or "
-        "--no-targets if the folders are not the teacher's classes"
+        "teacher for these classes, say which of its classes they are by --class-map FILE "
+        "(class_map in a recipe), or --no-targets if the folders are not the teacher's classes"
     )
 
 
