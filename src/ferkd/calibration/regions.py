@@ -25,13 +25,14 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from ferkd.calibration.reliability import Evidence, Rule, propose, reliability, weights_of
 from ferkd.store.reader import LabelStore
 from ferkd.store.soft import LOWEST, TAIL_TEMPERATURES, SoftLabels
 from ferkd.system.errors import InputError
+from ferkd.system.settings import Part
 
 Calibration = Literal["steps", "blend"]
 Score = Literal["max_prob", "true_prob"]
@@ -54,7 +55,7 @@ class Thresholds(NamedTuple):
     top: float
 
 
-class Regions(BaseModel):
+class Regions(Part):
     """How labels are divided and calibrated.
 
     ``thresholds``: (low, middle, top), or a rule that reads them off the labels: "auto", which
@@ -69,8 +70,6 @@ class Regions(BaseModel):
     "blend" alone, is 1 - r(s) of each crop, so that no hard label is surer than the teacher is
     right, and a crop at chance gets an even label.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     thresholds: Rule | tuple[float, float, float] = "reliable"
     calibration: Calibration = "steps"
