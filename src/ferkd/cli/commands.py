@@ -7,7 +7,9 @@ saved.
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 import time
 import traceback
@@ -34,6 +36,7 @@ from ferkd.cli.options import (
     Values,
     Workers,
 )
+from ferkd.system import text as texts
 from ferkd.system.errors import InputError
 
 app = typer.Typer(
@@ -54,13 +57,41 @@ def main() -> None:
     """The entry point of the ``ferkd`` command."""
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a name outside the terminal's alphabet costs no result
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(texts.Lines("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[log])
     try:
-        app(arguments, prog_name="ferkd")
+        status = app(arguments, prog_name="ferkd", standalone_mode=False)
     except InputError as error:
         _fail(f"error: {error}", 2, debug)
+    except BrokenPipeError:  # whoever read the result has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:
+        if (usage := _usage(error)) is not None:
+            raise SystemExit(usage) from None
         _fail(f"failed: {type(error).__name__}: {error}", 1, debug)
+    raise SystemExit(status or 0)
+
+
+def _usage(error: Exception) -> int | None:
+    """Say what is wrong with the command line itself; its exit status, None for other errors.
+
+    The class of these errors has moved between releases of typer; their methods have not.
+    """
+    show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if show is None or status is None:
+        return None
+    words = io.StringIO()
+    show(file=words)
+    say(words.getvalue().rstrip())
+    return int(status)
 
 
 def _fail(message: str, status: int, debug: bool) -> None:
@@ -196,7 +227,7 @@ def label(
             "store": masked(out),
         }
     for skip in skipped:
-        say(f"left out {skip['id']}: {skip['reason']}")
+        say(f"left out {texts.name(skip['id'])}: {texts.name(skip['reason'])}")
     text = (
         f"{result['images']} images x {result['crops_per_image']} {one}s labelled into "
         f"{result['store']} ({result['bytes_per_crop']:.1f} bytes per {one}, "
