@@ -1,9 +1,9 @@
-"""FerKD's lead over FKD over all committed circumstances, where one suite has too few seeds to tell.
+"""FerKD's lead over FKD over all committed circumstances: one suite has too few seeds to tell.
 
 ``python docs/results/pooled.py`` reads the results beside it and prints, for each circumstance in
-which FKD and FerKD by its default rule were trained on the same labels, the mean difference in top-1
-and NLL; then the median, the mean over the circumstances with Student's 95 % interval, and the same
-with each of the three data sets once.
+which FKD and FerKD by its default rule were trained on the same labels, the mean difference in
+top-1 and NLL; then the median, the mean over the circumstances with Student's 95 % interval, and
+the same with each of the three data sets once.
 
 Every committed circumstance counts, once, however many seeds it has: seeds tell how sure a
 difference is there, circumstances whether it can be expected elsewhere. Runs that two results share

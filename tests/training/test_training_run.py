@@ -340,3 +340,15 @@ def test_hard_labels_need_ground_truth_of_every_image(settings, photos, tmp_path
     with pytest.raises(InputError, match=r"stray\.jpg"):
         run(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_validation_image_moves_no_truth_to_another(settings, tiny_images, tmp_path):
+    """The one left out comes first, so every truth behind it would be one image off."""
+    val = tiny_images({"a": 60, "b": 60, "c": 1}, size=(12, 12))
+    sorted((val / "a").iterdir())[0].write_bytes(b"no picture")
+    settings["data"]["val"] = str(val)
+    result = train(make_recipe(settings), tmp_path / "run")
+    again = evaluate(tmp_path / "run", val)
+    assert len(again["unreadable"]) == 1
+    for key in ("top1", "nll", "brier"):
+        assert result[key] == pytest.approx(again[key], rel=1e-5), key
