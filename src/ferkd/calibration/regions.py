@@ -25,13 +25,14 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from ferkd.calibration.reliability import Evidence, Rule, propose, reliability, weights_of
 from ferkd.store.reader import LabelStore
 from ferkd.store.soft import LOWEST, TAIL_TEMPERATURES, SoftLabels
 from ferkd.system.errors import InputError
+from ferkd.system.settings import Part
 
 Calibration = Literal["steps", "blend"]
 Score = Literal["max_prob", "true_prob"]
@@ -54,7 +55,7 @@ class Thresholds(NamedTuple):
     top: float
 
 
-class Regions(BaseModel):
+class Regions(Part):
     """How labels are divided and calibrated.
 
     ``thresholds``: (low, middle, top), or a rule that reads them off the labels: "auto", which
@@ -72,8 +73,6 @@ class Regions(BaseModel):
     crops at random; None for the crops they were found on. It is the control of an experiment:
     what the score knows is lost, and what discarding at that rate does by itself is left.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     thresholds: Rule | tuple[float, float, float] = "reliable"
     calibration: Calibration = "steps"

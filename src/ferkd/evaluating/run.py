@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,11 +26,12 @@ from ferkd.images import (
 )
 from ferkd.loading.crop_sources import match
 from ferkd.models.classes import Known, match_folders
-from ferkd.models.student import load_run
+from ferkd.models.student import check_input, load_run
 from ferkd.store import LabelStore
 from ferkd.store.manifest import check_kind
 from ferkd.system.compute import Normalise, Precision, autocast, resolve_device, resolve_precision
 from ferkd.system.errors import InputError
+from ferkd.system.plain import read_json
 from ferkd.system.threads import workers as worker_threads
 
 CACHE_BYTES = 1 << 30  # central crops that take less are kept in memory between evaluations
@@ -241,10 +241,14 @@ def evaluate(
     model, config = load_run(run)
     where = resolve_device(device)
     model = model.to(where)
+    size = image_size or config.image_size
+    check_input(
+        *(model, config.architecture, size, config.num_classes),
+        remedy=f"evaluate it at {config.image_size}, the size it was trained for",
+    )
     normalise = Normalise(config.mean, config.std, where)
     dtype = resolve_precision(precision, where)
     source = open_images(images)
-    size = image_size or config.image_size
     crops = CenterCrops(
         source,
         image_size=size,
@@ -344,7 +348,7 @@ def _chunks(total: int, size: int) -> Iterator[range]:
 
 def _epochs(run: Path) -> float | None:
     path = (run if run.is_dir() else run.parent) / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("epochs") if path.is_file() else None
+    return read_json(path, "result of a run").get("epochs") if path.is_file() else None
 
 
 def _some(names: Sequence[str]) -> str:
