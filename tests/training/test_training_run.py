@@ -340,3 +340,10 @@ def test_hard_labels_need_ground_truth_of_every_image(settings, photos, tmp_path
     with pytest.raises(InputError, match=r"stray\.jpg"):
         run(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused_before_anything_is_written(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="training runs on one process, and 2 were started"):
+        run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

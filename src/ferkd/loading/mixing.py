@@ -52,9 +52,7 @@ class Mixture:
     def to(self, device: torch.device) -> Mixture:
         """The mixture on another device."""
         boxes = None if self.boxes is None else send(self.boxes, device)
-        return Mixture(
-            send(self.partners, device), send(self.shares, device), boxes, self.among
-        )
+        return Mixture(send(self.partners, device), send(self.shares, device), boxes, self.among)
 
     def images(self, images: Tensor, in_place: bool = False) -> Tensor:
         """``images`` uint8 or float [B, 3, H, W], mixed, on the mixture's device.
@@ -149,9 +147,7 @@ class Mix(BaseModel):
         With ``in_place`` SelfMix may write over ``images``, which spares new memory.
         """
         rows, _, height, width = images.shape
-        drawn = self.draw(
-            rows, height, width, crops_per_image=crops_per_image, generator=generator
-        )
+        drawn = self.draw(rows, height, width, crops_per_image=crops_per_image, generator=generator)
         if drawn is None:
             return images, labels
         drawn = drawn.to(images.device)

@@ -19,6 +19,7 @@ from ferkd.images import ImageSource, open_images
 from ferkd.methods.building import Setup, build
 from ferkd.models.student import ModelConfig, build_student, check_input, normalisation
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
+from ferkd.system.distributed import refuse_several
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_json
 from ferkd.system.interrupt import Interrupt
@@ -55,6 +56,7 @@ def train(
     anything that the recipe, the folder or the data get wrong, before anything is written;
     RuntimeError when training diverges.
     """
+    refuse_several("training")
     out = Path(out)
     settings = recipe.to_dict()
     folders.prepare(out, settings, resume=resume, overwrite=overwrite)
