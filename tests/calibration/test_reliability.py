@@ -141,3 +141,29 @@ def test_none_keeps_all_and_still_tells_the_curve():
     scores = np.random.default_rng(0).random((50, 4))
     evidence = propose(scores, scores > 0.5, np.ones(50, bool), 5, "none")
     assert evidence.thresholds == (0.0, 0.0, 1.0) and evidence.reliability is not None
+
+
+def test_the_band_is_that_of_the_images_not_of_their_crops():
+    """4 images of 50 crops at one score, half of them right: Wilson's interval of 2 in 4."""
+    scores = np.full((4, 50), 0.5)
+    correct = np.tile(np.arange(50) % 2 == 0, (4, 1))
+    curve = reliability(scores, correct, bins=1)
+    low, high = wilson(np.array([0.5]), np.array([4.0]))
+    assert curve.rate.tolist() == [0.5] and curve.crops.tolist() == [200]
+    assert (curve.low, curve.high) == (low, high)
+
+
+def test_chance_is_left_where_the_lower_end_of_the_band_leaves_it():
+    """20 classes; each score is of images of its own, right in 1, 2 and 10 of 10.
+
+    Chance is 0.05. The rates 0.1 and 0.2 are above it, but the lower ends, 0.0179 and 0.0567, are
+    on both sides: T_L lies between the scores 0.2 and 0.4, and T_M between 0.4 and 0.8.
+    """
+    scores = np.repeat([0.2, 0.4, 0.8], 10)[:, None]
+    correct = np.concatenate([np.arange(10) < n for n in (1, 2, 10)])[:, None]
+    low, _ = wilson(np.array([0.1, 0.2]), np.array([10.0, 10.0]))
+    assert low[0] < 0.05 < low[1]
+    curve = reliability(scores, correct, bins=3)
+    assert curve.rate.tolist() == [0.1, 0.2, 1.0]
+    found = propose(scores, correct, np.ones(30, bool), 20)
+    assert found.thresholds[:2] == pytest.approx((0.3, 0.6))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -177,3 +180,49 @@ def test_shipped_recipes_are_listed_shown_and_copied(ferkd, tmp_path):
         assert ferkd("recipes", "copy", name, copy)[0] == 2
     status, _, err = ferkd("recipes", "show", "nothing")
     assert status == 2 and "shipped" in err
+
+
+EVIL = "dog\x1b[2J\u202e"
+
+
+@pytest.fixture
+def hostile(tmp_path) -> Path:
+    """Class folders and files whose names hold terminal escapes and a line end."""
+    root = write_images(tmp_path / "images", {"cat": 4, EVIL: 5})
+    (root / EVIL / "x\n\x1b]0;t\x07.jpg").write_bytes(b"")
+    return root
+
+
+def test_names_do_not_reach_the_terminal_or_the_page_raw(ferkd, hostile, tmp_path, monkeypatch):
+    store, page, run = tmp_path / "labels", tmp_path / "page.html", tmp_path / "run"
+    label = ("label", hostile, "--teacher", TEACHER, "--out", store, "--crops", 2)
+    said = "".join(ferkd(*label)[1:])  # the empty file is one of ten: too many
+    said += "".join(ferkd(*label, "--max-unreadable", 0.5, "--overwrite")[1:])
+    assert r"left out dog\x1b[2J\u202e/x\n\x1b]0;t\x07.jpg: the file is empty" in said
+    said += "".join(ferkd("inspect", store, "--images", hostile, "--html", page)[1:])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("IMAGES", str(hostile)).replace("STORE", str(store)))
+    (hostile / EVIL / "x\n\x1b]0;t\x07.jpg").unlink()
+    said += "".join(ferkd("train", recipe, "--out", run)[1:])
+    for form in ((), ("--json",)):
+        status, out, err = ferkd("evaluate", run, hostile, *form)
+        assert status == 0
+        said += out + err
+    said += "".join(ferkd("inspect", store, EVIL)[1:])  # wrong use: the name is in the message
+    assert r"dog\x1b[2J\u202e" in said
+    for raw in ("\x1b", "\u202e", "\x07"):
+        assert raw not in said and raw not in page.read_text()
+
+
+def test_json_stays_json_where_the_terminal_knows_ascii_only(tmp_path):
+    """A real process with PYTHONIOENCODING=ascii: names are escaped as JSON escapes them."""
+    images = write_images(tmp_path / "images", {"café": 2, "thé": 2})
+    arguments = ["label", images, "--teacher", TEACHER, "--out", tmp_path / "l", "--crops", "1"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ferkd", *map(str, arguments)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    command = [sys.executable, "-m", "ferkd", "inspect", str(tmp_path / "l"), "--json"]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert done.stdout.isascii()
+    said = {s["labelled"] for s in json.loads(done.stdout)["suspicious"]}
+    assert said <= {"café", "thé"} and said

@@ -11,7 +11,7 @@ import pytest
 
 from ferkd.study.demo import data as demo_data
 from ferkd.study.demo.pipeline import Plan, run_demo
-from ferkd.study.demo.scenes import SceneSettings, read_boxes, write_scenes
+from ferkd.study.scenes.drawn import SceneSettings, read_boxes, write_scenes
 from ferkd.system.errors import InputError
 
 TINY = Plan(

@@ -7,7 +7,9 @@ saved.
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 import time
 import traceback
@@ -34,6 +36,7 @@ from ferkd.cli.options import (
     Values,
     Workers,
 )
+from ferkd.system import text as texts
 from ferkd.system.errors import InputError
 
 app = typer.Typer(
@@ -54,13 +57,41 @@ def main() -> None:
     """The entry point of the ``ferkd`` command."""
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a name outside the terminal's alphabet costs no result
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(texts.Lines("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[log])
     try:
-        app(arguments, prog_name="ferkd")
+        status = app(arguments, prog_name="ferkd", standalone_mode=False)
     except InputError as error:
         _fail(f"error: {error}", 2, debug)
+    except BrokenPipeError:  # whoever read the result has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:
+        if (usage := _usage(error)) is not None:
+            raise SystemExit(usage) from None
         _fail(f"failed: {type(error).__name__}: {error}", 1, debug)
+    raise SystemExit(status or 0)
+
+
+def _usage(error: Exception) -> int | None:
+    """Say what is wrong with the command line itself; its exit status, None for other errors.
+
+    The class of these errors has moved between releases of typer; their methods have not.
+    """
+    show, status = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if show is None or status is None:
+        return None
+    words = io.StringIO()
+    show(file=words)
+    say(words.getvalue().rstrip())
+    return int(status)
 
 
 def _fail(message: str, status: int, debug: bool) -> None:
@@ -110,13 +141,25 @@ def label(
     image_size: Annotated[
         int | None, typer.Option(help="Pixels; the teacher's own if unset.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Crops (or images) per forward pass.")] = 128,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Crops (or images) per forward pass; by device if unset.")
+    ] = None,
     workers: Workers = 2,
     seed: Annotated[int | None, typer.Option(help="Of the crops [0].")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     no_targets: Annotated[
         bool, typer.Option("--no-targets", help="The folders are not the teacher's classes.")
+    ] = False,
+    class_map: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON or text file of folder and teacher class, or: sorted, natural, number."
+        ),
+    ] = None,
+    no_agreement_check: Annotated[
+        bool,
+        typer.Option("--no-agreement-check", help="Accept labels that deny the folders."),
     ] = False,
     no_exif: Annotated[
         bool, typer.Option("--no-exif", help="Ignore the EXIF orientation of images.")
@@ -141,6 +184,8 @@ def label(
     """
     from ferkd.crops import CropDistribution
     from ferkd.labelling import run as labelling
+    from ferkd.labelling.agreement import agreement_of
+    from ferkd.labelling.settings import Labelling
     from ferkd.store.publish import label_out
     from ferkd.system.storage import masked
 
@@ -159,10 +204,7 @@ def label(
             last = now
             advance(now.done, now.total, f"images, {now.crops_per_second:.0f} {one}s/s")
 
-        store = labelling.label(
-            images,
-            teacher,
-            folder,
+        wanted = Labelling(
             kind=kind,  # type: ignore[arg-type]
             crops=crops,
             top_k=top_k or None,
@@ -177,13 +219,22 @@ def label(
             device=device,
             precision=precision,
             targets=not no_targets,
+            class_map=class_map,
+            check_agreement=not no_agreement_check,
             exif=not no_exif,
             max_unreadable=max_unreadable,
+        )
+        store = labelling.label(
+            images,
+            teacher,
+            folder,
+            wanted,
             recheck=recheck,
             resume=resume,
             overwrite=overwrite,
             progress=progress,
         )
+        agreement = agreement_of(store)
         skipped = [s.model_dump() for s in store.manifest.skipped]
         result = {
             "images": len(store),
@@ -193,15 +244,23 @@ def label(
             "seconds": time.perf_counter() - begun,
             "crops_per_second": last.crops_per_second,
             "bytes_per_crop": _bytes_per_crop(store),
+            "agreement": agreement,
             "store": masked(out),
         }
     for skip in skipped:
-        say(f"left out {skip['id']}: {skip['reason']}")
+        say(f"left out {texts.name(skip['id'])}: {texts.name(skip['reason'])}")
     text = (
         f"{result['images']} images x {result['crops_per_image']} {one}s labelled into "
         f"{result['store']} ({result['bytes_per_crop']:.1f} bytes per {one}, "
         f"{last.crops_per_second:.0f} {one}s/s)"
     )
+    if agreement is not None:
+        text += f"\nthe labels agree with the class folders in {agreement:.1%} of the {one}s"
+    else:
+        text += (
+            "\nwithout ground truth: FerKD has nothing to calibrate by, so method ferkd trains on "
+            "these labels as fkd does"
+        )
     show(result, text, as_json)
 
 
@@ -262,6 +321,9 @@ def evaluate(
     crop_fraction: Annotated[
         float | None, typer.Option(help="Central crop, share of a side.")
     ] = None,
+    class_map: Annotated[
+        str | None, typer.Option(help="File of folder and the run's class, or: sorted, natural.")
+    ] = None,
     batch_size: int = 256,
     workers: Workers = 2,
     device: Device = "auto",
@@ -281,6 +343,7 @@ def evaluate(
         workers=workers,
         device=device,
         precision=precision,  # type: ignore[arg-type]
+        class_map=class_map,
     )
     rows = [(k, _short(v)) for k, v in result.items() if k != "per_class"]
     rows += [(f"  {name}", _short(v)) for name, v in result["per_class"].items()]

@@ -98,8 +98,8 @@ def compare(
         if sys.stdout.isatty():
             print_rich(title, both, found["remarks"])
             continue
-        print("\n\n".join([title, *map(plain, both)]))
-        print("\n".join(["", *found["remarks"]]))
+        show(result, "\n\n".join([title, *map(plain, both)]), False)
+        show(result, "\n".join(["", *found["remarks"]]), False)
     for failure in compared.failures:
         say(f"{failure.run.name} failed: {failure.message}")
     if compared.failures:

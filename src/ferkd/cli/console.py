@@ -1,8 +1,7 @@
-"""What the command line shows: progress on stderr, results on stdout."""
+"""What the command line shows: progress on stderr, results on stdout, names made visible."""
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -11,7 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ferkd.system import text as texts
 
 _PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
@@ -32,7 +34,7 @@ class Meter:
         if self._first is None:
             self._first, self._begun = done, time.monotonic()
         if self._bar is not None and self._task is not None:
-            count = f"{done:.0f}/{total:.0f}"
+            count, note = f"{done:.0f}/{total:.0f}", escape(texts.name(note))
             self._bar.update(self._task, completed=done, total=total, count=count, note=note)
             return
         now = time.monotonic()
@@ -68,18 +70,20 @@ def meter(title: str) -> Iterator[Meter]:
 
 def say(text: str) -> None:
     """A line for people, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(texts.lines(text), file=sys.stderr, flush=True)
 
 
 def show(result: dict[str, Any], text: str, as_json: bool) -> None:
     """The result on stdout: one JSON object, or text for people."""
-    if as_json:
-        print(json.dumps(result, indent=1, ensure_ascii=False, default=str, allow_nan=False))
-    else:
-        print(text)
+    if as_json:  # JSON has an escape of its own for what the terminal cannot show
+        text = texts.to_json(
+            result, ascii=not (sys.stdout.encoding or "").lower().startswith("utf")
+        )
+    print(texts.lines(text))
 
 
 def table(rows: list[tuple[str, Any]]) -> str:
-    """Names and values as two aligned columns."""
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    """Names and values as two aligned columns, each pair a line whatever the names hold."""
+    shown = [(texts.name(name), texts.name(value)) for name, value in rows]
+    width = max((len(name) for name, _ in shown), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in shown)

@@ -46,7 +46,7 @@ def ece(logits: Tensor, targets: Tensor, bins: int = ECE_BINS) -> float:
 
     Confidences (the largest probability) fall into ``bins`` bins of equal width, bin i holding
     (i / bins, (i + 1) / bins]; the result is the mean over images of their bin's
-    |accuracy - mean confidence|. Source: Guo et al., "On Calibration of Modern Neural Networks".
+    abs(accuracy - mean confidence). Source: Guo et al., "On Calibration of Modern Neural Networks".
     """
     confidence = logits.double().softmax(1).amax(1)
     correct = (ranks(logits, targets) == 0).double()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ferkd.study.report.model import Cell, Table
+from ferkd.system.text import name as visible
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -113,8 +114,8 @@ def _seconds(value: float) -> str:
 
 def plain(table: Table) -> str:
     """A table as aligned text."""
-    lines = [("method", *table.head)]
-    lines += [(name, *(_joined(cell) for cell in cells)) for name, cells in table.rows.items()]
+    lines = [("method", *map(visible, table.head))]
+    lines += [(visible(n), *(_joined(cell) for cell in cells)) for n, cells in table.rows.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(_aligned(line, widths) for line in lines)
 
@@ -137,16 +138,17 @@ def print_rich(title: str, shown: Sequence[Table], remarks: Sequence[str]) -> No
 
     console = Console()
     for table in shown:
-        drawn = RichTable(title=escape(f"{title}: {table.title.lower()}"), title_justify="left")
+        heading = escape(visible(f"{title}: {table.title.lower()}"))
+        drawn = RichTable(title=heading, title_justify="left")
         drawn.add_column("method", overflow="fold")
         for word in table.head:
-            drawn.add_column(escape(word), justify="right")
+            drawn.add_column(escape(visible(word)), justify="right")
         for name, cells in table.rows.items():
             words = [
                 f"[bold]{escape(_joined(c))}[/bold]" if c.best else escape(_joined(c))
                 for c in cells
             ]
-            drawn.add_row(escape(name), *words)
+            drawn.add_row(escape(visible(name)), *words)
         console.print(drawn)
     for remark in remarks:
-        console.print(escape(remark))
+        console.print(escape(visible(remark)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ferkd.crops import image_keys
 from ferkd.images import open_images
-from ferkd.study.demo.scenes import Box, read_boxes, write_scenes
+from ferkd.study.scenes.drawn import Box, read_boxes, write_scenes
 from ferkd.system.errors import InputError
 
 

@@ -14,7 +14,7 @@ from ferkd.images import open_images
 from ferkd.store import LabelStore
 from ferkd.study import inspection, report
 from ferkd.study.demo.data import Data
-from ferkd.study.demo.scenes import object_share
+from ferkd.study.scenes.drawn import object_share
 from ferkd.study.statistics import auroc, sample_deviation
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 Every name (file, class, method, command) is untrusted text. The template escapes by itself
 (autoescape), the charts escape as they are drawn, and the page's own content security policy
-forbids scripts and every address but ``data:`` images, should either ever fail.
+forbids scripts and every address but ``data:`` images, should either ever fail. Controls that are
+not seen, as those that turn the reading direction, are written out (`ferkd.system.text`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ferkd.study.report.compared import budget_charts
 from ferkd.study.report.model import REGION_NAMES, Column, Comparison, ConfidencePanel, Report, Stat
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_whole
+from ferkd.system.text import lines as visible
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -30,7 +32,7 @@ def render(report: Report) -> str:
     slots = _colour_slots(report)
     axes = [(x, y) for y in ("top1", "nll") for x in ("steps", "seconds")]
     curves = [plots.curve_chart(report.curves, x, y, slots) for x, y in axes] if slots else []
-    return _template().render(
+    page = _template().render(
         report=report,
         region_names=REGION_NAMES,
         colours={method: plots.colour(slot) for method, slot in slots.items()},
@@ -40,6 +42,7 @@ def render(report: Report) -> str:
         shares=region_shares(report.confidence) if report.confidence else [],
         thumbs=_by_region(report),
     )
+    return visible(page)
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -47,8 +50,7 @@ def write_report(report: Report, path: Path) -> None:
 
     Missing parent directories are made.
     """
-    # A file name that is not valid Unicode reaches us with lone surrogates: shown as \udcXX.
-    data = render(report).encode("utf-8", errors="backslashreplace")
+    data = render(report).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, data)
 

@@ -12,9 +12,9 @@ from ferkd.calibration.regions import scores_of
 from ferkd.images import open_images
 from ferkd.labelling.run import label
 from ferkd.models.teacher import Inputs, Teacher
-from ferkd.study.demo.planted import against_truth, plant, read_truth
-from ferkd.study.demo.scenes import SceneSettings, read_boxes, write_scenes
 from ferkd.study.inspection import inspect
+from ferkd.study.scenes.drawn import SceneSettings, read_boxes, write_scenes
+from ferkd.study.scenes.planted import against_truth, plant, read_truth
 from ferkd.system.errors import InputError
 
 pytest.importorskip("sklearn", reason="the scenes' digits come with scikit-learn (extra demo)")

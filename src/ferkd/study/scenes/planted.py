@@ -23,7 +23,7 @@ import numpy as np
 
 from ferkd.calibration.regions import scores_of
 from ferkd.store import LabelStore
-from ferkd.study.demo.scenes import (
+from ferkd.study.scenes.drawn import (
     BOXES_FILE,
     CLASS_NAMES,
     Box,

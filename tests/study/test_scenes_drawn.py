@@ -13,8 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ferkd.study.demo import scenes as module
-from ferkd.study.demo.scenes import (
+from ferkd.study.scenes import drawn as module
+from ferkd.study.scenes.drawn import (
     CLASS_NAMES,
     SceneSettings,
     digit_ink,

@@ -1,0 +1,1 @@
+"""Made pictures whose truth is known: digits in clutter, planted errors."""
