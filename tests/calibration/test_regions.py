@@ -294,3 +294,39 @@ def test_an_image_without_a_crop_left_gets_a_hard_label_only_where_others_do(
     out = mining.calibrate(labels, targets, rows, crops).dense()
     same = torch.isclose(out, labels.dense()).all(1)
     assert same[targets < 0].all() and (same[targets >= 0] == (kept == K)).all()
+
+
+def test_shuffled_regions_are_as_many_on_other_crops(tmp_path):
+    """Of 40 images of 8 crops; those that mining gave back are not discarded again."""
+    store = write_store(tmp_path / "labels", crops=8, ids=tuple(f"a/{i}.jpg" for i in range(40)))
+    thresholds = (0.8, 0.9, 0.97)
+    found = mine(store, Regions(thresholds=thresholds))
+    dealt = mine(store, Regions(thresholds=thresholds, shuffle=3))
+    assert found.rescued > 0 and dealt.thresholds == found.thresholds
+    for region in Region:
+        assert 0 < dealt.shares[region.name.lower()] == (found.regions == region).mean()
+    scores, _ = scores_of(store)
+    assert scores[found.regions == D].max() > 0.97 > 0.8 > scores[found.regions == D].min()
+    inside = (scores >= 0.8) & (scores <= 0.97)
+    lost, all_lost = (dealt.regions == D)[inside].mean(), (dealt.regions == D).mean()
+    assert not (found.regions == D)[inside].any() and abs(lost - all_lost) < 0.1
+    assert "dealt to the crops at random (seed 3)" in dealt.describe()
+    again, other = (mine(store, Regions(thresholds=thresholds, shuffle=s)) for s in (3, 4))
+    assert (again.regions == dealt.regions).all() and (other.regions != dealt.regions).any()
+
+
+def test_a_shuffle_that_takes_all_crops_of_an_image_gives_them_back(tmp_path):
+    """Two crops each, half of all discarded: by chance some image loses both."""
+    store = write_store(tmp_path / "labels", crops=2, ids=tuple(f"a/{i}.jpg" for i in range(60)))
+    middle = float(np.median(scores_of(store)[0]))
+    dealt = mine(store, Regions(thresholds=(middle, middle, 1.0), shuffle=0))
+    assert dealt.rescued > 0 and (dealt.regions != D).any(axis=1).all()
+    left = (dealt.regions == D).sum()
+    assert left == round(dealt.shares["discarded"] * 120) - 2 * dealt.rescued
+
+
+def test_a_blend_is_not_shuffled():
+    with pytest.raises(ValueError, match="use calibration steps"):
+        Regions(calibration="blend", shuffle=0)
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Regions(shuffle=-1)

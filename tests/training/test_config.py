@@ -217,7 +217,10 @@ def test_an_override_below_a_value_is_refused(recipe_file):
 
 
 def test_an_override_that_is_not_yaml_is_refused(recipe_file):
-    assert "is not a valid YAML value" in mistakes(recipe_file, "seed=[1, 2")[0]
+    assert (
+        "override 'seed=[1, 2', line 1: not valid YAML: expected"
+        in mistakes(recipe_file, "seed=[1, 2")[0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -99,5 +99,5 @@ def test_settings_that_do_not_change_the_result_may_differ(run):
 def test_a_damaged_recipe_is_named(run):
     with (run / folders.RECIPE).open("a") as file:
         file.write("a: [1")
-    with pytest.raises(InputError, match="is not valid YAML; restore it"):
+    with pytest.raises(InputError, match=r"not valid YAML: .*; the file was changed: restore it"):
         prepare(run, resume=True)

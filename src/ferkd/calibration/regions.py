@@ -25,7 +25,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from ferkd.calibration.ranks import row_chunks
@@ -33,6 +33,7 @@ from ferkd.calibration.reliability import Evidence, Rule, propose, reliability, 
 from ferkd.store.reader import LabelStore
 from ferkd.store.soft import LOWEST, TAIL_TEMPERATURES, SoftLabels
 from ferkd.system.errors import InputError
+from ferkd.system.settings import Part
 
 Calibration = Literal["steps", "blend"]
 Score = Literal["max_prob", "true_prob"]
@@ -55,7 +56,7 @@ class Thresholds(NamedTuple):
     top: float
 
 
-class Regions(BaseModel):
+class Regions(Part):
     """How labels are divided and calibrated.
 
     ``thresholds``: (low, middle, top), or a rule that reads them off the labels: "auto", which
@@ -69,15 +70,17 @@ class Regions(BaseModel):
     ``epsilon``: mass that a softened hard label leaves to the other classes; "reliability", for
     "blend" alone, is 1 - r(s) of each crop, so that no hard label is surer than the teacher is
     right, and a crop at chance gets an even label.
+    ``shuffle``: a seed with which the regions found, as many of each, are dealt to the store's
+    crops at random; None for the crops they were found on. It is the control of an experiment:
+    what the score knows is lost, and what discarding at that rate does by itself is left.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     thresholds: Rule | tuple[float, float, float] = "reliable"
     calibration: Calibration = "steps"
     score: Score = "max_prob"
     scale: Scale = "probability"
     epsilon: Annotated[float, Field(ge=0.0, lt=1.0)] | Literal["reliability"] = 0.1
+    shuffle: Annotated[int, Field(ge=0)] | None = None
 
     @field_validator("thresholds")
     @classmethod
@@ -91,6 +94,15 @@ class Regions(BaseModel):
         if self.epsilon == "reliability" and self.calibration != "blend":
             raise ValueError(
                 "epsilon reliability needs calibration blend; the steps of the paper take a number"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shuffles_regions(self) -> Regions:
+        if self.shuffle is not None and self.calibration != "steps":
+            raise ValueError(
+                "shuffle deals regions to other crops, and calibration blend weighs each crop by "
+                "its own score; use calibration steps"
             )
         return self
 
@@ -151,6 +163,12 @@ def keep_every_image(regions: NDArray[np.int8], region: Region = Region.HARD) ->
     """Put the crops of images that have nothing left into ``region``, so no image is lost."""
     empty = (regions == Region.DISCARDED).all(axis=1)
     return np.where(empty[:, None], np.int8(region), regions)
+
+
+def shuffled(regions: NDArray[np.int8], seed: int) -> NDArray[np.int8]:
+    """The same regions [N, crops], as many of each, dealt to all crops evenly at random."""
+    dealt = np.random.default_rng(seed).permutation(regions.reshape(-1))
+    return dealt.reshape(regions.shape)
 
 
 def calibrate(
@@ -340,6 +358,8 @@ class Mining:
         """One line for the log."""
         shares = ", ".join(f"{name} {share:.1%}" for name, share in self.shares.items())
         line = "thresholds {:.3f} / {:.3f} / {:.3f}: ".format(*self.thresholds) + shares
+        if self.settings.shuffle is not None:
+            line += f", dealt to the crops at random (seed {self.settings.shuffle})"
         line += f"; calibration {self.settings.calibration}, epsilon {self.settings.epsilon}"
         if (weight := self.mean_weight) is not None:
             line += f", mean weight of the soft labels {weight:.3f}"
@@ -385,18 +405,18 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
     # teacher doubts all of its crops, so its ground truth may be what is wrong.
     rescue = Region.HARD if thresholds.low < thresholds.middle else Region.IMPORTANT
     regions = np.empty(scores.shape, np.int8)
-    kept_whole = np.zeros(len(scores), bool)
-    counts = np.zeros(len(Region), np.int64)
     for rows in row_chunks(*scores.shape):
-        found = classify_scores(scores[rows], *thresholds)
-        counts += np.bincount(found.ravel(), minlength=len(Region))
-        kept_whole[rows] = (found == Region.DISCARDED).all(axis=1)
-        regions[rows] = keep_every_image(found, rescue)
+        regions[rows] = classify_scores(scores[rows], *thresholds)
+    if settings.shuffle is not None:  # at the rate of what would have been trained on
+        regions = shuffled(keep_every_image(regions, rescue), settings.shuffle)
+    shares = {region.name.lower(): float((regions == region).mean()) for region in Region}
+    kept_whole = (regions == Region.DISCARDED).all(axis=1)
+    regions[kept_whole] = rescue
     return Mining(
         settings=settings,
         regions=regions,
         thresholds=thresholds,
-        shares={r.name.lower(): float(counts[r] / max(1, regions.size)) for r in Region},
+        shares=shares,
         kept_whole=kept_whole,
         without_target=int((~known).sum()),
         evidence=evidence,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -188,6 +188,10 @@ def bench_step(
     ] = False,
     steps: Annotated[int, typer.Option(help="Steps of a side in a turn.")] = 8,
     precision: Precision = "auto",
+    cut: Annotated[
+        Literal["auto", "workers", "device"], typer.Option(help="Where crops are cut.")
+    ] = "auto",
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the student.")] = False,
     device: Device = "auto",
     repeats: Repeats = 5,
     as_json: Json = False,
@@ -206,6 +210,8 @@ def bench_step(
         calibration=calibration,
         device=device,
         precision=precision,
+        cut=cut,
+        compile=compile,
     )
     result = run(
         images,

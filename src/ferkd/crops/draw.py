@@ -7,23 +7,22 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ferkd.system.errors import InputError
+from ferkd.system.settings import Part
 
 _ATTEMPTS = 10  # torchvision's number of tries before it falls back to a central crop
 _SLOTS = 32  # random numbers set aside for one crop; a power of two, 23 are used
 _TOP, _LEFT, _FLIP = 20, 21, 22
 
 
-class CropDistribution(BaseModel):
+class CropDistribution(Part):
     """The distribution that crops are drawn from: torchvision's RandomResizedCrop and flip.
 
     ``scale`` is the range of the crop's share of the image's area, ``ratio`` the range of its
     width / height (drawn log-uniformly), ``flip`` the probability of a horizontal mirror.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)

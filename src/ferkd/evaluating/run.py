@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from ferkd.store import LabelStore
 from ferkd.store.manifest import check_kind
 from ferkd.system.compute import Normalise, Precision, autocast, resolve_device, resolve_precision
 from ferkd.system.errors import InputError
+from ferkd.system.plain import read_json
 from ferkd.system.threads import workers as worker_threads
 
 CACHE_BYTES = 1 << 30  # central crops that take less are kept in memory between evaluations
@@ -327,7 +327,7 @@ def _chunks(total: int, size: int) -> Iterator[range]:
 
 def _epochs(run: Path) -> float | None:
     path = (run if run.is_dir() else run.parent) / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("epochs") if path.is_file() else None
+    return read_json(path, "result of a run").get("epochs") if path.is_file() else None
 
 
 def _some(names: Sequence[str]) -> str:

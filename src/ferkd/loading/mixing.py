@@ -12,25 +12,24 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ferkd.store.soft import SoftLabels
 from ferkd.system.compute import few_rows, send
 from ferkd.system.errors import InputError
+from ferkd.system.settings import Part
 
 Operator = Literal["mixup", "cutmix"]
 
 
-class Mix(BaseModel):
+class Mix(Part):
     """Which mixing a loader or trainer applies to each batch.
 
     ``kind``: "none"; "selfmix", partners from the same image, by ``operator``; "mixup" or
     "cutmix", partners from the whole batch. ``alpha``: the Beta(alpha, alpha) that shares are
     drawn from, one draw a row. ``probability``: the chance that a row is mixed at all.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["none", "selfmix", "mixup", "cutmix"] = "none"
     operator: Operator = "cutmix"

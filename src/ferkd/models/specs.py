@@ -49,7 +49,8 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 class Options(BaseModel):
     """What may follow the ``?`` of a spec; the module's text says what each key means."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Values come as text, so numbers are read from it.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     checkpoint: Path | None = None
     num_classes: int | None = Field(default=None, ge=1)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from ferkd.models.weights import head_classes, load_strict, read_state_dict
 from ferkd.system.errors import InputError
+from ferkd.system.plain import read_json
+from ferkd.system.settings import Part
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,7 +26,7 @@ log = logging.getLogger("ferkd")
 Triple = tuple[float, float, float]
 
 
-class Student(BaseModel):
+class Student(Part):
     """Which model to train: ``timm/NAME`` or ``torchvision/NAME``, and what it starts from.
 
     ``pretrained`` takes the library's published weights, ``weights`` a file (safetensors, or a
@@ -33,22 +34,20 @@ class Student(BaseModel):
     constructor (``drop_path_rate: 0.1``).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: str = "timm/resnet18"
     pretrained: bool = False
     weights: Path | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Part):
     """How to build and feed a trained model: the ``config.json`` of a run's folder.
 
     ``image_size`` in pixels; ``crop_fraction`` is the side of the central evaluation crop as a
     share of the image's shorter side; ``mean`` and ``std`` are for pixels in 0 .. 1.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(extra="ignore")  # later releases may add to it
 
     architecture: str
     num_classes: int = Field(gt=0)
@@ -136,13 +135,13 @@ def read_model_config(folder: Path) -> ModelConfig:
     """Read ``folder/config.json``. Raises InputError if it is missing or not ours."""
     path = folder / "config.json"
     try:
-        return ModelConfig.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return ModelConfig.model_validate(read_json(path, "configuration of a run"))
     except OSError:
         raise InputError(
             f"{folder} holds no config.json; give the folder of a finished ferkd run, or a weights "
             "file that lies beside its config.json"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except ValueError as error:  # no JSON, or not what it should hold
         raise InputError(
             f"{path} is not the config.json of a ferkd run: {_first_line(error)}"
         ) from error

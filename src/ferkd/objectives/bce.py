@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ferkd.objectives.sides import check_shapes
 from ferkd.store.soft import SoftLabels, Tail
+from ferkd.system.settings import Part
 
 
-class Bce(BaseModel):
+class Bce(Part):
     """Card: -sum over classes of p log s(z) + (1 - p) log(1 - s(z)), mean over crops.
 
     s is the logistic function of the student's logits, p the teacher's softmax probabilities;
@@ -18,8 +19,6 @@ class Bce(BaseModel):
     classes, as timm does by default. ``tail`` as in `SoftLabels.targets`. Builds [B, C] arrays.
     Source: Wightman, Touvron and Jegou, "ResNet strikes back", 2021.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     threshold: float | None = Field(default=None, ge=0.0, lt=1.0)
     mean_classes: bool = False

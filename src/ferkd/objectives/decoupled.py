@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ferkd.objectives.hard import hard_term, others, truth
 from ferkd.objectives.sides import sides
 from ferkd.store.soft import SoftLabels
+from ferkd.system.settings import Part
 
 _NEVER = -1e30  # stands for -inf where 0 * -inf would be NaN
 _LEAST = 1e-30
 
 
-class Dkd(BaseModel):
+class Dkd(Part):
     """Card: ce_weight CE + T^2 (alpha TCKD + beta NCKD), sum over classes, mean over crops.
 
     TCKD = KL of (p_y, 1 - p_y) from (q_y, 1 - q_y), NCKD = KL between the distributions over the
@@ -27,7 +28,6 @@ class Dkd(BaseModel):
     Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     needs_truth: ClassVar[bool] = True
 
     temperature: float = Field(default=1.0, gt=0.0)
@@ -46,7 +46,7 @@ class Dkd(BaseModel):
         return loss + self.ce_weight * hard_term(logits, y)
 
 
-class Nkd(BaseModel):
+class Nkd(Part):
     """Card: ce_weight CE - p_y log q_y - gamma T^2 sum over c != y of p^_c log q^_c.
 
     p_y and q_y at temperature 1, p^ and q^ the distributions over the other classes alone at
@@ -55,7 +55,6 @@ class Nkd(BaseModel):
     Self-Knowledge Distillation", ICCV 2023.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     needs_truth: ClassVar[bool] = True
 
     temperature: float = Field(default=1.0, gt=0.0)

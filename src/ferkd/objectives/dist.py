@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ferkd.objectives.hard import hard_term
 from ferkd.objectives.sides import check_shapes
 from ferkd.store.soft import SoftLabels
+from ferkd.system.settings import Part
 
 _EPSILON = 1e-8  # the authors', added to the product of the lengths
 
 
-class Dist(BaseModel):
+class Dist(Part):
     """Card: ce_weight CE + T^2 (beta inter + gamma intra).
 
     inter = 1 - Pearson's correlation of p and q within a row, mean over the rows; intra = 1 - that
@@ -22,8 +23,6 @@ class Dist(BaseModel):
     [B, C] arrays. Source: Huang et al., "Knowledge Distillation from a Stronger Teacher",
     NeurIPS 2022.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: float = Field(default=1.0, gt=0.0)
     beta: float = Field(default=1.0, ge=0.0)

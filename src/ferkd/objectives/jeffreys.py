@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ferkd.objectives.sides import Tail, forward_kl, reverse_kl, sides
 from ferkd.store.soft import SoftLabels
+from ferkd.system.settings import Part
 
 
-class Jeffreys(BaseModel):
+class Jeffreys(Part):
     """Card: (KL(p || q) + KL(q || p)) / 2, sum over classes, mean over crops; no hard label.
 
     The backward half punishes mass where the teacher has none. It needs log p of classes that were
@@ -19,8 +20,6 @@ class Jeffreys(BaseModel):
     e^-80. ``temperature`` softens both sides; there is no T^2 factor. Source: Cui et al., "Beyond
     Self-Supervision" (SSLD), 2021, whose "JS" loss is this one in the released code.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: float = Field(default=1.0, gt=0.0)
     tail: Tail = "bucket"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ferkd.objectives.hard import hard_term
 from ferkd.objectives.sides import Tail, forward_kl, sides
 from ferkd.store.soft import SoftLabels
+from ferkd.system.settings import Part
 
 
-class Kl(BaseModel):
+class Kl(Part):
     """Card: ce_weight CE(q, y) + kd_weight T^2 KL(p_T || q_T), sum over classes, mean over crops.
 
     ``temperature`` T softens both sides of the second term; T^2 keeps its gradient's size. Rows
@@ -22,8 +23,6 @@ class Kl(BaseModel):
     Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015; the default
     weights are those of mdistiller for ImageNet.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: float = Field(default=1.0, gt=0.0)
     ce_weight: float = Field(default=0.5, ge=0.0)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ferkd.objectives.hard import hard_term
 from ferkd.objectives.sides import check_shapes, forward_kl
 from ferkd.store.soft import SoftLabels
 from ferkd.system.errors import InputError
+from ferkd.system.settings import Part
 
 _EPSILON = 1e-7  # the authors', added to the deviation
 _FLOOR = -80.0
 
 
-class Lskd(BaseModel):
+class Lskd(Part):
     """Card: ce_weight CE + kd_weight T^2 KL(p || q), both softmaxes of z-scored logits / T.
 
     Each row of logits less its mean, over its deviation (n - 1) + 1e-7, for both sides; the
@@ -22,8 +23,6 @@ class Lskd(BaseModel):
     one of all classes, so labels with fewer raise InputError. Defaults are the authors'. Source:
     Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: float = Field(default=2.0, gt=0.0)
     ce_weight: float = Field(default=0.1, ge=0.0)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ferkd.objectives.hard import hard_term, truth
 from ferkd.objectives.sides import sides
 from ferkd.store.soft import SoftLabels
+from ferkd.system.settings import Part
 
 
-class Ofa(BaseModel):
+class Ofa(Part):
     """Card: ce_weight CE - kd_weight sum over c of ((p_c + m_c)^eps - m_c) log q_c.
 
     m is the one-hot of the truth, p and q at ``temperature``. With ``eps`` 1 the second term is
@@ -24,7 +25,6 @@ class Ofa(BaseModel):
     the Gap Between Heterogeneous Architectures in Knowledge Distillation", NeurIPS 2023.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     needs_truth: ClassVar[bool] = True
 
     temperature: float = Field(default=1.0, gt=0.0)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from ferkd.objectives.hard import truth
 from ferkd.objectives.sides import check_shapes, stored
 from ferkd.store.soft import SoftLabels
+from ferkd.system.settings import Part
 
 _NEVER = -1e30  # stands for -inf, whose differences would be NaN
 
 
-class Pld(BaseModel):
+class Pld(Part):
     """Card: sum over ranks k of a_k (log sum over l >= k of e^z_l - z_k), mean over crops.
 
     The ranking is the true class, then the others by falling teacher probability; z are the
@@ -27,7 +28,6 @@ class Pld(BaseModel):
     Choice-Theoretic List-Wise Knowledge Distillation", 2025.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     needs_truth: ClassVar[bool] = True
 
     temperature: float = Field(default=1.0, gt=0.0)

@@ -5,21 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ferkd.store.soft import SoftLabels, SparseTargets, Tail
+from ferkd.system.settings import Part
 
 
-class SoftCrossEntropy(BaseModel):
+class SoftCrossEntropy(Part):
     """Card: soft cross-entropy against stored labels, without hard labels.
 
     ``temperature`` divides the student's logits and tempers the labels alike; there is no T^2
     factor (FKD). ``tail``: what becomes of the classes not stored; see `SoftLabels.targets`.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     temperature: float = Field(default=1.0, gt=0.0)
     tail: Tail = "uniform"

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -19,17 +17,14 @@ from pydantic import (
 from ferkd.crops import CropDistribution
 from ferkd.store.records import RecordFormat, Summary, Values
 from ferkd.system.errors import InputError
+from ferkd.system.settings import Part
 
 FORMAT = "ferkd-labels"
 VERSION = 1
 IMPORTED_RULE = "imported: "  # begins the crop rule of labels that were not made by ferkd
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Record(_Part):
+class Record(Part):
     """The form of the records; see :class:`ferkd.store.records.RecordFormat`."""
 
     k: int = Field(ge=1)
@@ -42,7 +37,7 @@ class Record(_Part):
         return RecordFormat(self.k, self.num_classes, self.values, self.tail)
 
 
-class Crops(_Part):
+class Crops(Part):
     """Which crops were labelled and how they were cut.
 
     ``kind`` "random": ``count`` crops drawn from ``distribution`` with ``seed``. "grid": the
@@ -93,7 +88,7 @@ _KEYS_OF = {
 }
 
 
-class Images(_Part):
+class Images(Part):
     """Which images were labelled and how they were decoded."""
 
     decoder: str
@@ -101,7 +96,7 @@ class Images(_Part):
     listing: str = Field(description="SHA-256 of all image ids offered, each followed by NUL")
 
 
-class Settings(_Part):
+class Settings(Part):
     """What determines a store's bytes besides the images: fixed before the first label."""
 
     record: Record
@@ -118,7 +113,7 @@ class Settings(_Part):
         return _flat(self.model_dump(mode="json"))
 
 
-class File(_Part):
+class File(Part):
     """One data file: its rows, bytes and checksum."""
 
     name: str = Field(pattern=r"^(images|ids|records-\d{5})\.npy$")
@@ -127,14 +122,14 @@ class File(_Part):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Skipped(_Part):
+class Skipped(Part):
     """An image that could not be read, and why."""
 
     id: str
     reason: str
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """The whole of manifest.json, less its digest."""
 
     settings: Settings

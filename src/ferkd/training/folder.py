@@ -12,6 +12,7 @@ import yaml
 
 from ferkd.system.errors import InputError
 from ferkd.system.files import temporary, write_whole
+from ferkd.system.plain import read_yaml
 
 RECIPE, CONFIG, METRICS = "recipe.yaml", "config.json", "metrics.jsonl"
 CHECKPOINT, WEIGHTS, RESULT = "checkpoint.pt", "weights.safetensors", "result.json"
@@ -47,7 +48,7 @@ def prepare(folder: Path, recipe: dict[str, Any], *, resume: bool, overwrite: bo
     if not folder.exists() or all(file.name in left_over for file in folder.iterdir()):
         return
     path = folder / RECIPE
-    if not path.is_file() or not path.read_text(encoding="utf-8").startswith(_HEADER):
+    if not path.is_file() or not _is_ours(path):
         raise InputError(
             f"{folder} is not empty and not a run of ferkd, so nothing is written or deleted "
             "there; give another folder with --out"
@@ -60,9 +61,9 @@ def prepare(folder: Path, recipe: dict[str, Any], *, resume: bool, overwrite: bo
             "--overwrite, or give another folder with --out"
         )
     try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
-        raise InputError(f"{path} was changed and is not valid YAML; restore it") from None
+        written = read_yaml(path, "recipe")
+    except InputError as error:
+        raise InputError(f"{error}; the file was changed: restore it") from None
     differing = differences(written, recipe)
     if differing:
         raise InputError(
@@ -71,6 +72,11 @@ def prepare(folder: Path, recipe: dict[str, Any], *, resume: bool, overwrite: bo
             + "\nresume with the same recipe, replace the run with --overwrite, or give another "
             "folder with --out"
         )
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_HEADER)) == _HEADER.encode()
 
 
 def clear(folder: Path) -> None:

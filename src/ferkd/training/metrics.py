@@ -9,19 +9,25 @@ from typing import Any
 
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_whole
+from ferkd.system.plain import read_bounded
 
 Line = dict[str, Any]
+_MOST_BYTES = 1 << 28  # a line has about 150
 
 
 def read_metrics(path: Path) -> list[Line]:
     """The lines of a metrics file; a torn last line (of a killed run) is left out."""
     lines: list[Line] = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
+        data = read_bounded(path, _MOST_BYTES, "run's metrics")
+        for text in data.decode("utf-8", "replace").splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(line, dict):
+                break
+            lines.append(line)
     return lines
 
 

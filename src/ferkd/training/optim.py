@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
+from ferkd.system.settings import Part
 
-class OptimizerConfig(BaseModel):
+
+class OptimizerConfig(Part):
     """The optimiser; ``lr`` is the peak of the schedule.
 
     ``momentum`` is used by sgd, ``betas`` by adamw. Norm weights and biases are never decayed.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["sgd", "adamw"] = "adamw"
     lr: float = Field(default=2e-3, gt=0)

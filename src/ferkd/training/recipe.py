@@ -16,8 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ferkd import objectives
 from ferkd.calibration.regions import Regions
@@ -29,8 +28,10 @@ from ferkd.methods.stored import LabelKind
 from ferkd.models.student import Student
 from ferkd.system.compute import Precision
 from ferkd.system.errors import InputError
+from ferkd.system.plain import parse_yaml, read_yaml, yaml_value
+from ferkd.system.settings import Part, explain
 from ferkd.training.optim import OptimizerConfig
-from ferkd.training.schedule import Schedule
+from ferkd.training.schedule import MOST_EPOCHS, Schedule
 
 Method = Literal[
     "hard",
@@ -46,11 +47,7 @@ Method = Literal[
 ]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Data(_Part):
+class Data(Part):
     """Where images and labels are, relative to the working directory, and how they are batched.
 
     ``batch_size`` counts crops and ``crops_per_image`` (m) is how many an image shows at a visit;
@@ -95,7 +92,7 @@ class Data(_Part):
         return self
 
 
-class Loss(_Part):
+class Loss(Part):
     """What is minimised: ``objective`` with its own ``options``, where there is a teacher.
 
     ``label_smoothing``: the share of the mass that hard labels spread over all classes; unset, it
@@ -118,19 +115,19 @@ class Loss(_Part):
         return self
 
 
-class Evaluation(_Part):
+class Evaluation(Part):
     """When and how the student is evaluated on ``data.val``.
 
     Every ``every_epochs`` (counted in crops) and at the end, or only at the end with None. The
     central crop has ``crop_fraction`` of the image's shorter side.
     """
 
-    every_epochs: float | None = Field(default=5.0, gt=0)
+    every_epochs: float | None = Field(default=5.0, gt=0, le=MOST_EPOCHS)
     batch_size: int = Field(default=256, ge=1)
     crop_fraction: float = Field(default=0.875, gt=0, le=1)
 
 
-class Recipe(_Part):
+class Recipe(Part):
     """Everything that decides how a run goes.
 
     ``method`` decides what else is read, so that recipes may differ in it alone: ``teacher``, the
@@ -196,7 +193,18 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def read_settings(recipe: str | Path) -> dict[str, Any]:
     """The keys that a recipe file or a shipped recipe gives, as written, not yet checked."""
-    return parse_yaml(*_read(str(recipe)))
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        return parse_yaml(shipped_recipe(str(recipe)), f"recipe {recipe}")
+    try:
+        return read_yaml(path, "recipe")
+    except FileNotFoundError:
+        raise InputError(
+            f"recipe file {recipe} does not exist; give a YAML file or a shipped recipe's name "
+            "(ferkd recipes ls)"
+        ) from None
+    except OSError as error:
+        raise InputError(f"recipe file {recipe} cannot be read: {error}") from None
 
 
 def make_recipe(settings: dict[str, Any]) -> Recipe:
@@ -230,135 +238,15 @@ def shipped_recipe(name: str) -> str:
     )
 
 
-def _read(recipe: str) -> tuple[str, str]:
-    path = Path(recipe)
-    if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        return shipped_recipe(recipe), f"recipe {recipe}"
-    try:
-        return path.read_text(encoding="utf-8"), str(path)
-    except FileNotFoundError:
-        raise InputError(
-            f"recipe file {recipe} does not exist; give a YAML file or a shipped recipe's name "
-            "(ferkd recipes ls)"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe file {recipe} cannot be read: {error}") from None
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, refusing a key that is given twice (YAML would keep the last)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value!r} is given twice", key.start_mark
-                )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
-        return super().construct_mapping(node, deep)
-
-
-def parse_yaml(text: str, source: str, what: str = "recipe") -> dict[str, Any]:
-    """A mapping from YAML; InputError names ``source`` and the line of a mistake."""
-    try:
-        # A subclass of the safe loader: it builds plain data only.
-        settings = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"{source}{where}: not valid YAML: {getattr(error, 'problem', None) or error}"
-        ) from None
-    if not isinstance(settings, dict):
-        raise InputError(
-            f"{source}: a {what} is a mapping of keys to values, not {type(settings).__name__}"
-        )
-    return settings
-
-
 def _override(settings: dict[str, Any], override: str) -> None:
     """Put one ``a.b=value`` into ``settings``, in place."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise InputError(f"override {override!r} is not of the form key=value (optimizer.lr=0.001)")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: {text!r} is not a valid YAML value") from None
+    value = yaml_value(text, f"override {override!r}")
     for part in parts[:-1]:
         settings = settings.setdefault(part, {})
         if not isinstance(settings, dict):
             raise InputError(f"override {override!r}: {part!r} is a value and holds no keys")
     settings[parts[-1]] = value
-
-
-def explain(error: ValidationError, model: type[BaseModel], root: str) -> list[str]:
-    """One readable line for each mistake, in the order of the keys."""
-    lines: dict[str, list[str]] = {}
-    for item in error.errors():
-        path, owner = _place(item["loc"], model)
-        key = ".".join([root, *path])
-        rule = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            rule = f"unknown key; {_suggestion(path, owner, model)}"
-        elif item["type"] == "missing" and item["loc"] == tuple(path):
-            rule = "missing; a value is needed"
-        elif item["type"] == "missing":  # in a list of fixed length
-            rule = "must be a longer list"
-        elif item["type"] == "model_type":
-            rule = f"got {item['input']!r}; must be a mapping of keys to values"
-        elif rule != item["msg"] and item["type"] != "value_error":
-            rule = f"got {item['input']!r}; must be {rule}"
-        lines.setdefault(key, []).append(rule)
-    return [f"{key}: {_joined(rules)}" for key, rules in lines.items()]
-
-
-def _joined(rules: list[str]) -> str:
-    """The rules of one key; a key with several allowed forms breaks one rule for each."""
-    head, separator, _ = rules[0].partition("; must be ")
-    if separator and all(rule.startswith(head + separator) for rule in rules):
-        return head + separator + " or ".join(r.removeprefix(head + separator) for r in rules)
-    return "; ".join(dict.fromkeys(rules))
-
-
-def _place(loc: Sequence[int | str], model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
-    """The key path of an error and the model that owns its last key.
-
-    Pydantic's location also names the alternatives of a union, which are no keys of ours.
-    """
-    path: list[str] = []
-    owner = model
-    for part in loc:
-        path.append(str(part))
-        field = owner.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            break
-        if len(path) < len(loc):
-            owner = inner
-    return path, owner
-
-
-def _suggestion(path: list[str], owner: type[BaseModel], model: type[BaseModel]) -> str:
-    """What an unknown key may have meant: a sibling, or a key elsewhere in the tree."""
-    near = difflib.get_close_matches(path[-1], owner.model_fields, n=1)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    keys = {key.rpartition(".")[2]: key for key in reversed(_keys(model))}
-    near = difflib.get_close_matches(path[-1], keys, n=1, cutoff=0.75)
-    if near:
-        return f"did you mean {keys[near[0]]!r}?"
-    return f"known keys: {', '.join(owner.model_fields)}"
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """All dotted keys of a model's tree."""
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += _keys(inner, f"{prefix}{name}.")
-    return keys

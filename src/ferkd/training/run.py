@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from ferkd.system.compute import Normalise, resolve_device, resolve_precision
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_json
 from ferkd.system.interrupt import Interrupt
+from ferkd.system.plain import read_json
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from ferkd.training.data import TrainingData, mixer, open_data
@@ -59,7 +59,7 @@ def train(
     settings = recipe.to_dict()
     folders.prepare(out, settings, resume=resume, overwrite=overwrite)
     if resume and (out / folders.RESULT).is_file():
-        return dict(json.loads((out / folders.RESULT).read_text(encoding="utf-8")))
+        return dict(read_json(out / folders.RESULT, "result of a run"))
     if recipe.tensorboard:
         require_tensorboard()
 

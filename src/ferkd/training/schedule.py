@@ -7,9 +7,12 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from ferkd.system.settings import Part
 
 _MAX_SIDE = 4096
+MOST_EPOCHS = 1e6  # what is more was not meant, and 1e308 is no number of steps
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class StepSizes:
         return self.sides[bisect_right(self.starts, step) - 1]
 
 
-class Schedule(BaseModel):
+class Schedule(Part):
     """The length of a run and its learning-rate curve: linear warm-up, then a cosine.
 
     ``epochs`` counts crops as FKD does: one epoch is as many crops as there are images, so a pass
@@ -36,12 +39,10 @@ class Schedule(BaseModel):
     it is in evaluation and for the kept weights. Boxes do not depend on the size.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epochs: float | None = Field(default=None, gt=0)
-    steps: int | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=MOST_EPOCHS)
+    steps: int | None = Field(default=None, gt=0, le=10**12)
     warmup: float = Field(default=0.05, ge=0, lt=1)
-    warmup_epochs: float | None = Field(default=None, ge=0)
+    warmup_epochs: float | None = Field(default=None, ge=0, le=MOST_EPOCHS)
     min_lr: float = Field(default=0.0, ge=0)
     image_size: tuple[tuple[float, int], ...] | None = None
 

@@ -52,6 +52,8 @@ class Setting:
     calibration: str = "steps"
     device: str = "auto"
     precision: str = "auto"
+    cut: str = "auto"
+    compile: bool = False
 
     def recipe(
         self, method: str, folder: Path, store: LabelStore, *, cached: bool = False
@@ -64,6 +66,7 @@ class Setting:
             "crops_per_image": 1 if method == HARD else self.crops_per_image,
             "workers": self.workers,
             "cache": "ram" if cached else "none",
+            "cut": self.cut,
         }
         more: dict[str, Any] = {}
         if method == LIVE:
@@ -84,6 +87,7 @@ class Setting:
             "schedule": {"steps": _ENDLESS},
             "device": self.device,
             "precision": self.precision,
+            "compile": self.compile,
             **more,
         }
 
@@ -208,7 +212,7 @@ def resident(recipe: Mapping[str, Any]) -> Trainer:
     trainer = _built(recipe)[0]
     with closing(cast(Any, trainer.loader.batches(0, 1))) as batches:
         batch = next(batches)
-    trainer.loader = Resident(batch.to(trainer.device))
+    trainer.loader = Resident(batch.to(trainer.device).cut())
     return trainer
 
 
@@ -224,7 +228,7 @@ def parts_of_step(trainer: Trainer, data: TrainingData, *, repeats: int) -> dict
     m = data.loader.crops_per_image
     rows, crops = batch.rows.numpy()[::m], batch.crops.numpy().reshape(-1, m)
     stored = store.labels(rows[:, None], crops)
-    on_device = batch.to(device)
+    on_device = batch.to(device).cut()
     assert on_device.labels is not None
     images, labels, targets = trainer.normalise(on_device.images), on_device.labels, batch.targets
     mixer = trainer.mixer

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import yaml
-
 from ferkd.images import open_images
 from ferkd.methods import METHODS
 from ferkd.study.compare.length import steps_of
@@ -15,6 +13,7 @@ from ferkd.study.compare.plan import Planned
 from ferkd.study.compare.suite import Suite
 from ferkd.study.compare.trees import flatten
 from ferkd.system.errors import InputError
+from ferkd.system.plain import read_yaml
 from ferkd.training import folder as folders
 from ferkd.training.recipe import Recipe, make_recipe
 
@@ -92,9 +91,9 @@ def other_settings(suite: Suite, wanted: Sequence[Planned]) -> dict[str, list[st
 def _changed(suite: Suite, run: Planned) -> list[str]:
     path = run.folder / folders.RECIPE
     try:
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        old = read_yaml(path, "recipe")
         known, length = flatten(old), _length(suite, run, old)
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}); restore it, or delete the "
             "run's folder to have it made anew"

@@ -16,6 +16,7 @@ from ferkd.study.compare.suite import Suite, did_you_mean, make_suite
 from ferkd.study.compare.trees import flatten
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_whole
+from ferkd.system.plain import read_yaml
 from ferkd.training import folder as folders
 
 SUITE = "suite.yaml"
@@ -134,12 +135,9 @@ def read_folder(out: Path) -> Suite:
     """The suite of a folder. Raises InputError where it cannot be read."""
     path = out / SUITE
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return make_suite(read_yaml(path, "suite"))
+    except OSError as error:
         raise InputError(f"{path} cannot be read ({error}); restore it") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} was changed and is no suite; restore it")
-    return make_suite(settings)
 
 
 def write_suite(suite: Suite, out: Path) -> None:

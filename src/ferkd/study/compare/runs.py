@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ferkd.study.compare.trees import flatten
 from ferkd.system.errors import InputError
+from ferkd.system.plain import read_json, read_yaml
 from ferkd.training import folder as folders
 from ferkd.training.metrics import read_metrics
 
@@ -109,13 +107,13 @@ def read_run(folder: Path) -> Run | None:
     if not result_file.is_file():
         return None
     try:
-        recipe = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
-        result = json.loads(result_file.read_text(encoding="utf-8"))
+        recipe = read_yaml(recipe_file, "recipe")
+        result = read_json(result_file, "result of a run")
         flat = flatten(recipe)
         lines = [x for x in read_metrics(folder / folders.METRICS) if x.get("kind") == "eval"]
         run = Run(folder, int(flat["seed"]), flat, dict(result), {x["step"]: x for x in lines})
         _ = run.method, run.steps, run.seconds, run.crops, run.decodes
-    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{folder}: the files of this run cannot be read ({type(error).__name__}: {error}); "
             "restore them or leave the run out"

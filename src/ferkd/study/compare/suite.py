@@ -21,11 +21,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ferkd.study.compare.trees import Tree, expand, merge
 from ferkd.system.errors import InputError
-from ferkd.training.recipe import Recipe, explain, make_recipe, parse_yaml, read_settings
+from ferkd.system.plain import parse_yaml, read_yaml
+from ferkd.system.settings import Part, explain
+from ferkd.training.recipe import Recipe, make_recipe, read_settings
+from ferkd.training.schedule import MOST_EPOCHS
 
 # A name becomes a part of a folder's name: no separators, nothing hidden, nothing unprintable.
 _NAME = re.compile(r"[^\s./\\-][^/\\]{0,79}")
@@ -33,11 +36,7 @@ _OURS = ("seed", "schedule.steps", "schedule.epochs")  # set by the suite, not b
 _COUNTS = ("steps", "epochs", "decodes", "seconds")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Budget(_Part):
+class Budget(Part):
     """How long each run of a budget is, by exactly one count.
 
     ``steps`` of the optimiser; ``epochs`` of crops (as many crops as images); image ``decodes``
@@ -45,10 +44,10 @@ class Budget(_Part):
     steps by a timed trial of the method.
     """
 
-    steps: int | None = Field(default=None, gt=0)
-    epochs: float | None = Field(default=None, gt=0)
-    decodes: int | None = Field(default=None, gt=0)
-    seconds: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0, le=10**12)
+    epochs: float | None = Field(default=None, gt=0, le=MOST_EPOCHS)
+    decodes: int | None = Field(default=None, gt=0, le=10**12)
+    seconds: float | None = Field(default=None, gt=0, le=1e9)
 
     @model_validator(mode="after")
     def _one_count(self) -> Budget:
@@ -69,7 +68,7 @@ class Budget(_Part):
         return f"{self.amount:g} {self.count}"
 
 
-class Suite(_Part):
+class Suite(Part):
     """A suite whose recipes all hold; ``base`` and ``methods`` are trees without dotted keys."""
 
     base: dict[str, Any]
@@ -112,15 +111,14 @@ def load_suite(suite: str | Path) -> Suite:
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         return make_suite(parse_yaml(shipped_suite(str(suite)), f"suite {suite}", "suite"))
     try:
-        text = path.read_text(encoding="utf-8")
+        return make_suite(read_yaml(path, "suite"))
     except FileNotFoundError:
         raise InputError(
             f"suite file {suite} does not exist; give a YAML file or a shipped suite's name "
             f"({', '.join(shipped_suites())})"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"suite file {suite} cannot be read: {error}") from None
-    return make_suite(parse_yaml(text, str(path), "suite"))
 
 
 def with_seeds(suite: Suite, count: int) -> Suite:

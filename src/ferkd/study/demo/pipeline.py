@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from ferkd.calibration.regions import Regions
 from ferkd.labelling.run import Progress, label
@@ -19,6 +19,7 @@ from ferkd.study.demo import data as demo_data
 from ferkd.study.demo.summary import methods_of, text_table, write_report
 from ferkd.system.errors import InputError
 from ferkd.system.files import temporary, write_json
+from ferkd.system.settings import Part
 from ferkd.training import train
 from ferkd.training.recipe import Recipe
 
@@ -27,20 +28,18 @@ _MARKER = "demo.json"
 _OURS = ("data", "teacher", "labels", "runs", "report.html", "result.json", _MARKER)
 
 
-class Plan(BaseModel):
+class Plan(Part):
     """The sizes of a demo: every student gets the same number of optimiser steps."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_size: int
     crop_fraction: float = 0.875
     teacher: str
-    teacher_args: dict[str, Any] = {}
+    teacher_args: dict[str, Any] = Field(default_factory=dict)
     teacher_epochs: float
     teacher_lr: float = 2e-3
     teacher_mix: Mix = Mix()
     student: str
-    student_args: dict[str, Any] = {}
+    student_args: dict[str, Any] = Field(default_factory=dict)
     student_epochs: float
     student_lr: float = 4e-3
     crops: int

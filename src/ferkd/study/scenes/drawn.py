@@ -25,9 +25,10 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ferkd.system.errors import InputError
+from ferkd.system.settings import Part
 
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 BOXES_FILE = "boxes.json"
@@ -40,7 +41,7 @@ _VISIBLE = 0.1  # fainter ink cannot be seen on a textured ground and is dropped
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
-class SceneSettings(BaseModel):
+class SceneSettings(Part):
     """What the data set is made of.
 
     ``size`` is the range of a scene's height and of its width in pixels, ``object_side`` that of
@@ -50,8 +51,6 @@ class SceneSettings(BaseModel):
     ``distractors`` the most shapes, scribbles and pieces of digits in a scene, ``noise`` the
     standard deviation (of 255) of the grain, ``quality`` the JPEG quality.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     train_per_class: int = Field(default=400, ge=1)
     val_per_class: int = Field(default=100, ge=1)
