@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -237,3 +238,21 @@ def test_images_without_ground_truth_say_nothing():
     alone = reliability(scores[known], correct[known], 9)
     for one, other in zip(vars(with_all).values(), vars(alone).values(), strict=True):
         assert one == pytest.approx(other)
+
+
+def test_thresholds_of_many_crops_need_few_bytes_a_crop():
+    """500 MB for 64 million crops are 7.8 bytes a crop; scores and outcomes alone take 5 of them.
+    The whole pass over a store of that size is measured by ``python tests/mining.py``."""
+    rng = np.random.default_rng(0)
+    scores = rng.random((20_000, 50), np.float32)
+    correct = rng.random(scores.shape, np.float32) < scores
+    known = np.ones(len(scores), bool)
+    propose(scores[:10], correct[:10], known[:10], 5)  # imports and caches
+    tracemalloc.start()
+    try:
+        evidence = propose(scores, correct, known, 5)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert evidence.thresholds[1] == pytest.approx(0.5, abs=0.02)
+    assert peak < 1.5 * scores.size + 20e6  # one byte a crop, and chunks of one size
