@@ -148,15 +148,6 @@ def test_none_keeps_all_and_still_tells_the_curve():
     assert evidence.thresholds == (0.0, 0.0, 1.0) and evidence.reliability is not None
 
 
-def test_the_sample_size_is_images_by_hand():
-    """All six answers on two images are right: one pool of 2 images, whose Wilson interval at
-    rate 1 begins at 2 / (2 + 1.96^2) = .3424; six independent crops would give .6097."""
-    curve = reliability(np.array([[0.1, 0.5, 0.9], [0.2, 0.6, 0.8]]), np.ones((2, 3), bool))
-    assert curve.rate.tolist() == [1.0] * 6
-    assert curve.low == pytest.approx([2 / (2 + 1.96**2)] * 6)
-    assert curve.high == pytest.approx([1.0] * 6)
-
-
 def test_pools_count_the_images_of_all_their_bins_by_hand():
     """Wrong at .1 and .2 (images 0, 1), right at .5, .8 (image 0) and .9 (image 2)."""
     scores = np.array([[0.1, 0.5, 0.8], [0.2, 0.15, 0.12], [0.9, 0.91, 0.95]])
@@ -165,19 +156,6 @@ def test_pools_count_the_images_of_all_their_bins_by_hand():
     for rate, low, high in zip(curve.rate, curve.low, curve.high, strict=True):
         expected = wilson(np.array([rate]), np.array([n[rate]]))
         assert (low, high) == pytest.approx((expected[0][0], expected[1][0]))
-
-
-def test_low_is_where_the_lower_end_leaves_chance_not_the_rate_by_hand():
-    """Four classes, chance .25, one crop an image. Of 10 images at .3 the teacher is right in 4:
-    rate .4, but Wilson's lower end .168 is within chance. Of 10 at .6 in 9: lower end .596. So
-    T_L lies between the two, at .45; by the rate it would be 0. T_M is there too (.4 < 1/2)."""
-    scores = np.repeat([[0.3], [0.6]], 10, axis=0)
-    correct = np.array([[True]] * 4 + [[False]] * 6 + [[True]] * 9 + [[False]])
-    low, middle, _ = propose(scores, correct, np.ones(20, bool), 4).thresholds
-    curve = reliability(scores, correct, bins=2)
-    assert curve.rate == pytest.approx([0.4, 0.9])
-    assert curve.low == pytest.approx([0.1682, 0.5958], abs=1e-4)
-    assert low == pytest.approx(0.45) and middle == pytest.approx(0.45)
 
 
 def sorted_reliability(scores, correct, bins):
@@ -256,3 +234,29 @@ def test_thresholds_of_many_crops_need_few_bytes_a_crop():
         tracemalloc.stop()
     assert evidence.thresholds[1] == pytest.approx(0.5, abs=0.02)
     assert peak < 1.5 * scores.size + 20e6  # one byte a crop, and chunks of one size
+
+
+def test_the_band_is_that_of_the_images_not_of_their_crops():
+    """4 images of 50 crops at one score, half of them right: Wilson's interval of 2 in 4."""
+    scores = np.full((4, 50), 0.5)
+    correct = np.tile(np.arange(50) % 2 == 0, (4, 1))
+    curve = reliability(scores, correct, bins=1)
+    low, high = wilson(np.array([0.5]), np.array([4.0]))
+    assert curve.rate.tolist() == [0.5] and curve.crops.tolist() == [200]
+    assert (curve.low, curve.high) == (low, high)
+
+
+def test_chance_is_left_where_the_lower_end_of_the_band_leaves_it():
+    """20 classes; each score is of images of its own, right in 1, 2 and 10 of 10.
+
+    Chance is 0.05. The rates 0.1 and 0.2 are above it, but the lower ends, 0.0179 and 0.0567, are
+    on both sides: T_L lies between the scores 0.2 and 0.4, and T_M between 0.4 and 0.8.
+    """
+    scores = np.repeat([0.2, 0.4, 0.8], 10)[:, None]
+    correct = np.concatenate([np.arange(10) < n for n in (1, 2, 10)])[:, None]
+    low, _ = wilson(np.array([0.1, 0.2]), np.array([10.0, 10.0]))
+    assert low[0] < 0.05 < low[1]
+    curve = reliability(scores, correct, bins=3)
+    assert curve.rate.tolist() == [0.1, 0.2, 1.0]
+    found = propose(scores, correct, np.ones(30, bool), 20)
+    assert found.thresholds[:2] == pytest.approx((0.3, 0.6))

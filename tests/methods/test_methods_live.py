@@ -167,7 +167,7 @@ def test_a_teacher_that_does_not_take_a_size_of_the_schedule_is_refused(settings
         {
             **settings,
             "method": "kd",
-            "teacher": "timm/test_vit?random=0&num_classes=3",
+            "teacher": "timm/test_vit?random=0&num_classes=3",  # of patches of 16 pixels
             "schedule": {"steps": 2, "image_size": [[0, 24], [0.5, 32]]},
         }
     )

@@ -25,7 +25,7 @@ from ferkd.images import (
     open_images,
 )
 from ferkd.loading.crop_sources import match
-from ferkd.models.student import load_run
+from ferkd.models.student import check_input, load_run
 from ferkd.store import LabelStore
 from ferkd.store.manifest import check_kind
 from ferkd.system.compute import Normalise, Precision, autocast, resolve_device, resolve_precision
@@ -228,10 +228,14 @@ def evaluate(
     model, config = load_run(run)
     where = resolve_device(device)
     model = model.to(where)
+    size = image_size or config.image_size
+    check_input(
+        *(model, config.architecture, size, config.num_classes),
+        remedy=f"evaluate it at {config.image_size}, the size it was trained for",
+    )
     normalise = Normalise(config.mean, config.std, where)
     dtype = resolve_precision(precision, where)
     source = open_images(images)
-    size = image_size or config.image_size
     crops = CenterCrops(
         source,
         image_size=size,

@@ -105,6 +105,17 @@ def _timm(name: str, image_size: int | None, args: dict[str, Any]) -> Architectu
     if config and config.fixed_input_size and image_size:
         args.setdefault("img_size", image_size)
 
+    def create(**options: Any) -> nn.Module:
+        # A vision transformer that is built so takes other sizes than its own too (its position
+        # embeddings are resampled then), and is the same to the bit at its own.
+        if "img_size" in args and "dynamic_img_size" not in args:
+            try:
+                return timm.create_model(name, **options, **args, dynamic_img_size=True)
+            except TypeError as error:
+                if "dynamic_img_size" not in str(error):
+                    raise
+        return timm.create_model(name, **options, **args)
+
     def pretrained() -> nn.Module:
         if config and not config.has_weights:
             raise InputError(
@@ -115,12 +126,12 @@ def _timm(name: str, image_size: int | None, args: dict[str, Any]) -> Architectu
                 f"the pretrained timm/{name} has no classification head; train one and "
                 f"{_own_weights('timm', name)}"
             )
-        return _load(f"timm/{name}", lambda: timm.create_model(name, pretrained=True, **args))
+        return _load(f"timm/{name}", lambda: create(pretrained=True))
 
     return Architecture(
         build=lambda classes: _load(
             f"timm/{name}",
-            lambda: timm.create_model(name, pretrained=False, num_classes=classes, **args),
+            lambda: create(pretrained=False, num_classes=classes),
         ),
         pretrained=pretrained,
         inputs=timm_inputs,
@@ -136,6 +147,8 @@ def _torchvision(name: str, image_size: int | None, args: dict[str, Any]) -> Arc
     weights = torchvision.models.get_model_weights(name).DEFAULT
     if image_size and name.startswith("vit_"):
         args.setdefault("image_size", image_size)
+    # They warn of a default that will change otherwise; this is the present one.
+    untrained = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
 
     def pretrained() -> nn.Module:
         # The builder would unpickle the file without restriction. Loading it once as tensors
@@ -158,7 +171,8 @@ def _torchvision(name: str, image_size: int | None, args: dict[str, Any]) -> Arc
 
     return Architecture(
         build=lambda classes: _load(
-            f"torchvision/{name}", lambda: build(weights=None, num_classes=classes, **args)
+            f"torchvision/{name}",
+            lambda: build(weights=None, num_classes=classes, **{**untrained, **args}),
         ),
         pretrained=lambda: _load(f"torchvision/{name}", pretrained),
         inputs=inputs,

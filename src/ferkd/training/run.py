@@ -16,7 +16,13 @@ from torch import nn
 from ferkd.evaluating.run import CenterCrops, match_classes, measure, predict
 from ferkd.images import ImageSource, open_images
 from ferkd.methods.building import Setup, build
-from ferkd.models.student import ModelConfig, build_student, check_input, normalisation
+from ferkd.models.student import (
+    ModelConfig,
+    build_student,
+    check_input,
+    check_training,
+    normalisation,
+)
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_json
@@ -84,7 +90,7 @@ def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
     torch.manual_seed(recipe.seed)
     size = recipe.data.image_size
     model = build_student(recipe.student, data.num_classes, image_size=size)
-    check_input(model, recipe.student.name, size, data.num_classes)
+    _check_student(recipe, model, data)
     mean, std = normalisation(recipe.student, model)
     config = ModelConfig(
         architecture=recipe.student.name,
@@ -97,6 +103,18 @@ def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
         model_args=recipe.student.model_args,
     )
     return _trainer(recipe, model, data, config), data, config
+
+
+def _check_student(recipe: Recipe, model: nn.Module, data: TrainingData) -> None:
+    """Refuse a student that does not take what it will be shown, at any of its sizes."""
+    name, size, classes = recipe.student.name, recipe.data.image_size, data.num_classes
+    check_input(model, name, size, classes)
+    for _, side in recipe.schedule.image_size or ():
+        check_input(
+            *(model, name, side, classes),
+            remedy="leave that size out of schedule.image_size, or use a student of any size",
+        )
+    check_training(model, name, size, classes, data.loader.batch_size)
 
 
 def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: ModelConfig) -> Trainer:
