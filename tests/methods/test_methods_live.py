@@ -150,7 +150,7 @@ def test_a_live_teacher_follows_the_size_of_the_images(settings):
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ("timm/test_resnet?random=0&num_classes=4", "has 4 classes, but the 10 images have 3"),
+        ("timm/test_resnet?random=0&num_classes=4", "has 4 classes, but the images have 3"),
         ("gone", "is no directory of a run"),
         (f"{TEACHER},{TEACHER}", "names several teachers"),
     ],

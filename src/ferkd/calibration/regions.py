@@ -354,6 +354,17 @@ class Mining:
             total, kept = total + int(weights.sum(dtype=np.int64)), kept + weights.size
         return total / max(1, kept) / 255
 
+    @property
+    def note(self) -> str | None:
+        """What a user must know before the figures: None, or that FerKD does nothing here."""
+        idle = self.without_target == len(self.regions) and self.weights is None
+        if idle and not self.shares["discarded"]:
+            return (
+                "no image has ground truth, so nothing is calibrated or discarded: training is "
+                "FKD's, whatever its method is called; label without --no-targets for FerKD"
+            )
+        return None
+
     def describe(self) -> str:
         """One line for the log."""
         shares = ", ".join(f"{name} {share:.1%}" for name, share in self.shares.items())

@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 import timm
 import torch
 import torchvision
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
@@ -90,6 +92,17 @@ def timm_inputs(module: nn.Module) -> Inputs:
         interpolation=str(config["interpolation"]),
         crop_fraction=float(config["crop_pct"]),
     )
+
+
+@lru_cache(maxsize=4)
+def imagenet_names(classes: int) -> tuple[tuple[str, ...], ...]:
+    """The WordNet ids and the words of ImageNet's set of so many classes; () without one."""
+    subset = infer_imagenet_subset({"num_classes": classes})
+    if subset is None:
+        return ()
+    info = ImageNetInfo(subset)
+    words = tuple(info.index_to_description(i).partition(",")[0] for i in range(classes))
+    return tuple(info.label_names()), words
 
 
 def _timm(name: str, image_size: int | None, args: dict[str, Any]) -> Architecture:
@@ -205,8 +218,15 @@ def _hugging_face(name: str) -> Architecture:
         return module
 
     def inputs(module: nn.Module) -> Inputs:
-        load = transformers.AutoImageProcessor.from_pretrained
-        return _probe_processor(name, _load(f"hf/{name}", lambda: load(name)))
+        try:
+            processor = transformers.AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"hf/{name} does not say how its images are prepared (no preprocessor_config.json "
+                f"can be read: {next(iter(str(error).splitlines()), '')}); state all of it in "
+                f"the spec: hf/{name}?image_size=224&mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
+            ) from error
+        return _probe_processor(name, processor)
 
     def class_names(module: Any) -> tuple[str, ...]:
         labels = module.config.id2label

@@ -10,7 +10,7 @@ import numpy as np
 
 from ferkd.calibration.regions import Mining, Region, Regions, mine, scores_of
 from ferkd.images import ImageSource, decode, open_images
-from ferkd.loading.crop_sources import match
+from ferkd.loading.crop_sources import match, without_labels
 from ferkd.store import LabelStore
 
 SUSPICIOUS = 20  # images listed at most
@@ -20,8 +20,11 @@ def inspect(
     store: str | Path | LabelStore,
     regions: Regions | None = None,
     truth: str | Path | None = None,
+    images: str | Path | ImageSource | None = None,
 ) -> dict[str, Any]:
     """Figures of a store: the JSON object of ``ferkd inspect``.
+
+    With ``images`` also how many of them have no labels.
 
     ``suspicious`` lists the images whose crops the teacher most consistently takes for another
     class (mean probability of that class): wrong ground truth, or a picture of something else.
@@ -60,6 +63,11 @@ def inspect(
     if mining.evidence is not None and mining.evidence.reliability is not None:
         curve = asdict(mining.evidence.reliability)
         result["reliability"] = {name: values.tolist() for name, values in curve.items()}
+    if mining.note:
+        result["note"] = mining.note
+    if images is not None:
+        source = open_images(images, targets=settings.targets)
+        result["images_without_labels"] = without_labels(source, opened)
     if truth is not None:
         from ferkd.study.scenes.planted import against_truth, read_truth
 

@@ -276,8 +276,11 @@ class _Run:
             "precision": str(trainer.dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
         }
-        if self.data.mining is not None:
-            start["regions"] = self.data.mining.describe()
+        if (mining := self.data.mining) is not None:
+            start["regions"] = mining.describe()
+            if mining.note:
+                start["note"] = mining.note
+                log.warning("%s", mining.note)
         if self.data.loader.cache is not None:
             start["cache"] = self.data.loader.cache.describe()
         self.progress(start)
@@ -342,5 +345,9 @@ class _Run:
             result["thresholds"] = list(mining.thresholds)
             result["regions"] = mining.shares
             result["rescued"] = mining.rescued
+            if mining.note:
+                result["note"] = mining.note
+        if self.data.store is not None:
+            result["images_without_labels"] = self.data.images_without_labels
         write_json(self.out / folders.RESULT, result)
         return result
