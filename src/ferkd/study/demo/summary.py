@@ -92,13 +92,14 @@ def write_report(
     panel = None
     if data.boxes is not None:
         shares = shares_of_object(store, data.boxes)
-        panel = report.mining_panel(scores, shares, mining.regions)
+        regions = mining.by_score()
+        panel = report.mining_panel(scores, shares, regions)
         area = auroc(scores.ravel(), shares.ravel() >= 0.5)
         found["auroc"] = None if np.isnan(area) else area
         found["object_share"] = {
-            region.name.lower(): float(shares[mining.regions == region].mean())
+            region.name.lower(): float(shares[regions == region].mean())
             for region in Region
-            if (mining.regions == region).any()
+            if (regions == region).any()
         }
     methods = methods_of(results, tuple(runs))
     images = open_images(data.train, targets=store.settings.targets)
