@@ -46,6 +46,7 @@ from ferkd.system.threads import ahead
 from ferkd.system.threads import workers as worker_threads
 
 CROPS = 50  # per image, where nothing else is said
+_LIMIT = "max_unreadable (--max-unreadable)"
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def label(
         for number in missing:
             part = labeller.label(writer.part_range(number), tell)
             unreadable += part.skipped
-            check_unreadable_share(unreadable, len(source), max_unreadable)
+            check_unreadable_share(unreadable, len(source), max_unreadable, option=_LIMIT)
             skipped = [manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped]
             writer.write(
                 number, part.ids, part.table(), plan.joined(part.ids, part.joined()), skipped
@@ -177,7 +178,8 @@ def label(
         if agreement is not None and missing:
             agreement.warn()
         if not writer.finished():
-            check_unreadable_share(_listed(writer.skipped()), len(source), max_unreadable)
+            skips = _listed(writer.skipped())
+            check_unreadable_share(skips, len(source), max_unreadable, option=_LIMIT)
         return writer.finish()
 
 

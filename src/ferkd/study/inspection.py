@@ -150,10 +150,16 @@ def confidence(store: LabelStore, mining: Mining, regions: Regions) -> Any:
 
     scores, correct = scores_of(store, regions.score)
     known = store.targets >= 0
+    kept = ""
+    if mining.rescued:
+        kept = (
+            f"By these scores nothing would be left of {mining.rescued:,} images; they are kept "
+            f"whole, so training never draws {mining.never_drawn:.1%} of all crops."
+        )
     curve = mining.evidence.reliability if mining.evidence else None
     return report.confidence_panel(
         scores,
-        mining.regions,
+        mining.by_score(),
         thresholds=(*mining.thresholds,) if regions.scale == "probability" else None,
         correct=correct if known.all() and len(known) else None,
         reliability=None
@@ -163,6 +169,7 @@ def confidence(store: LabelStore, mining: Mining, regions: Regions) -> Any:
         ),
         classes=store.num_classes,
         score=regions.score,
+        note=kept,
     )
 
 
@@ -186,6 +193,7 @@ def gallery(
     items = []
     thumbs: dict[Region, list[Any]] = {region: [] for region in Region}
     for row in _spread(store, mining, pictures):
+        regions = mining.by_score(row)
         image = decode(images.read(int(places[row])), exif=store.settings.images.exif)
         labels = store.labels(row, all_crops)
         top = [
@@ -200,7 +208,7 @@ def gallery(
                 image,
                 boxes,
                 flips,
-                mining.regions[row],
+                regions,
                 scores[row],
                 name=name,
                 target=target,
@@ -209,7 +217,7 @@ def gallery(
             )
         )
         for region in Region:
-            chosen = np.flatnonzero(mining.regions[row] == region)
+            chosen = np.flatnonzero(regions == region)
             if len(chosen):
                 crop = int(chosen[len(chosen) // 2])
                 thumbs[region].append(
@@ -237,7 +245,7 @@ def _ranked(labels: Any) -> list[tuple[list[int], list[float]]]:
 
 def _spread(store: LabelStore, mining: Mining, count: int) -> list[int]:
     """Rows of images with the most varied regions, one class after the other."""
-    variety = np.array([len(np.unique(r)) for r in mining.regions])
+    variety = np.array([len(np.unique(r)) for r in mining.by_score()])
     queues = [
         sorted(np.flatnonzero(store.targets == t), key=lambda r: (-variety[r], r))
         for t in np.unique(store.targets)

@@ -24,6 +24,7 @@ from ferkd.models.student import (
     normalisation,
 )
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
+from ferkd.system.distributed import refuse_several
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_json
 from ferkd.system.interrupt import Interrupt
@@ -61,6 +62,7 @@ def train(
     anything that the recipe, the folder or the data get wrong, before anything is written;
     RuntimeError when training diverges.
     """
+    refuse_several("training")
     out = Path(out)
     settings = recipe.to_dict()
     folders.prepare(out, settings, resume=resume, overwrite=overwrite)
