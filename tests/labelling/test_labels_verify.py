@@ -176,6 +176,11 @@ RECORDS = "records-00000.npy"
         (set_at("ids.npy", 0, None, ord("z")), "ids.npy", "does not come after"),
         (set_at(RECORDS, (3, 1), "box", (1, 0, 300, 9)), f"{IDS[3]}, crop 1", "inside the image"),
         (set_at(RECORDS, (3, 1), "box", (1, 0, 0, 9)), f"{IDS[3]}, crop 1", "inside the image"),
+        (  # 65,535 pixels wide: the width alone leads outside
+            set_at(RECORDS, (3, 1), "box", (0, 65_000, 9, 536)),
+            f"{IDS[3]}, crop 1",
+            "inside the image",
+        ),
         (set_at(RECORDS, (4, 3), "classes", (0, 1, 6)), f"{IDS[4]}, crop 3", "not below 6"),
         (set_at(RECORDS, (4, 3), "classes", (0, 1, 0)), f"{IDS[4]}, crop 3", "twice"),
         (set_at(RECORDS, (0, 2), "gaps", (9.0, 1.0)), f"{IDS[0]}, crop 2", "not in order"),
@@ -340,6 +345,37 @@ def test_labels_that_the_teacher_did_not_give_are_named(images, tmp_path, what):
     assert places(found) == ["class 3/é.3.png, crop 2"]
     assert "nats from what is stored" in found.problems[0].what
     assert found.figures["argmax_agreement"] >= 29 / 30
+
+
+def test_an_answer_that_trails_todays_is_named(images, tmp_path):
+    """By hand: records keep one class. The second most probable class is stored with exactly its
+    own probability: what is stored of it is right, but it is not the teacher's answer."""
+    flat = teacher(scale=0.1)  # whose second class is above the mean of the others
+    flat.module[-1].bias.data = torch.tensor([1.0, 0.8, -1.0, -1.0, -1.0])
+    options = {"crops": 6, "values": "f32"}
+    store = label(images, flat, tmp_path / "s", top_k=1, **options).folder
+    full = label(images, flat, tmp_path / "full", top_k=None, **options)
+    log_probs = full.labels(3, [2]).log_probs[0].double()
+    second = int(log_probs.argsort(descending=True)[1])
+    others = math.log1p(-math.exp(log_probs[second]))  # the log of the mass of the four others
+    tail = math.log(4) - (others - float(log_probs[second]))
+
+    def change(arrays, body):
+        arrays[RECORDS][3, 2]["classes"] = second
+        arrays[RECORDS][3, 2]["tail"][0] = tail
+
+    assert tail > 0
+    resigned(store, change)
+    found = verify_store(store, images=images, teacher=flat)
+    assert places(found) == ["class 3/é.3.png, crop 2"]
+    assert found.figures["beyond_encoding_max"] < 1e-4  # the probability itself is right
+
+
+def test_an_image_of_another_class_than_labelled_is_named(images, tmp_path):
+    store = labelled(images, tmp_path / "s")
+    resigned(store, set_at("images.npy", 2, "target", 4))
+    (problem,) = verify_store(store, images=images).problems
+    assert problem.where == "class 2/é.2.png" and "is of class 2, labelled as 4" in problem.what
 
 
 def test_a_sample_is_drawn_by_its_seed(images, tmp_path):

@@ -16,6 +16,7 @@ from ferkd.images import DECODER, ImageSource, Picture, fingerprint
 from ferkd.loading.order import draw_crops
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.store.manifest import IMPORTED_RULE, check_kind
+from ferkd.store.structure import require_table
 from ferkd.system.errors import InputError
 
 logger = logging.getLogger("ferkd")
@@ -226,6 +227,7 @@ class StoredCrops:
 
 def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
     """The place in ``images`` of each image of ``store``, int64 [N]; raises InputError."""
+    require_table(store)
     rule = store.settings.crops.rule
     if rule.startswith(IMPORTED_RULE):
         logger.warning(
