@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +38,14 @@ def plan_command(
     teacher: Annotated[
         str | None, typer.Option(help="Measure this teacher, where no rate is given.")
     ] = None,
-    devices: Annotated[int, typer.Option(help="Devices that share the work.")] = 1,
+    cut_rate: Annotated[
+        float | None, typer.Option(help="Crops/s that the whole machine cuts.")
+    ] = None,
+    image_bytes: Annotated[
+        int | None, typer.Option(help="Bytes of an image's file [those at hand, or 110,000].")
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Devices of a node that share the work.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines that share the work.")] = 1,
     price: Annotated[float | None, typer.Option(help="Of one device for an hour.")] = None,
     students: Annotated[int, typer.Option(help="Students trained by the recipe.")] = 1,
     set_: Annotated[
@@ -45,7 +54,7 @@ def plan_command(
     as_json: Json = False,
 ) -> None:
     """Time, storage and cost of labelling and training; rates not given are measured here."""
-    from ferkd.study.planning import Scale, plan
+    from ferkd.study.planning import Scale, plan, worker_memory
     from ferkd.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
@@ -57,11 +66,15 @@ def plan_command(
         ("--teacher-rate", teacher_rate),
         ("--student-rate", student_rate),
         ("--decode-rate", decode_rate),
+        ("--cut-rate", cut_rate),
     ):
         if rate is not None and not rate > 0:
             raise InputError(f"{option} {rate:g}: a rate is a number above 0")
     batch = loaded.data.batch_size
     epochs = loaded.schedule.epochs or (loaded.schedule.steps or 0) * batch / max(1, images)
+    rates, cores, file, sources = _rates(
+        loaded, classes, teacher, teacher_rate, student_rate, decode_rate, cut_rate
+    )
     scale = Scale(
         images=images,
         crops=crops,
@@ -71,17 +84,17 @@ def plan_command(
         top_k=top_k or None,
         devices=devices,
         students=students,
+        nodes=nodes,
+        image_bytes=image_bytes or file.image_bytes,
     )
-    rates, sources = _rates(loaded, classes, teacher, teacher_rate, student_rate, decode_rate)
-    found = plan(scale, rates)
+    found = plan(scale, rates, cores)
 
     def cost(hours: float) -> float | None:
-        return None if price is None else hours * devices * price
+        return None if price is None else hours * devices * nodes * price
 
     methods = {
         name: {
-            "hours": work.hours,
-            "bound": work.bound,
+            **vars(work),
             "total_hours": found.total_hours(name, students),
             "total_cost": cost(found.total_hours(name, students)),
         }
@@ -92,7 +105,9 @@ def plan_command(
         "recipe": recipe,
         **vars(scale),
         "rates": {
-            name: {"per_second": vars(rates)[name], "from": sources[name]} for name in sources
+            name: {"per_second": vars(rates)[name], "from": sources[name]}
+            for name in sources
+            if math.isfinite(vars(rates)[name])
         },
         "bytes_per_crop": found.bytes_per_crop,
         "storage_bytes": found.storage_bytes,
@@ -100,8 +115,22 @@ def plan_command(
         "training": methods,
         "break_even_students": found.break_even_students,
         "break_even_epochs": found.break_even_epochs,
+        "worker_memory_bytes": worker_memory(
+            batch_size=loaded.data.batch_size,
+            image_size=loaded.data.image_size,
+            pixels=file.pixels,
+            image_bytes=scale.image_bytes,
+        ),
     }
     show(result, _plan_text(result), as_json)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A mean image: the bytes of its file and the pixels it decodes to."""
+
+    image_bytes: int = 110_000
+    pixels: int = 375 * 500
 
 
 def _rates(
@@ -111,32 +140,50 @@ def _rates(
     teacher_rate: float | None,
     student_rate: float | None,
     decode_rate: float | None,
-) -> tuple[Any, dict[str, str]]:
-    """The rates and where each comes from; what is not given is measured."""
-    from ferkd.study import rates as measured
-    from ferkd.study.planning import Rates
+    cut_rate: float | None,
+) -> tuple[Any, Any, _File, dict[str, str]]:
+    """The rates, the cores that steps and loading share if any, a mean file, and where each rate
+    comes from; what is not given is measured."""
+    import torch
 
-    sources = dict.fromkeys(("teacher", "student", "decode"), "given")
+    from ferkd.study import rates as measured
+    from ferkd.study.planning import Cores, Rates
+    from ferkd.system.compute import resolve_device
+
+    sources = dict.fromkeys(("teacher", "student", "decode", "cut"), "given")
+    stepped_here = False
     if teacher_rate is None and teacher is not None:
         say(f"measuring the teacher {teacher}")
         teacher_rate = measured.teacher_rate(
             teacher, device=recipe.device, precision=recipe.precision
         )
         sources["teacher"] = f"measured here: {teacher}, forward pass"
+        stepped_here = True
     if student_rate is None:
         say(f"measuring the student {recipe.student.name}")
         student_rate = measured.student_rate(recipe, classes)
         size = recipe.data.image_size
         sources["student"] = f"measured here: {recipe.student.name} at {size} pixels, training step"
+        stepped_here = True
+    file = _File()
     if decode_rate is None:
         say("measuring the decoder")
-        decode_rate, what = measured.decode_rate(recipe.data.images)
-        sources["decode"] = f"measured here: {what}"
-    return Rates(teacher_rate or 0.0, student_rate, decode_rate), sources
+        found = measured.loading_rates(recipe.data.images, recipe.data.image_size)
+        decode_rate, file = found.decode, _File(found.image_bytes, found.pixels)
+        sources["decode"] = f"measured here: {found.what}"
+        if cut_rate is None:
+            cut_rate, sources["cut"] = found.cut, sources["decode"]
+    elif cut_rate is None:
+        cut_rate, sources["cut"] = math.inf, "not counted"
+    cores = None
+    if stepped_here and resolve_device(recipe.device).type == "cpu":
+        cores = Cores(measured.cores_here(), torch.get_num_threads(), recipe.data.workers)
+    return Rates(teacher_rate or 0.0, student_rate, decode_rate, cut_rate), cores, file, sources
 
 
 def _plan_text(result: dict[str, Any]) -> str:
     units = {"teacher": "crops/s a device", "student": "crops/s a device", "decode": "images/s"}
+    units["cut"] = "crops/s"
     rows: list[tuple[str, Any]] = [
         ("images", f"{result['images']:,} x {result['crops']} crops"),
         *(
@@ -145,6 +192,7 @@ def _plan_text(result: dict[str, Any]) -> str:
         ),
         ("record", f"{result['bytes_per_crop']} bytes per crop"),
         ("label store", f"{result['storage_bytes'] / 1e9:.3f} GB, image ids not counted"),
+        ("memory a worker", f"about {result['worker_memory_bytes'] / 1e6:.0f} MB"),
         ("labelling", _spent(result["labelling"], "hours", "cost")),
         *(
             (
@@ -168,8 +216,15 @@ def _plan_text(result: dict[str, Any]) -> str:
 
 
 def _spent(work: dict[str, Any], hours: str, cost: str) -> str:
-    text = f"{work[hours]:,.2f} h, bound by {work['bound']}"
+    text = (
+        f"{_hours(work[hours])}, bound by {work['bound']}, {work['files_per_second']:,.0f} files/s "
+        f"and {work['bytes_per_second'] / 1e6:,.1f} MB/s a node"
+    )
     return text if work[cost] is None else f"{text}, cost {work[cost]:,.2f}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.2f} h" if hours >= 0.1 else f"{hours * 3600:,.0f} s"
 
 
 def scenes(

@@ -30,6 +30,7 @@ import PIL
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from ferkd.system.errors import InputError
+from ferkd.system.text import name as visible
 
 DECODER = f"opencv {cv2.__version__} / pillow {PIL.__version__}, rule 1"
 
@@ -75,21 +76,23 @@ class Unreadable(NamedTuple):
 
 
 def check_unreadable_share(
-    unreadable: Sequence[Unreadable], total: int, limit: float = 0.01
+    unreadable: Sequence[Unreadable], total: int, limit: float = 0.01, *, option: str = ""
 ) -> None:
     """Refuse an image set of which more than a stated share cannot be read.
 
     unreadable: the skips so far; total: how many images were looked at; limit: the largest
-    share allowed, 0..1 (exactly the limit passes). Raises InputError naming the first offenders.
+    share allowed, 0..1 (exactly the limit passes); option: what sets the limit, where something
+    does. Raises InputError naming the first offenders and the option.
     """
     if not unreadable or len(unreadable) / total <= limit:
         return
-    shown = "; ".join(f"{id} ({reason})" for id, reason in unreadable[:5])
+    shown = "; ".join(f"{visible(id)} ({visible(reason)})" for id, reason in unreadable[:5])
     more = f"; and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
     raise InputError(
         f"{len(unreadable)} of {total} images ({len(unreadable) / total:.1%}) are unreadable, "
         f"more than the {limit:.1%} allowed: {shown}{more}. "
-        "Repair or remove these files, or allow a larger share"
+        "Repair or remove these files"
+        + (f", or allow a larger share with {option}" if option else "")
     )
 
 

@@ -151,8 +151,8 @@ class StoreWriter:
         changed = sorted(key for key in before | now if before.get(key) != now.get(key))
         if changed == ["images.listing"]:
             raise InputError(
-                f"the images are not those that {self.path} was begun with (files were added, "
-                "removed or renamed); restore them, or start again with --overwrite"
+                f"the {self.total} images are not those that {self.path} was begun with (files "
+                "were added, removed or renamed); restore them, or start again with --overwrite"
             )
         if changed:
             listed = ", ".join(
@@ -306,6 +306,14 @@ class StoreWriter:
         for file in self.path.glob("records-*.npy*"):
             if file.name not in records:
                 file.unlink()
+
+
+def has_labels(path: str | Path) -> bool:
+    """Whether a store is finished here, or a part of one written."""
+    local = as_local(path)
+    if local is None:
+        return False
+    return (local / MANIFEST).exists() or any((local / _PARTS).glob("*.npz"))
 
 
 def listing(ids: Sequence[str]) -> str:

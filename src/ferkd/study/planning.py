@@ -1,8 +1,9 @@
-"""What labelling and training at a given scale cost in time, storage and money.
+"""What labelling and training at a given scale cost in time, storage, traffic and money.
 
-Arithmetic on measured rates, nothing else: the device's steps and the machine's decoding run side
-by side, so a pass takes the longer of the two. Evaluation, start-up and waiting for disks are left
-out. A student's step costs the same whatever its labels are.
+Arithmetic on measured rates, nothing else. Beside an accelerator a machine's loading runs side by
+side with the device's steps, so a pass takes the longer of the two; where the steps run on the
+machine's own cores (see `Cores`) both share them. Evaluation, start-up and waiting for disks are
+left out. A student's step costs the same whatever its labels are.
 """
 
 from __future__ import annotations
@@ -23,17 +24,39 @@ class Rates:
     """Measured speeds, each above 0.
 
     ``teacher`` and ``student`` in crops per second of one device, forward pass and training step;
-    ``decode`` in images per second that the whole machine decodes.
+    ``decode`` in images per second that the whole machine decodes; ``cut`` in crops per second
+    that it cuts, infinite where cutting costs nothing beside decoding.
     """
 
     teacher: float
     student: float
     decode: float
+    cut: float = math.inf
 
     def __post_init__(self) -> None:
         for name, rate in vars(self).items():
-            if not 0 < rate < math.inf:
+            if not (0 < rate < math.inf or (name == "cut" and rate == math.inf)):
                 raise InputError(f"{name} rate {rate:g}: a rate is a number above 0")
+
+
+@dataclass(frozen=True)
+class Cores:
+    """A machine whose steps run on the cores that load the images, too.
+
+    ``count`` cores; ``threads`` of them that a step of one process takes; ``workers`` that load
+    for each process, 0 where a process loads between its steps.
+    """
+
+    count: int
+    threads: int = 1
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.threads) < 1 or self.workers < 0:
+            raise InputError(
+                f"{self.count} cores, {self.threads} threads and {self.workers} workers: cores and "
+                "threads must be at least 1, workers at least 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -43,7 +66,7 @@ class Scale:
     ``images`` of the training set, each labelled on ``crops`` crops of which ``top_k`` (None: all)
     of ``classes`` are kept; ``students`` trained for ``epochs`` (one is as many crops as there
     are images), stored labels showing ``crops_per_image`` crops of an image per decode;
-    ``devices`` share the work evenly.
+    ``nodes`` machines of ``devices`` each share the work evenly; a file has ``image_bytes``.
     """
 
     images: int
@@ -54,6 +77,8 @@ class Scale:
     top_k: int | None = 5
     devices: int = 1
     students: int = 1
+    nodes: int = 1
+    image_bytes: int = 110_000
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -70,10 +95,15 @@ class Scale:
 
 @dataclass(frozen=True)
 class Work:
-    """One pass over the data: its hours and what they are bound by."""
+    """One pass over the data: its hours, what they are bound by, and what each node reads.
+
+    ``files_per_second`` images are opened a second and node, ``bytes_per_second`` are their bytes.
+    """
 
     hours: float
     bound: Bound
+    files_per_second: float
+    bytes_per_second: float
 
 
 @dataclass(frozen=True)
@@ -100,21 +130,24 @@ class Plan:
         return labelling + students * self.training[method].hours
 
 
-def plan(scale: Scale, rates: Rates) -> Plan:
-    """The costs of ``scale`` at ``rates``. Raises InputError for a record that cannot be."""
+def plan(scale: Scale, rates: Rates, cores: Cores | None = None) -> Plan:
+    """The costs of ``scale`` at ``rates``; ``cores`` where the steps run on the loading cores.
+
+    Raises InputError for a record that cannot be.
+    """
     record = RecordFormat.choose(scale.top_k, scale.classes).dtype.itemsize
     shown = scale.epochs * scale.images
     step = 1 / rates.student
     live = step + 1 / rates.teacher
-    stored = _work(shown / scale.crops_per_image, shown * step, scale, rates)
+    stored = _work(shown / scale.crops_per_image, shown, shown * step, scale, rates, cores)
     training = {
-        "hard": _work(shown, shown * step, scale, rates),
-        "live": _work(shown, shown * live, scale, rates),
+        "hard": _work(shown, shown, shown * step, scale, rates, cores),
+        "live": _work(shown, shown, shown * live, scale, rates, cores),
         "fkd": stored,
         "ferkd": stored,
     }
     labelled = scale.images * scale.crops
-    labelling = _work(scale.images, labelled / rates.teacher, scale, rates)
+    labelling = _work(scale.images, labelled, labelled / rates.teacher, scale, rates, cores)
     saved = training["live"].hours - stored.hours
     return Plan(
         bytes_per_crop=record,
@@ -126,8 +159,38 @@ def plan(scale: Scale, rates: Rates) -> Plan:
     )
 
 
-def _work(decodes: float, seconds: float, scale: Scale, rates: Rates) -> Work:
-    """``seconds`` of one device's stepping shared by the devices, beside ``decodes`` images."""
-    stepping, loading = seconds / scale.devices, decodes / rates.decode
+def _work(
+    decodes: float, cuts: float, seconds: float, scale: Scale, rates: Rates, cores: Cores | None
+) -> Work:
+    """``seconds`` of a device's steps shared by all, beside ``decodes`` images, ``cuts`` crops."""
+    stepping = seconds / (scale.devices * scale.nodes)
+    loading = (decodes / rates.decode + cuts / rates.cut) / scale.nodes  # all cores of a node
+    if cores is None:
+        elapsed = max(loading, stepping)
+    else:
+        alone = loading * cores.count  # of one core
+        if cores.workers == 0:
+            loading = alone / min(scale.devices, cores.count)
+            elapsed = stepping + loading
+        else:
+            loading = alone / min(cores.workers * scale.devices, cores.count)
+            busy = stepping * scale.devices * min(cores.threads, cores.count) + alone
+            elapsed = max(stepping, loading, busy / cores.count)
     bound: Bound = "loading" if loading > stepping else "stepping"
-    return Work(max(loading, stepping) / 3600, bound)
+    files = decodes / scale.nodes / elapsed
+    return Work(elapsed / 3600, bound, files, files * scale.image_bytes)
+
+
+def worker_memory(
+    *,
+    batch_size: int,
+    image_size: int,
+    pixels: int,
+    image_bytes: int,
+    held: int = 8,
+    ahead: int = 2,
+) -> int:
+    """About how many bytes a loading worker needs: the files of ``held`` images, one image decoded
+    to ``pixels`` (8-bit RGB), and its batch beside ``ahead`` finished ones."""
+    batch = batch_size * 3 * image_size * image_size
+    return held * image_bytes + 3 * pixels + (1 + ahead) * batch

@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import nn
 
+from ferkd.crops import cut, random_boxes
 from ferkd.images import decode, open_images
 from ferkd.models.committee import load_committee
 from ferkd.models.student import build_student, check_input, normalisation
@@ -66,14 +67,32 @@ def teacher_rate(
     return count / _seconds_each(lambda: teacher(images), seconds, place)
 
 
-def decode_rate(images: str | Path, seconds: float = SECONDS) -> tuple[float, str]:
-    """Images per second that this machine's cores decode together, and what was decoded.
+class Loading(NamedTuple):
+    """Rates of this machine's cores together, one core measured and the rest assumed alike.
 
-    One core is measured and the rest assumed to do as well. Without the folder ``images`` a made
-    picture of 500 x 375 pixels stands in.
+    ``decode`` in images per second, ``cut`` in crops per second, ``image_bytes`` and ``pixels`` of
+    a mean file, ``what`` was read.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = cores or 1
+
+    decode: float
+    cut: float
+    image_bytes: int
+    pixels: int
+    what: str
+
+
+def cores_here() -> int:
+    """The cores that this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return count or 1
+
+
+def loading_rates(images: str | Path, image_size: int, seconds: float = SECONDS) -> Loading:
+    """How fast images are decoded and random crops of them cut to ``image_size`` pixels.
+
+    Without the folder ``images`` a made picture of 500 x 375 pixels stands in.
+    """
+    cores = cores_here()
     if Path(images).is_dir():
         source = open_images(images)
         taken = np.unique(np.linspace(0, len(source) - 1, min(64, len(source))).astype(int))
@@ -89,8 +108,26 @@ def decode_rate(images: str | Path, seconds: float = SECONDS) -> tuple[float, st
         for data in files:
             decode(data)
 
-    each = _seconds_each(turn, seconds, torch.device("cpu")) / len(files)
-    return cores / each, f"{what}, one core times {cores}"
+    cpu = torch.device("cpu")
+    each = _seconds_each(turn, seconds / 2, cpu) / len(files)
+    pictures = [decode(data) for data in files]
+    heights, widths = np.array([picture.shape[:2] for picture in pictures]).T
+    ids = [str(number) for number in range(len(files))]
+    boxes, flips = random_boxes(heights, widths, crops=4, seed=0, ids=ids)
+
+    def cuts() -> None:
+        for picture, four, mirrored in zip(pictures, boxes, flips, strict=True):
+            for box, flip in zip(four, mirrored, strict=True):
+                cut(picture, box, bool(flip), image_size)
+
+    each_crop = _seconds_each(cuts, seconds / 2, cpu) / (4 * len(files))
+    return Loading(
+        cores / each,
+        cores / each_crop,
+        round(float(np.mean([len(data) for data in files]))),
+        round(float(np.mean(heights * widths))),
+        f"{what}, one core times {cores}",
+    )
 
 
 def _seconds_each(step: Callable[[], object], seconds: float, device: torch.device) -> float:

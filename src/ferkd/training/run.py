@@ -16,9 +16,16 @@ from torch import nn
 from ferkd.evaluating.run import CenterCrops, match_classes, measure, predict
 from ferkd.images import ImageSource, open_images
 from ferkd.methods.building import Setup, build
-from ferkd.models.student import ModelConfig, build_student, check_input, normalisation
+from ferkd.models.student import (
+    ModelConfig,
+    build_student,
+    check_input,
+    check_training,
+    normalisation,
+)
 from ferkd.store.checking import ChecksumCheck
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
+from ferkd.system.distributed import refuse_several
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_json
 from ferkd.system.interrupt import Interrupt
@@ -56,6 +63,7 @@ def train(
     anything that the recipe, the folder or the data get wrong, before anything is written;
     RuntimeError when training diverges.
     """
+    refuse_several("training")
     out = Path(out)
     settings = recipe.to_dict()
     folders.prepare(out, settings, resume=resume, overwrite=overwrite)
@@ -85,7 +93,7 @@ def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
     torch.manual_seed(recipe.seed)
     size = recipe.data.image_size
     model = build_student(recipe.student, data.num_classes, image_size=size)
-    check_input(model, recipe.student.name, size, data.num_classes)
+    _check_student(recipe, model, data)
     mean, std = normalisation(recipe.student, model)
     config = ModelConfig(
         architecture=recipe.student.name,
@@ -98,6 +106,18 @@ def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
         model_args=recipe.student.model_args,
     )
     return _trainer(recipe, model, data, config), data, config
+
+
+def _check_student(recipe: Recipe, model: nn.Module, data: TrainingData) -> None:
+    """Refuse a student that does not take what it will be shown, at any of its sizes."""
+    name, size, classes = recipe.student.name, recipe.data.image_size, data.num_classes
+    check_input(model, name, size, classes)
+    for _, side in recipe.schedule.image_size or ():
+        check_input(
+            *(model, name, side, classes),
+            remedy="leave that size out of schedule.image_size, or use a student of any size",
+        )
+    check_training(model, name, size, classes, data.loader.batch_size)
 
 
 def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: ModelConfig) -> Trainer:
@@ -262,8 +282,11 @@ class _Run:
             "precision": str(trainer.dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
         }
-        if self.data.mining is not None:
-            start["regions"] = self.data.mining.describe()
+        if (mining := self.data.mining) is not None:
+            start["regions"] = mining.describe()
+            if mining.note:
+                start["note"] = mining.note
+                log.warning("%s", mining.note)
         if self.data.loader.cache is not None:
             start["cache"] = self.data.loader.cache.describe()
         self.progress(start)
@@ -330,5 +353,9 @@ class _Run:
             result["thresholds"] = list(mining.thresholds)
             result["regions"] = mining.shares
             result["rescued"] = mining.rescued
+            if mining.note:
+                result["note"] = mining.note
+        if self.data.store is not None:
+            result["images_without_labels"] = self.data.images_without_labels
         write_json(self.out / folders.RESULT, result)
         return result
