@@ -150,7 +150,7 @@ def test_unlabelled_images_are_labelled_and_learnt_from(images: Path, tmp_path: 
     patches(more, 10, 5)
     out = tmp_path / "out"
     said: list[str] = []
-    distill(settings(images, unlabelled=str(more), budget="6"), out, say=said.append)
+    distill(settings(images, unlabelled=str(more)), out, say=said.append)
     store = LabelStore.open(out / "labels")
     assert len(store) == 72 + 30 and int((store.targets < 0).sum()) == 30
     assert store.class_names == ("a", "b", "c")
@@ -159,18 +159,18 @@ def test_unlabelled_images_are_labelled_and_learnt_from(images: Path, tmp_path: 
 
 def test_class_folders_alone_are_split_and_the_plan_is_printed(tmp_path: Path) -> None:
     root = patches(tmp_path / "photos", 20, 0)
-    plan = dry_run(settings(root, held_out=0.25), tmp_path / "out")
+    plan = dry_run(settings(root, held_out=0.25, budget="20"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     text = "\n".join([*plan["look"], *plan["lines"]])
     assert "45 images of 3 classes" in text and "15 images" in text
-    assert "10 epochs of the student: as asked for" in text and "labels of" in text
+    assert "20 epochs of the student: as asked for" in text and "labels of" in text
     assert str(tmp_path / "out" / "data" / "split" / "train") in plan["commands"]["teacher"]
 
 
 def test_a_teacher_of_these_classes_is_taken_as_it_is(images: Path, tmp_path: Path) -> None:
-    first = distill(settings(images, budget="6"), tmp_path / "a", say=lambda line: None)
+    first = distill(settings(images), tmp_path / "a", say=lambda line: None)
     teacher = str(tmp_path / "a" / "student")
-    wanted = settings(images, teacher=teacher, fine_tune=False, budget="6")
+    wanted = settings(images, teacher=teacher, fine_tune=False)
     second = distill(wanted, tmp_path / "b", say=lambda line: None)
     assert second["teacher"]["probe_top1"] is None
     assert second["teacher"]["top1"] == pytest.approx(first["student"]["top1"])
@@ -222,11 +222,10 @@ def test_budgets_too_small_or_strange(
 
 
 def test_an_image_that_is_none_is_left_out_and_many_are_refused(tmp_path: Path) -> None:
-    root = patches(tmp_path / "photos", 40, 0)
+    root = patches(tmp_path / "photos", 60, 0)
     (root / "a" / "0.png").write_bytes(b"no image")
-    said: list[str] = []
     plan = dry_run(settings(root), tmp_path / "out")
-    assert any("1 images cannot be read, such as a/0.png" in line for line in plan["look"]), said
+    assert any("1 images cannot be read, such as a/0.png" in line for line in plan["look"])
     for i in range(20):
         (root / "b" / f"{i}.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"cannot be read|unreadable"):

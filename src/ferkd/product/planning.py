@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ferkd.crops import cut
-from ferkd.images import decode, open_images
+from ferkd.images import UnreadableImage, decode, open_images
 from ferkd.labelling.settings import default_batch
 from ferkd.models.architectures import find_architecture
 from ferkd.models.student import Student, build_student, check_input
@@ -257,7 +257,10 @@ def _read_seconds(seen: Look, size: int) -> float:
     places = np.unique(np.linspace(0, len(source) - 1, 16).astype(int)).tolist()
     begun = time.perf_counter()
     for place in places:
-        pixels = decode(source.read(place))
+        try:
+            pixels = decode(source.read(place))
+        except UnreadableImage:  # counted when they were looked at
+            continue
         cut(pixels, (0, 0, *pixels.shape[:2]), False, size)
     return (time.perf_counter() - begun) / len(places)
 
