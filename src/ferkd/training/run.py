@@ -23,6 +23,7 @@ from ferkd.models.student import (
     check_training,
     normalisation,
 )
+from ferkd.store.checking import ChecksumCheck
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
 from ferkd.system.distributed import refuse_several
 from ferkd.system.errors import InputError
@@ -230,6 +231,7 @@ class _Run:
     ) -> None:
         self.recipe, self.out, self.data, self.trainer = recipe, out, data, trainer
         self.evaluate = evaluate
+        self.check = None if data.store is None else ChecksumCheck(data.store)
         self.progress = progress or (lambda line: None)
         self.figures: dict[str, float] = {}  # of the last evaluation
         every, loader = recipe.evaluation.every_epochs, data.loader
@@ -252,6 +254,8 @@ class _Run:
         ):
             saved = time.monotonic()
             for step in steps:
+                if self.check is not None:
+                    self.check.require()
                 last = step == trainer.steps
                 if last or step % recipe.log_steps == 0:
                     self._log_training()
@@ -330,6 +334,8 @@ class _Run:
     def _finish(self) -> dict[str, Any]:
         trainer, mining = self.trainer, self.data.mining
         save_weights(self.out / folders.WEIGHTS, trainer.best_model)
+        if self.check is not None:
+            self.check.require(ended=True)
         result: dict[str, Any] = {
             "method": self.recipe.method,
             "student": self.recipe.student.name,
