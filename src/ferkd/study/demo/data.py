@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ferkd.evaluating.split import split_folder
+from ferkd.images import open_images
 from ferkd.study.scenes.drawn import Box, read_boxes, write_scenes
 from ferkd.system.errors import InputError
 
