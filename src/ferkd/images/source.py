@@ -18,6 +18,8 @@ _TIFF = (".tif", ".tiff")
 _NETPBM = (".ppm", ".pgm", ".pbm", ".pnm")
 EXTENSIONS = frozenset((*_JPEG, ".png", ".webp", ".gif", ".bmp", ".avif", *_TIFF, *_NETPBM))
 
+UNLABELLED = "_unlabelled"  # the folder of images without a class, beside class folders
+
 
 class ImageSource(Protocol):
     """A fixed, ordered set of encoded images."""
@@ -73,8 +75,9 @@ def open_images(spec: str | Path | ImageSource, *, targets: bool = True) -> Imag
 class FolderImages:
     """The images of a folder CLASS/.../NAME.EXT, local or on any fsspec file system.
 
-    root: a path or a URL; targets: True takes the first folder level as the class; False takes
-    any layout, every target is -1 and there are no class names.
+    root: a path or a URL; targets: True takes the first folder level as the class, but for a folder
+    named "_unlabelled", whose images have no class (their target is -1); False takes any layout,
+    every target is -1 and there are no class names.
 
     Ids are paths relative to the root. Hidden files and folders and files without an image
     extension (any case) are passed over. Links to files and folders are followed, under the name
@@ -108,8 +111,9 @@ class FolderImages:
         if targets:
             self._check_layout(folders)
             of_image = [id.partition("/")[0] for id in self.ids]
-            self.class_names = tuple(sorted(set(of_image)))
+            self.class_names = tuple(sorted(set(of_image) - {UNLABELLED}))
             number = {name: index for index, name in enumerate(self.class_names)}
+            number[UNLABELLED] = -1
             self.targets[:] = [number[name] for name in of_image]
 
     def __len__(self) -> int:
