@@ -11,8 +11,11 @@ from .decode import (
     check_unreadable_share,
     decode,
 )
+from .kinds import describe_unread
+from .outputs import refuse_inside_images
 from .pictures import Picture, Pictures
-from .source import FolderImages, ImageSource, fingerprint, open_images
+from .room import named
+from .sources import FolderImages, ImageSource, fingerprint, open_images
 
 __all__ = [
     "DECODER",
@@ -26,6 +29,9 @@ __all__ = [
     "UnreadableImage",
     "check_unreadable_share",
     "decode",
+    "describe_unread",
     "fingerprint",
+    "named",
     "open_images",
+    "refuse_inside_images",
 ]

@@ -28,7 +28,9 @@ from ferkd.images import (
     check_unreadable_share,
     decode,
     fingerprint,
+    named,
     open_images,
+    refuse_inside_images,
 )
 from ferkd.labelling.maps import MapTeacher, map_teacher, refuse_drawn
 from ferkd.labelling.relabelling import CropPlan, check_same_images, extended, on_boxes_of
@@ -45,6 +47,7 @@ from ferkd.system.threads import ahead
 from ferkd.system.threads import workers as worker_threads
 
 CROPS = 50  # per image, where nothing else is said
+_OPTION = "--max-unreadable (max_unreadable=)"
 PART_IMAGES = 256  # images to a part: what a kill can cost at most
 
 
@@ -137,6 +140,7 @@ def label(
     given = boxes_from if boxes_from is not None else add_to
     base = None if given is None else LabelStore.open(given)
     source = open_images(images, targets=targets)
+    refuse_inside_images(out, source)
     if base is not None:
         refuse_inside(out, [base])
         manifests.check_kind(base.settings, "random", base.path)
@@ -189,7 +193,7 @@ def label(
         for number in missing:
             part = labeller.label(writer.part_range(number), tell)
             unreadable += part.skipped
-            check_unreadable_share(unreadable, len(source), max_unreadable)
+            check_unreadable_share(unreadable, len(source), max_unreadable, option=_OPTION)
             skipped = [manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped]
             writer.write(
                 number, part.ids, part.table(), plan.joined(part.ids, part.joined()), skipped
@@ -199,7 +203,8 @@ def label(
             parts += 1
             tell(0)
         if not writer.finished():
-            check_unreadable_share(_listed(writer.skipped()), len(source), max_unreadable)
+            left_out = _listed(writer.skipped())
+            check_unreadable_share(left_out, len(source), max_unreadable, option=_OPTION)
         return writer.finish()
 
 
@@ -319,7 +324,8 @@ class _Labeller:
             return Unreadable(image_id, reason)
         data = self._source.read(place)
         try:
-            pixels = decode(data, exif=self._settings.images.exif)
+            with named(image_id, self._source.name):
+                pixels = decode(data, exif=self._settings.images.exif)
         except UnreadableImage as error:
             self._plan.check_left_out(image_id, str(error))
             return Unreadable(image_id, str(error))

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from ferkd.evaluating.run import CenterCrops, match_classes, measure, predict
-from ferkd.images import ImageSource, open_images
+from ferkd.images import ImageSource, open_images, refuse_inside_images
 from ferkd.methods.building import Setup, build
 from ferkd.models.student import ModelConfig, build_student, check_input, normalisation
+from ferkd.store.place import refuse_inside_store
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_json
@@ -56,6 +57,8 @@ def train(
     RuntimeError when training diverges.
     """
     out = Path(out)
+    refuse_inside_images(out, recipe.data.images, recipe.data.val)
+    refuse_inside_store(out)
     settings = recipe.to_dict()
     folders.prepare(out, settings, resume=resume, overwrite=overwrite)
     if resume and (out / folders.RESULT).is_file():

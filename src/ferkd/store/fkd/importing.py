@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from ferkd import __version__
 from ferkd.crops import CropDistribution
-from ferkd.images import DECODER, ImageSource, UnreadableImage, decode, fingerprint, open_images
+from ferkd.images import (
+    DECODER,
+    ImageSource,
+    UnreadableImage,
+    decode,
+    fingerprint,
+    open_images,
+    refuse_inside_images,
+)
 from ferkd.store import manifest as manifests
 from ferkd.store.fkd.convert import (
     EXACT_HALF_CLASSES,
@@ -131,6 +139,7 @@ def import_fkd(
     if workers < 1 or (crops is not None and crops < 1):
         raise InputError(f"workers {workers} and crops {crops} must be at least 1")
     source = open_images(images, targets=targets)
+    refuse_inside_images(out, source)
     if targets:
         num_classes = _class_count(num_classes, source)
     root = Path(directory)
@@ -317,7 +326,8 @@ def _check_share(skipped: Sequence[manifests.Skipped], total: int, limit: float)
         shown = "; ".join(f"{s.id} ({s.reason})" for s in skipped[:5])
         raise InputError(
             f"{len(skipped)} of {total} images cannot be imported, more than the {limit:.1%} "
-            f"allowed: {shown}. Mend or remove them, or allow a larger share"
+            f"allowed: {shown}. Mend or remove them, or allow a larger share by --max-skipped "
+            "(max_skipped=)"
         )
 
 

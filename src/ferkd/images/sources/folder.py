@@ -1,73 +1,28 @@
-"""Where images come from: a folder of class folders, local or anywhere fsspec reaches."""
+"""A folder of class folders, local or anywhere fsspec reaches."""
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from ferkd.images.kinds import EXTENSIONS, PLUGGED, describe_unread, extension, extensions, unread
+from ferkd.images.sources.source import check_ids, check_look_alike, some
 from ferkd.system.errors import InputError
 from ferkd.system.storage import clear_errors, is_url, masked, open_url
 
-_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
-_TIFF = (".tif", ".tiff")
-_NETPBM = (".ppm", ".pgm", ".pbm", ".pnm")
-EXTENSIONS = frozenset((*_JPEG, ".png", ".webp", ".gif", ".bmp", ".avif", *_TIFF, *_NETPBM))
+logger = logging.getLogger("ferkd")
 
-
-class ImageSource(Protocol):
-    """A fixed, ordered set of encoded images."""
-
-    @property
-    def name(self) -> str:
-        """Where the images come from, for messages."""
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """One id an image, unique, sorted by code point, with '/' on every system."""
-
-    @property
-    def targets(self) -> np.ndarray:
-        """The ground-truth class of each image, int32 [N]; -1 where there is none."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names that targets index; () where there is no ground truth."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes:
-        """The encoded bytes of one image; InputError naming its id if it cannot be read."""
-
-
-def fingerprint(data: bytes) -> int:
-    """64-bit content fingerprint of encoded bytes: BLAKE2b-8 read as a little-endian integer."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
-
-
-def open_images(spec: str | Path | ImageSource, *, targets: bool = True) -> ImageSource:
-    """Open an image source from what a user writes.
-
-    spec: a folder, an fsspec URL of a folder (`s3://bucket/train`), or a source already open,
-    which comes back as it is; targets: see FolderImages. Raises InputError.
-    """
-    if not isinstance(spec, str | Path):
-        if not targets and (np.asarray(spec.targets) >= 0).any():
-            raise InputError(
-                f"{spec.name} is already open with its ground truth: open it with targets=False"
-            )
-        return spec
-    kind, _, rest = str(spec).partition(":")
-    if kind in ("wds", "hf") and not rest.startswith("//"):  # hf:// is an fsspec URL
-        raise InputError(
-            f"{spec}: '{kind}:' image sources are not supported in this version. "
-            "Unpack the images to a folder of class folders and give its path"
-        )
-    return FolderImages(spec, targets=targets)
+# The names of a data set's parts, which are no classes.
+_TRAIN = frozenset(("train", "training"))
+_HELD_OUT = frozenset(("val", "valid", "validation", "test", "testing", "dev", "eval"))
+# File systems whose files are read through one handle, which threads must not share.
+_ARCHIVES = frozenset(("tar", "zip", "libarchive"))
 
 
 class FolderImages:
@@ -82,7 +37,10 @@ class FolderImages:
 
     Raises InputError: a missing or empty folder, a file instead of one; with targets, a class
     folder without images or images outside class folders; a link that leads nowhere or back to a
-    folder above; a name that is not valid Unicode.
+    folder above; a name that is not valid Unicode; with targets, classes that look the same, and
+    the parts of a data set (train, val) in place of classes.
+
+    ``unread`` counts the images of kinds that no plug-in reads here, by extension.
     """
 
     def __init__(self, root: str | Path, *, targets: bool = True) -> None:
@@ -90,27 +48,41 @@ class FolderImages:
         self.name = masked(root) if is_url(root) else self._url
         if not self.name:
             raise InputError("the image folder is an empty text: give the path of a folder")
-        self._opened: tuple[int, Any] | None = None
+        self._opened: dict[tuple[int, int], tuple[Any, str]] = {}
+        self._archive = self._url.split("://", 1)[0] in _ARCHIVES
         self._remote = False
-        self._root = os.path.abspath(self._url)
+        self._root = os.path.abspath(os.path.expanduser(self._url))
         if is_url(root):
             file_system, self._root = self._file_system()
             self._remote = "file" not in file_system.protocol  # file:// is read as a local path
+            if self._archive:
+                self._root = _in_archive(file_system, self._root)
         files, folders = (
             _list_remote(file_system, self._root, self.name)
             if self._remote
             else _list_local(self._root, self.name)
         )
-        self.ids: tuple[str, ...] = tuple(sorted(filter(_is_visible_image, files)))
+        visible = [file for file in files if _is_visible(file)]
+        kinds = extensions()
+        self.ids: tuple[str, ...] = tuple(sorted(f for f in visible if extension(f) in kinds))
+        self.unread = unread(visible)
         self._check_names()
+        if self.unread:
+            logger.warning("%s: %s", self.name, describe_unread(self.unread))
         self.class_names: tuple[str, ...] = ()
         self.targets = np.full(len(self.ids), -1, np.int32)
         if targets:
             self._check_layout(folders)
             of_image = [id.partition("/")[0] for id in self.ids]
             self.class_names = tuple(sorted(set(of_image)))
+            self._check_class_names()
             number = {name: index for index, name in enumerate(self.class_names)}
             self.targets[:] = [number[name] for name in of_image]
+
+    @property
+    def root(self) -> str:
+        """The folder: an absolute path, or the URL as it was given."""
+        return self._url if self._remote else self._root
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -119,12 +91,12 @@ class FolderImages:
         return f"FolderImages({self.name!r}: {len(self)} images, {len(self.class_names)} classes)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None}
+        return self.__dict__ | {"_opened": {}}
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image; InputError naming its id if they are out of reach."""
         id = self.ids[index]
-        path = f"{self._root}/{id}"
+        path = f"{self._root}/{id}" if self._root else id
         try:
             if self._remote:
                 return self._read_remote(path, id)
@@ -154,52 +126,70 @@ class FolderImages:
         """The fsspec file system and the root's path on it, opened once in each process.
 
         By process and not by object: a forked worker inherits the object, but remote file
-        systems do not survive a fork.
+        systems do not survive a fork. An archive is opened once in each thread, as its files are
+        read through one handle.
         """
-        if self._opened is None or self._opened[0] != os.getpid():
+        key = os.getpid(), threading.get_ident() if self._archive else 0
+        if key not in self._opened:
             file_system, path = open_url(self._url)
-            self._opened = (os.getpid(), (file_system, path.rstrip("/")))
-        return self._opened[1]
+            self._opened[key] = file_system, path.rstrip("/")
+        return self._opened[key]
 
     def _check_names(self) -> None:
         if not self.ids:
+            missed = f". {describe_unread(self.unread)}" if self.unread else ""
             raise InputError(
                 f"{self.name}: no images in this folder. Files with these extensions count: "
-                f"{' '.join(sorted(EXTENSIONS))}"
+                f"{' '.join(sorted(EXTENSIONS))}{missed}"
             )
-        for id in self.ids:
-            try:
-                id.encode()
-            except UnicodeEncodeError:
-                raise InputError(
-                    f"{self.name}: the file name {id!a} is not valid Unicode (UTF-8). Rename it"
-                ) from None
+        check_ids(self.ids, self.name)
 
     def _check_layout(self, folders: Iterable[str]) -> None:
         loose = [id for id in self.ids if "/" not in id]
         if loose:
             raise InputError(
-                f"{self.name}: {_some(loose, 'image')} directly in this folder, outside of any "
+                f"{self.name}: {some(loose, 'image')} directly in this folder, outside of any "
                 "class folder. Move every image into a folder named after its class "
                 "(CLASS/NAME.jpg), or use --no-targets (targets=False) if there are no classes"
             )
         empty = sorted(set(folders) - {id.partition("/")[0] for id in self.ids})
         if empty:
             raise InputError(
-                f"{self.name}: {_some(empty, 'class folder')} without images. Remove or fill "
+                f"{self.name}: {some(empty, 'class folder')} without images. Remove or fill "
                 "them, or use --no-targets (targets=False) if the folders are not classes"
             )
 
+    def _check_class_names(self) -> None:
+        """Refuse the parts of a data set, given together, for the classes that they are not."""
+        nested = {id.partition("/")[0] for id in self.ids if id.count("/") > 1}
+        names = {name: name.lower() for name in self.class_names}
+        train = [name for name, low in names.items() if low in _TRAIN]
+        held_out = [name for name, low in names.items() if low in _HELD_OUT]
+        splits = [*train, *held_out]
+        alone = len(splits) == len(names) and (len(splits) > 1 or nested == set(splits))
+        if alone or (train and held_out and nested >= set(splits)):
+            others = f", and {self.name}/{held_out[0]} for validation" if train and held_out else ""
+            raise InputError(
+                f"{self.name}: the folders {', '.join(splits)} are named as the parts of a data "
+                f"set, not as classes. Give {self.name}/{splits[0]} for the images{others}; rename "
+                "the folders if they are classes"
+            )
+        check_look_alike(self.class_names, self.name)
 
-def _some(names: Sequence[str], what: str) -> str:
-    """'7 images (a, b, c, d, e, ...)'."""
-    shown = ", ".join(ascii(n) if not n.isprintable() else n for n in names[:5])
-    return f"{len(names)} {what}{'s' * (len(names) > 1)} ({shown}{', ...' * (len(names) > 5)})"
+
+def _in_archive(file_system: Any, root: str) -> str:
+    """The name of a folder in an archive, whose names begin with "./" where `tar .` made it."""
+    dotted = f"./{root}".rstrip("/")
+    return root if (root and file_system.isdir(root)) or not file_system.isdir(dotted) else dotted
 
 
-def _is_visible_image(id: str) -> bool:
-    hidden = id.startswith(".") or "/." in id
-    return not hidden and os.path.splitext(id)[1].lower() in EXTENSIONS
+def _below(path: str, root: str) -> str:
+    """A path relative to the root that it lies below; the root of an archive is empty."""
+    return path.strip("/").removeprefix(root.strip("/")).lstrip("/")
+
+
+def _is_visible(id: str) -> bool:
+    return not (id.startswith(".") or "/." in id)
 
 
 def _list_local(root: str, name: str) -> tuple[list[str], list[str]]:
@@ -231,7 +221,7 @@ def _list_local(root: str, name: str) -> tuple[list[str], list[str]]:
                     folders.append(id)
             elif is_file:
                 files.append(id)
-            elif entry.is_symlink() and _is_visible_image(id):
+            elif entry.is_symlink() and extension(id) in EXTENSIONS | PLUGGED.keys():
                 raise InputError(f"{name}: {id} is a link that leads nowhere. Repair or remove it")
     return files, folders
 
@@ -258,9 +248,8 @@ def _list_remote(file_system: Any, root: str, name: str) -> tuple[list[str], lis
             top = file_system.ls(root, detail=True)
     except FileNotFoundError:
         raise _not_a_folder(name, False) from None
-    start = len(root) + 1
-    files = [path[start:] for path in found]
-    folders = [e["name"].rstrip("/")[start:] for e in top if e["type"] == "directory"]
+    files = [_below(path, root) for path in found]
+    folders = [_below(e["name"], root) for e in top if e["type"] == "directory"]
     return files, [folder for folder in folders if folder and not folder.startswith(".")]
 
 
