@@ -105,3 +105,15 @@ def test_ranges_and_orders_hold_for_any_logits(seed, classes, count):
     assert 0 <= found["ece"] <= 1 and 0 <= found["brier"] <= 2 and found["nll"] >= 0
     own = measures.teacher_agreement(logits, logits.double().softmax(1))
     assert own["agreement"] == 1.0 and own["kl"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_ece_has_15_bins():
+    """.605 and .66 share a bin of 15, as they would of 10, and .66 and .67 do not."""
+    right, wrong = torch.tensor([0]), torch.tensor([1])
+
+    def found(sure, doubtful):
+        logits = torch.tensor([[sure, 1 - sure], [doubtful, 1 - doubtful]]).double().log()
+        return measures.ece(logits, torch.cat([right, wrong]))
+
+    assert found(0.605, 0.66) == pytest.approx((0.66 - 0.395) / 2, abs=1e-6)
+    assert found(0.66, 0.67) == pytest.approx((0.34 + 0.67) / 2, abs=1e-6)

@@ -480,6 +480,11 @@ def test_unreadable_share() -> None:
     assert "and 2 more" in message and "Repair or remove" in message
     with pytest.raises(InputError, match=r"1 of 3 images .* more than the 0\.0% allowed"):
         check_unreadable_share(skips[:1], 3, limit=0)
+    assert "larger share" not in str(caught.value)  # nothing sets the limit here
+    with pytest.raises(InputError, match=r"or allow a larger share with --max-unreadable$"):
+        check_unreadable_share(skips, 7, option="--max-unreadable")
+    with pytest.raises(InputError, match=r"a/\\x1b\.jpg"):
+        check_unreadable_share([Unreadable("a/\x1b.jpg", "it is empty")], 1)
 
 
 def test_real_photos() -> None:

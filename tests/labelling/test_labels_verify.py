@@ -19,11 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stores import IDS, write_store
 
+from ferkd.images import open_images
 from ferkd.labelling import replay
 from ferkd.labelling.run import label
 from ferkd.labelling.verify import Problem, Verification, verify_store
 from ferkd.models.teacher import Inputs, Teacher
-from ferkd.store import SoftLabels
+from ferkd.store import LabelStore, SoftLabels
 from ferkd.store import writer as writers
 from ferkd.store.records import RecordFormat
 from ferkd.system.errors import InputError
@@ -174,8 +175,15 @@ RECORDS = "records-00000.npy"
         (set_at("images.npy", 4, "id_end", 99), "images.npy", "id_end"),
         (set_at("ids.npy", 9, None, 0xFF), "ids.npy", "not UTF-8"),
         (set_at("ids.npy", 0, None, ord("z")), "ids.npy", "does not come after"),
-        (set_at(RECORDS, (3, 1), "box", (1, 0, 300, 9)), f"{IDS[3]}, crop 1", "inside the image"),
         (set_at(RECORDS, (3, 1), "box", (1, 0, 0, 9)), f"{IDS[3]}, crop 1", "inside the image"),
+        (set_at(RECORDS, (3, 1), "box", (0, 0, 9, 0)), f"{IDS[3]}, crop 1", "inside the image"),
+        # The images are 300 by 65,535 pixels: one more than is left of either side.
+        (set_at(RECORDS, (3, 1), "box", (1, 0, 300, 9)), f"{IDS[3]}, crop 1", "inside the image"),
+        (
+            set_at(RECORDS, (3, 1), "box", (0, 1, 9, 65_535)),
+            f"{IDS[3]}, crop 1",
+            "inside the image",
+        ),
         (set_at(RECORDS, (4, 3), "classes", (0, 1, 6)), f"{IDS[4]}, crop 3", "not below 6"),
         (set_at(RECORDS, (4, 3), "classes", (0, 1, 0)), f"{IDS[4]}, crop 3", "twice"),
         (set_at(RECORDS, (0, 2), "gaps", (9.0, 1.0)), f"{IDS[0]}, crop 2", "not in order"),
@@ -288,6 +296,14 @@ def test_images_that_changed_are_named(images, tmp_path):
     assert places(found) == [str(images)] and "classes are not those" in found.problems[0].what
 
 
+def test_another_class_of_an_image_is_named(images, tmp_path):
+    store = labelled(images, tmp_path / "s")
+    resigned(store, set_at("images.npy", 3, "target", 1))
+    assert verify_store(store).ok  # a possible class, so only the images tell
+    (problem,) = verify_store(store, images=images).problems
+    assert problem == Problem("class 3/é.3.png", "is of class 3, labelled as 1")
+
+
 def test_another_decoded_size_is_named(images, tmp_path):
     store = labelled(images, tmp_path / "s")
     resigned(store, set_at("images.npy", 2, "height", 65_535))
@@ -340,6 +356,31 @@ def test_labels_that_the_teacher_did_not_give_are_named(images, tmp_path, what):
     assert places(found) == ["class 3/é.3.png, crop 2"]
     assert "nats from what is stored" in found.problems[0].what
     assert found.figures["argmax_agreement"] >= 29 / 30
+
+
+def test_an_answer_that_trails_one_that_is_not_stored_is_named(images, tmp_path):
+    """The second and third classes with their own probabilities, the first left to the tail.
+
+    Every number of the record is what the teacher says, to the rounding; only the answer is not.
+    """
+    store = labelled(images, tmp_path / "s", values="f16")
+    source, known = open_images(images), LabelStore(store)
+    rows, crops = np.repeat(3, 6), np.arange(6)
+    told = replay._answers(known, source, teacher(), rows, known.records(rows, crops))
+    log_probs, classes = told.log_softmax(1).sort(1, descending=True)
+    left = torch.cat([log_probs[:, :1], log_probs[:, 3:]], 1)
+    clear = log_probs[:, 0] - log_probs[:, 1] > 0.05
+    # The mean of the tail does not exceed the largest stored, so that a record can hold it.
+    crop = int(torch.nonzero(clear & (left.logsumexp(1) < math.log(3) + log_probs[:, 1]))[0])
+    tail = torch.stack([(left / t).logsumexp(1) for t in (1.0, 2.0, 4.0)], 1)
+    truth = told.log_softmax(1)[:, 3]
+    shifted = SoftLabels(classes[:, 1:3], log_probs[:, 1:3], tail, 5, truth)
+    changed = known.record.encode(shifted, known.boxes(rows, crops), known.flips(rows, crops))
+    resigned(store, lambda arrays, body: arrays[RECORDS].__setitem__((3, crop), changed[crop]))
+    found = verify_store(store, images=images, teacher=teacher())
+    assert places(found) == [f"class 3/é.3.png, crop {crop}"]
+    assert found.figures["beyond_encoding_max"] < found.figures["rounding_allowed"]
+    assert found.figures["argmax_agreement"] == pytest.approx(29 / 30)
 
 
 def test_a_sample_is_drawn_by_its_seed(images, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from ferkd.images import decode, open_images
 from ferkd.labelling.run import label
 from ferkd.loading.crop_sources import FreshCrops, StoredCrops
 from ferkd.loading.loader import Loader, SoftLabelLoader
-from ferkd.loading.mixing import SelfMix
+from ferkd.loading.mixing import Mix, SelfMix
 from ferkd.store import LabelStore
 from ferkd.system.errors import InputError
 
@@ -259,3 +260,23 @@ def test_labels_made_by_another_crop_rule_are_refused(folder, store, monkeypatch
 def test_sizes_below_one_are_refused(folder, store, name):
     with pytest.raises(InputError, match=f"{name} is 0; it must be at least 1"):
         loader(folder, store, **{name: 0})
+
+
+def test_each_batch_of_each_pass_is_mixed_by_numbers_of_its_own(folder, store):
+    """One draw of the generator that a batch is mixed with: no two alike, and the seed's own."""
+
+    class Watched(Mix):
+        drawn: ClassVar[list[float]] = []
+
+        def draw(self, *size, generator, **rest):
+            self.drawn.append(generator.random())
+
+    def passes(seed):
+        Watched.drawn.clear()
+        batches = loader(folder, store, mix=Watched(), seed=seed)
+        for _ in range(3):
+            list(batches)
+        return list(Watched.drawn), len(batches)
+
+    (first, count), (again, _), (other, _) = passes(1), passes(1), passes(2)
+    assert len({*first}) == 3 * count and first == again and not {*first} & {*other}

@@ -150,7 +150,7 @@ def test_a_live_teacher_follows_the_size_of_the_images(settings):
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ("timm/test_resnet?random=0&num_classes=4", "has 4 classes, but the 10 images have 3"),
+        ("timm/test_resnet?random=0&num_classes=4", "has 4 classes, but the images have 3"),
         ("gone", "is no directory of a run"),
         (f"{TEACHER},{TEACHER}", "names several teachers"),
     ],
@@ -167,7 +167,7 @@ def test_a_teacher_that_does_not_take_a_size_of_the_schedule_is_refused(settings
         {
             **settings,
             "method": "kd",
-            "teacher": "timm/test_vit?random=0&num_classes=3",
+            "teacher": "timm/test_vit?random=0&num_classes=3",  # of patches of 16 pixels
             "schedule": {"steps": 2, "image_size": [[0, 24], [0.5, 32]]},
         }
     )

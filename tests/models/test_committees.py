@@ -77,7 +77,7 @@ def test_specs_are_split_at_commas_that_name_a_teacher(tmp_path, monkeypatch):
         "timm/a?mean=0.5,0.5,0.5@3,run@2": [("timm/a?mean=0.5,0.5,0.5", 3), ("run", 2)],
         "a,b": [("a,b", 1)],
         "timm/a?checkpoint=x@y.pt": [("timm/a?checkpoint=x@y.pt", 1)],
-        "timm/a,run?std=1": [("timm/a,run?std=1", 1)],
+        "timm/a,run?std=1": [("timm/a", 1), ("run?std=1", 1)],
     }
     for spec, members in cases.items():
         assert split_spec(spec) == members

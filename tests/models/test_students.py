@@ -7,6 +7,7 @@ import logging
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from ferkd.models.student import (
@@ -16,6 +17,7 @@ from ferkd.models.student import (
     Student,
     build_student,
     check_input,
+    check_training,
     load_run,
     normalisation,
 )
@@ -76,12 +78,84 @@ def test_arguments_reach_the_model():
     assert build_student(student, 3).drop_rate == 0.3
 
 
-def test_a_model_of_fixed_size_is_built_for_the_image_size():
+def test_a_vision_transformer_is_built_for_the_image_size_and_takes_others():
+    """Patches of 16 pixels: a size that 16 does not divide is refused by name."""
     student = Student(name="timm/test_vit3")
     model = build_student(student, 3, image_size=48)
-    check_input(model, student.name, 48, 3)
-    with pytest.raises(InputError, match="does not take images of 64 pixels"):
-        check_input(model, student.name, 64, 3)
+    for size in (48, 64, 80):
+        check_input(model, student.name, size, 3)
+    with pytest.raises(InputError, match=r"does not take images of 50 pixels \(.*\); use another"):
+        check_input(model, student.name, 50, 3, remedy="use another")
+
+
+def test_a_transformer_of_any_size_is_the_plain_one_to_the_bit_at_its_own():
+    """Position embeddings are resampled at other sizes alone."""
+    models = []
+    for args in ({}, {"dynamic_img_size": False}):
+        torch.manual_seed(0)
+        student = Student(name="timm/test_vit3", model_args=args)
+        models.append(build_student(student, 3, image_size=48))
+    x = torch.randn(2, 3, 48, 48)
+    losses = [model(x).square().sum() for model in models]
+    for loss in losses:
+        loss.backward()
+    assert same(*models) and torch.equal(*losses)
+    ours, plain = (list(model.parameters()) for model in models)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, plain, strict=True))
+
+
+@pytest.mark.parametrize("name", ["timm/mixer_s32_224", "torchvision/vit_b_32"])
+def test_a_student_of_one_size_is_refused_at_others(name):
+    model = build_student(Student(name=name), 3, image_size=64)
+    check_input(model, name, 64, 3)
+    with pytest.raises(InputError, match="does not take images of 96 pixels"):
+        check_input(model, name, 96, 3)
+
+
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 32), ("inception_v3", 75)])
+def test_students_with_auxiliary_heads_are_trained_by_their_last(name, size):
+    student = Student(name=f"torchvision/{name}")
+    model = build_student(student, 3)
+    check_training(model, student.name, size, 3, 2)
+    assert model.train()(torch.zeros(2, 3, size, size)).shape == (2, 3)
+    assert not [key for key in model.state_dict() if key.lower().startswith("aux")]
+    assert model.transform_input  # what its published weights expect of ImageNet's mean and std
+
+
+def test_weights_with_auxiliary_heads_are_loaded_without_them(tmp_path):
+    with_all = torchvision.models.googlenet(num_classes=3, init_weights=False)
+    save_weights(tmp_path / "w.safetensors", with_all)
+    student = Student(name="torchvision/googlenet", weights=tmp_path / "w.safetensors")
+    loaded = build_student(student, 3)
+    theirs = with_all.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in loaded.state_dict().items())
+
+
+def test_a_student_that_answers_otherwise_in_training_is_refused():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, images):
+            logits = self.head(images.mean((2, 3)))
+            return (logits, logits) if self.training else logits
+
+    check_input(Two(), "two", 8, 2)
+    with pytest.raises(InputError, match=r"student two answers with tuple in training mode"):
+        check_training(Two(), "two", 8, 2, 4)
+
+
+def test_one_crop_a_step_under_batch_norm_is_refused():
+    model = build_student(TINY, 3)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    random = torch.random.get_rng_state()
+    check_training(model, TINY.name, 64, 3, 2)
+    check_training(model, TINY.name, 64, 3, 1)  # 2 x 2 values a channel are left
+    with pytest.raises(InputError, match=r"cannot be trained on one crop a step \(Expected more"):
+        check_training(model, TINY.name, 32, 3, 1)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(random, torch.random.get_rng_state())
 
 
 def test_checking_leaves_the_model_as_it_was():
@@ -109,7 +183,7 @@ def test_own_weights_are_loaded_whatever_they_are_wrapped_in(tmp_path, wrap):
     assert same(trained, loaded)
 
 
-def test_a_head_of_other_classes_starts_anew_and_says_so(tmp_path, caplog):
+def test_a_head_of_other_classes_starts_at_zero_and_says_so(tmp_path, caplog):
     trained = build_student(TINY, 7)
     save_weights(tmp_path / "w.safetensors", trained)
     student = Student(name=TINY.name, weights=tmp_path / "w.safetensors")
@@ -117,7 +191,24 @@ def test_a_head_of_other_classes_starts_anew_and_says_so(tmp_path, caplog):
         loaded = build_student(student, 3)
     assert loaded.classifier.out_features == 3
     assert same(loaded, trained, skip="classifier")
-    assert "a head of 7 classes, 3 wanted; ['classifier.weight', 'classifier.bias']" in caplog.text
+    said = "a head of 7 classes, 3 wanted; ['classifier.weight', 'classifier.bias'] start at zero"
+    assert said in caplog.text
+    logits = loaded(torch.randn(4, 3, 32, 32))
+    assert not logits.any()  # so the first loss is that of chance, ln 3
+
+
+@pytest.mark.parametrize(
+    "name", ["timm/test_efficientnet", "timm/test_vit3", "torchvision/squeezenet1_1"]
+)
+def test_a_new_head_learns_from_its_first_step(tmp_path, name):
+    """Also SqueezeNet's, where the ReLU after the head would stop all learning from zero."""
+    torch.manual_seed(0)
+    save_weights(tmp_path / "w.safetensors", build_student(Student(name=name), 7, image_size=64))
+    model = build_student(Student(name=name, weights=tmp_path / "w.safetensors"), 3, image_size=64)
+    logits = model.eval()(torch.randn(8, 3, 64, 64))
+    nn.functional.cross_entropy(logits, torch.arange(8) % 3).backward()
+    heads = [p.grad for p in model.parameters() if p.shape[:1] == (3,)]
+    assert sum(float(grad.abs().sum()) for grad in heads) > 0
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
@@ -143,6 +234,30 @@ def test_normalisation_is_that_of_the_weights(tmp_path):
     run = save_run(tmp_path / "run", model, mean=(0.1, 0.2, 0.3))
     continued = Student(name=TINY.name, weights=run / "weights.safetensors")
     assert normalisation(continued, model) == ((0.1, 0.2, 0.3), IMAGENET_STD)
+
+
+def test_own_weights_bring_the_normalisation_of_their_architecture(tmp_path, caplog):
+    """timm records 0.5 for test_convnext; weights without a run beside them are taken to be so."""
+    convnext = build_student(Student(name="timm/test_convnext"), 3)
+    save_weights(tmp_path / "w.safetensors", convnext)
+    own = {"name": "timm/test_convnext", "weights": tmp_path / "w.safetensors"}
+    with caplog.at_level(logging.INFO, "ferkd"):
+        assert normalisation(Student(**own), convnext) == ((0.5,) * 3, (0.5,) * 3)
+    assert (
+        "mean (0.5, 0.5, 0.5) and std (0.5, 0.5, 0.5), as for the published weights of timm/"
+        in (caplog.text)
+    )
+    torchvision = Student(name="torchvision/squeezenet1_1", weights=tmp_path / "w.safetensors")
+    assert normalisation(torchvision, convnext) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_the_normalisation_can_be_set(tmp_path):
+    model = build_student(TINY, 3)
+    stated = Student(name=TINY.name, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    assert normalisation(stated, model) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert normalisation(Student(mean=(0.0, 0.0, 0.0)), model) == ((0, 0, 0), IMAGENET_STD)
+    with pytest.raises(ValueError, match="greater than 0"):
+        Student(std=(0.5, 0.0, 0.5))
 
 
 @pytest.mark.parametrize("file", ["", "weights.safetensors"])

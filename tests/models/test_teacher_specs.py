@@ -12,10 +12,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torchvision
 from nets import IMAGENET, SMALL, Malicious, Pixel, crops, small_resnet
 from torch import nn
 
 from ferkd.models.architectures import Inputs
+from ferkd.models.committee import load_committee
 from ferkd.models.teacher import Teacher, load_teacher
 from ferkd.models.weights import fingerprint
 from ferkd.system.errors import InputError
@@ -294,3 +296,74 @@ def test_unknown_devices_and_precisions_are_named() -> None:
     for options in ({"device": "gpu9"}, {"precision": "fp8", "device": "cpu"}):
         with pytest.raises(InputError, match=next(iter(options.values()))):
             load_teacher(Pixel(), image_size=4, **options)  # type: ignore[arg-type]
+
+
+# Paths with the grammar's own characters, home folders, what a state dict does not tell
+
+
+@pytest.mark.parametrize("name", ["a,b@2", "x&std=1", "mean=0.5", "50%41", "q?x"])
+def test_a_checkpoints_path_may_hold_any_character(
+    name: str, small: nn.Module, tmp_path: Path
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    safetensors.torch.save_file(small.state_dict(), folder / "w@0.5.safetensors")
+    spec = f"{SMALL}?checkpoint={folder}/w@0.5.safetensors"
+    assert load_committee(spec, device="cpu").members[0].fingerprint == fingerprint(small)
+    assert load_teacher(spec, device="cpu").fingerprint == fingerprint(small)
+    sized = load_teacher(f"{SMALL}?image_size=48&checkpoint={folder}/w@0.5.safetensors&std=0.5")
+    assert (sized.image_size, sized.std) == (48, (0.5, 0.5, 0.5))
+
+
+def test_escapes_in_a_spec(small: nn.Module, tmp_path: Path) -> None:
+    file = tmp_path / "a&b,hf/c"
+    file.parent.mkdir()
+    torch.save(small.state_dict(), file)
+    escaped = str(file).replace("&", "%26").replace(",", "%2C")
+    both = load_committee(f"{SMALL}?checkpoint={escaped}@3,{SMALL}?random=0&num_classes=7@1")
+    assert both.weights == (0.75, 0.25)
+    assert both.members[0].fingerprint == fingerprint(small)
+
+
+def test_a_tilde_is_the_home_folder(
+    small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    safetensors.torch.save_file(small.state_dict(), tmp_path / "w.safetensors")
+    teacher = load_teacher(f"{SMALL}?checkpoint=~/w.safetensors", device="cpu")
+    assert teacher.fingerprint == fingerprint(small)
+    with pytest.raises(InputError, match=f"{tmp_path}/no is not a file"):
+        load_teacher(f"{SMALL}?checkpoint=~/no")
+
+
+def test_an_inception_checkpoint_goes_back_to_the_pretrained_inputs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    options = {"num_classes": 3, "aux_logits": False, "init_weights": False}
+    made = torchvision.models.googlenet(weights=None, **options)
+    torch.save(made.state_dict(), tmp_path / "w.pth")
+    spec = f"torchvision/googlenet?checkpoint={tmp_path}/w.pth&image_size=64"
+    with caplog.at_level("INFO", "ferkd"):
+        ours = load_teacher(spec, device="cpu")
+    assert ours.module.transform_input is True and "transform_input=false" in caplog.text
+    scratch = load_teacher(f"{spec}&transform_input=false", device="cpu")
+    assert scratch.module.transform_input is False
+    with pytest.raises(InputError, match="has no transform_input, which only torchvision/inc"):
+        load_teacher(f"{SMALL}?random=0&transform_input=true")
+
+
+@pytest.mark.parametrize("where", ["import sys; sys.exit(0)", "def make(): exit(0)"])
+def test_a_module_that_exits_is_an_error(where: str, importable: Path) -> None:
+    (importable / "user_teacher.py").write_text(where + "\n")
+    with pytest.raises(InputError, match=r"ended the program \(exit status 0\) instead of giving"):
+        load_teacher("user_teacher:make")
+
+
+def test_a_folder_of_hugging_face_without_a_preprocessor_needs_the_keys(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=2)
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"no preprocessor_config.json .*image_size=224&mean="):
+        load_teacher(f"hf/{tmp_path}")
+    assert load_teacher(f"hf/{tmp_path}?image_size=32&mean=0.5&std=0.5").image_size == 32

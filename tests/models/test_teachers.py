@@ -11,7 +11,7 @@ from nets import SMALL, Pixel, batch_norm_net, crops
 from torch import Tensor, nn
 
 from ferkd.models.architectures import Inputs
-from ferkd.models.teacher import Teacher, check_classes, load_teacher
+from ferkd.models.teacher import Teacher, load_teacher
 from ferkd.system.errors import InputError
 
 # What a teacher is fed and gives back
@@ -106,7 +106,7 @@ def test_output_that_is_not_finite_logits_is_refused() -> None:
     broken.gain.data[1] = float("nan")
     with pytest.raises(InputError, match=r"module Pixel returned logits that are not finite"):
         Teacher(broken, inputs, device="cpu")
-    with pytest.raises(InputError, match=r"returned \[1, 3, 4, 4\] for 1 images"):
+    with pytest.raises(InputError, match=r"returned \[2, 3, 4, 4\] for 2 images"):
         Teacher(nn.Identity(), inputs, device="cpu")
     with pytest.raises(InputError, match=r"returned NoneType"):
         Teacher(type("Nothing", (nn.Module,), {"forward": lambda *_: None})(), inputs)
@@ -153,9 +153,9 @@ def named(*class_names: str) -> Teacher:
 
 def test_another_number_of_classes_is_refused_with_both_numbers_and_the_remedies() -> None:
     with pytest.raises(
-        InputError, match=r"mine has 3 classes, but the 20 images have 2; .*--no-targets"
+        InputError, match=r"mine has 3 classes, but the images have 2; .*--class-map.*--no-targets"
     ):
-        check_classes(named(), ["cat", "dog"], 20)
+        named().for_folders(["cat", "dog"])
     with pytest.raises(InputError, match=r"mine has 3 classes, but class names: 2"):
         named("cat", "dog")
     with pytest.raises(InputError, match=r"has 3 classes, but num_classes: 4"):
@@ -164,14 +164,16 @@ def test_another_number_of_classes_is_refused_with_both_numbers_and_the_remedies
 
 def test_the_first_differing_class_name_is_refused() -> None:
     teacher = named("cat", "dog", "eel")
-    check_classes(teacher, ["cat", "dog", "eel"])
-    check_classes(teacher, ["Cat", "DOG", "eel"])
-    check_classes(teacher, [])
-    with pytest.raises(InputError, match=r"class 1 is 'dog' for teacher mine, but 'eel'"):
-        check_classes(teacher, ["cat", "eel", "dog"])
+    for same in (["cat", "dog", "eel"], ["Cat", "DOG", "eel"], []):
+        assert teacher.for_folders(same) is teacher
+    with pytest.raises(InputError, match=r"class 1 is 'dog' for teacher mine, but 'cow'"):
+        teacher.for_folders(["cat", "cow", "eel"])
 
 
 def test_names_are_compared_only_where_both_are_words() -> None:
-    check_classes(named(), ["x", "y", "z"])
-    check_classes(named("tench", "goldfish", "shark"), ["n01440764", "n01443537", "n01484850"])
-    check_classes(named("great white shark", "b-c", "d"), ["great_white_shark", "b_c", "d"])
+    for teacher, folders in (
+        (named(), ["x", "y", "z"]),
+        (named("tench", "goldfish", "shark"), ["n01440764", "n01443537", "n01484850"]),
+        (named("great white shark", "b-c", "d"), ["great_white_shark", "b_c", "d"]),
+    ):
+        assert teacher.for_folders(folders) is teacher

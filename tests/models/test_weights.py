@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 from pathlib import Path
@@ -171,3 +172,20 @@ def test_a_file_without_a_state_dict_is_named(tmp_path: Path, content: object) -
     torch.save(content, tmp_path / "odd.pt")
     with pytest.raises(InputError, match="holds no state dict"):
         read_state_dict(tmp_path / "odd.pt")
+
+
+def test_checkpoints_of_training_scripts_hold_a_namespace(tmp_path: Path) -> None:
+    state = {"weight": torch.arange(3.0)}
+    options = argparse.Namespace(model="resnet10t", lr=0.1, nested=argparse.Namespace(a=[1, "x"]))
+    timm_like = {"epoch": 3, "arch": "x", "state_dict": state, "args": options, "metric": 70.1}
+    torch.save(timm_like, tmp_path / "timm.pth.tar")
+    torch.save({"model": state, "epoch": 3, "args": options}, tmp_path / "tv.pth")
+    for name in ("timm.pth.tar", "tv.pth"):
+        assert torch.equal(read_state_dict(tmp_path / name)["weight"], state["weight"])
+
+
+def test_another_global_is_refused_by_its_name(tmp_path: Path) -> None:
+    options = argparse.Namespace(out=Path("runs"))
+    torch.save({"state_dict": {"weight": torch.ones(1)}, "args": options}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"needs pathlib\.\w*Path besides tensors"):
+        read_state_dict(tmp_path / "w.pth")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stores
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -242,3 +243,14 @@ def test_rows_outside_are_an_index_error_and_stores_pickle_as_their_path(tmp_pat
     data = pickle.dumps(store)
     assert len(data) < 500
     assert (pickle.loads(data).boxes(1, 1) == store.boxes(1, 1)).all()
+
+
+def test_an_image_without_ground_truth_has_no_probability_of_it(tmp_path):
+    """Its records hold a byte for it like all others, which means nothing."""
+    store = stores.write_store(tmp_path / "s")  # every third image has none
+    rows = np.arange(len(store))
+    true = store.labels(rows, np.zeros_like(rows)).true_log_prob
+    assert true is not None and true.isnan().tolist() == (store.targets < 0).tolist()
+    assert true.isnan().any() and not true.isnan().all()
+    every = store.record.decode(store.records(rows, np.zeros_like(rows))).true_log_prob
+    assert every is not None and not every.isnan().any()

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from ferkd.study.compare.length import measure_rate
+from ferkd.study.compare.length import measure_rate, steps_of
 from ferkd.study.compare.plan import Planned
-from ferkd.study.compare.suite import make_suite
-from ferkd.training.recipe import load_recipe
+from ferkd.study.compare.suite import Budget, make_suite
+from ferkd.training.recipe import Recipe, load_recipe
 
 
 @pytest.mark.parametrize(("cache", "unmeasured"), [("none", 8), ("ram", 16), ("disk", 16)])
@@ -37,3 +37,13 @@ def test_the_first_pass_over_a_cache_is_not_measured(tiny_images, tmp_path, cach
     assert (found["unmeasured_steps"], found["steps"]) == (unmeasured, 32)
     seconds = 8.0 if unmeasured == 16 else 80 + 24 * 0.25
     assert found["seconds"] == seconds and found["steps_per_second"] == 32 / seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "steps"),
+    [(10, 0.99, 9), (10, 1.0, 10), (2.5, 3.0, 7), (0.1, 1.0, 1)],
+)
+def test_a_budget_of_seconds_is_not_overrun(seconds, rate, steps):
+    """9.9 steps fit into 10 seconds at 0.99 a second: 9 whole ones. One step is the least."""
+    recipe = Recipe(method="hard", data={"images": "-"}, schedule={"steps": 1})
+    assert steps_of(Budget(seconds=seconds), recipe, rate) == steps

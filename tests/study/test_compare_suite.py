@@ -236,7 +236,6 @@ def test_what_changes_a_suite_is_named_and_additions_are_none():
         "suite.methods.fkd: in the folder, not in this suite",
         "suite.methods.ferkd.regions.epsilon: 0.3 in the folder, 0.1 in this suite",
         "suite.budgets.short.steps: 5 in the folder, 6 in this suite",
-        "suite.seeds: 1 in the folder, not in this suite",
     ]
 
 

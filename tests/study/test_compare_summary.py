@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -86,7 +87,7 @@ def run(seed: int, top1: list[float], *, seconds: float = 1.0, m: int = 1, **res
     figures = {"top1": top1[-1], "top5": 1.0, "nll": 1 - top1[-1], "ece": 0.1, "steps": steps}
     recipe = {"method": "x", "seed": seed, "data.batch_size": 8, "data.crops_per_image": m}
     whole = {**figures, "seconds": seconds * steps, **result}
-    return Run(Path(f"r{seed}"), seed, recipe, whole, lines)
+    return Run(Path(f"r{seed}"), seed, recipe, whole, lines, alone=True)
 
 
 def test_time_to_the_baselines_accuracy_by_hand():
@@ -102,6 +103,11 @@ def test_time_to_the_baselines_accuracy_by_hand():
     assert found["steps_share"] == 0.5  # of hard's 40 steps
     assert found["decodes_share"] == 40 / 320  # 2 images a step against 8
     assert found["seconds_share"] == 2.0  # 80 s against 40 s
+    # Seconds of a run that had company prove nothing, on either side; counts stay what they are.
+    busy = [fast[0], dataclasses.replace(fast[1], alone=False)]
+    for ours, base in ((busy, hard), (fast, [hard[0], dataclasses.replace(hard[1], alone=False)])):
+        beside = reach(ours, 0.6, base)
+        assert beside == {**found, "seconds_share": None}
     rows = summarise({"hard": hard, "fast": fast, "slow": [run(0, [0.1, 0.2])]}, "hard")
     assert rows["fast"]["reach"] == found and rows["slow"]["reach"] is None
     assert rows["hard"]["reach"]["steps"] == 40 and rows["hard"]["goal"] == pytest.approx(0.6)
@@ -284,5 +290,6 @@ def test_the_columns_of_differences_hold_each_its_own_figure():
     assert accuracy.head[-2:] == ("top-1 against hard, points", "NLL against hard")
     top1, nll = accuracy.rows["fkd"][-2:]
     half = 12.7062 * 0.05  # t at 0.975 with 1 degree of freedom, deviation 0.0707 / sqrt 2
-    assert (top1.text, nll.text) == ("+0.0", "-0.300")
+    assert (top1.text, top1.note) == ("equal", "")  # not +0.0 [+0.0, +0.0]
+    assert nll.text == "-0.300"
     assert nll.note == f"[{-0.3 - half:+.3f}, {-0.3 + half:+.3f}]"

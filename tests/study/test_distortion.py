@@ -260,6 +260,15 @@ def test_the_whole_report(flowers_like_store):
     assert any(line.startswith("| ferkd top-5 u8 | 2 |") for line in lines)
 
 
+def test_a_store_alone_is_measured_alone(flowers_like_store):
+    """Four classes: the headline's top-5 records do not fit, and nothing made up stands in."""
+    result = bench_distortion([flowers_like_store[1].path])
+    assert list(result["details"]["populations"]) == ["store full, 4 classes"]
+    assert result["value"] is None and result["ratios"] == {"FKD top-5 f32": None}
+    json.dumps(result, allow_nan=False)
+    markdown(result)
+
+
 @pytest.fixture
 def flowers_like_store(tmp_path):
     """Logits [12, 4] and a store of all 4 classes in single precision that holds their labels."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 
 from ferkd.training.optim import OptimizerConfig, build_optimizer, parameter_groups
@@ -17,6 +19,31 @@ def test_norms_and_biases_are_not_decayed():
     assert {id(p) for p in others["params"]} == {
         id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model[3].bias)
     }
+
+
+def spared(model):
+    """The names of the parameters that are not decayed and have two axes or more."""
+    decayed = {
+        id(p) for g in parameter_groups(model, 0.1) if g["weight_decay"] for p in g["params"]
+    }
+    return {n for n, p in model.named_parameters() if id(p) not in decayed and p.ndim > 1}
+
+
+def test_what_a_transformer_names_is_not_decayed():
+    """Class tokens and position embeddings of timm's ViT and Swin, by their no_weight_decay()."""
+    vit = timm.create_model("test_vit", num_classes=3)
+    assert spared(vit) == {"cls_token", "pos_embed"} <= vit.no_weight_decay()
+    with torch.device("meta"):
+        swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3)
+    tables = {n for n, _ in swin.named_parameters() if "relative_position_bias_table" in n}
+    assert len(tables) == 12 and spared(swin) == tables
+
+
+def test_embeddings_of_torchvisions_transformers_are_not_decayed():
+    with torch.device("meta"):
+        vit, swin = (torchvision.models.get_model(n, weights=None) for n in ("vit_b_32", "swin_t"))
+    assert spared(vit) == {"class_token", "encoder.pos_embedding"}
+    assert len(spared(swin)) == 12 and all("relative_position_bias" in n for n in spared(swin))
 
 
 def test_frozen_parameters_and_empty_groups_are_left_out():

@@ -277,6 +277,32 @@ def test_the_crops_side_follows_the_schedule_and_a_stopped_run_continues(setting
     assert same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_a_vision_transformer_trains_and_is_evaluated_at_several_sizes(settings, tmp_path):
+    """Patches of 16 pixels: 32, 48 and 64 are taken, 40 is refused before anything is written."""
+    changes = {
+        "student": {"name": "timm/test_vit3"},
+        "schedule": {"steps": 2, "image_size": [[0, 48], [0.5, 32]]},
+    }
+    result = run(settings, tmp_path / "run", **changes)
+    at_own = evaluate(tmp_path / "run", settings["data"]["val"], workers=0)
+    assert at_own["nll"] == pytest.approx(result["nll"], abs=1e-5)
+    larger = evaluate(tmp_path / "run", settings["data"]["val"], workers=0, image_size=64)
+    assert larger["nll"] != at_own["nll"]
+    with pytest.raises(InputError, match=r"images of 40 pixels .*; evaluate it at 32, the size it"):
+        evaluate(tmp_path / "run", settings["data"]["val"], workers=0, image_size=40)
+    changes["schedule"]["image_size"][0][1] = 40
+    with pytest.raises(InputError, match=r"images of 40 pixels .*; leave that size out of"):
+        run(settings, tmp_path / "other", **changes)
+    assert not (tmp_path / "other").exists()
+
+
+def test_one_crop_a_step_is_refused_before_anything_is_written(settings, tmp_path):
+    data = {**settings["data"], "batch_size": 1, "crops_per_image": 1}
+    with pytest.raises(InputError, match="cannot be trained on one crop a step"):
+        run(settings, tmp_path / "run", data=data)
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_learns(settings, tmp_path):
     """Dark and light images are told apart after a few steps."""
     for name, level in (("dark", 60), ("light", 190)):
@@ -311,7 +337,7 @@ def test_a_diverging_run_fails_with_the_step(settings, tmp_path):
     ("changes", "message"),
     [
         ({"student": {"name": "timm/test_eficientnet"}}, "nearest: test_efficientnet"),
-        ({"student": {"name": "timm/test_vit3", "model_args": {"img_size": 64}}}, "32 pixels"),
+        ({"student": {"name": "timm/mixer_s32_224", "model_args": {"img_size": 64}}}, "32 pixels"),
         ({"device": "cuda:63"}, "is not available"),
         ({"device": "cpu", "precision": "fp16"}, "needs a CUDA device"),
         ({"method": "fkd", "store": "gone"}, "gone holds no label store"),
@@ -340,3 +366,22 @@ def test_hard_labels_need_ground_truth_of_every_image(settings, photos, tmp_path
     with pytest.raises(InputError, match=r"stray\.jpg"):
         run(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused_before_anything_is_written(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="training runs on one process, and 2 were started"):
+        run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unreadable_validation_image_moves_no_truth_to_another(settings, tiny_images, tmp_path):
+    """The one left out comes first, so every truth behind it would be one image off."""
+    val = tiny_images({"a": 60, "b": 60, "c": 1}, size=(12, 12))
+    sorted((val / "a").iterdir())[0].write_bytes(b"no picture")
+    settings["data"]["val"] = str(val)
+    result = train(make_recipe(settings), tmp_path / "run")
+    again = evaluate(tmp_path / "run", val)
+    assert len(again["unreadable"]) == 1
+    for key in ("top1", "nll", "brier"):
+        assert result[key] == pytest.approx(again[key], rel=1e-5), key

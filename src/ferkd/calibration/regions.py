@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from ferkd.calibration.ranks import row_chunks
 from ferkd.calibration.reliability import Evidence, Rule, propose, reliability, weights_of
 from ferkd.store.reader import LabelStore
 from ferkd.store.soft import LOWEST, TAIL_TEMPERATURES, SoftLabels
@@ -285,9 +286,10 @@ def _blended_tail(tail: Tensor, unstored: Tensor, soft: Tensor, spread: Tensor) 
 class Mining:
     """The regions of a whole store and what they were made from.
 
-    ``regions`` int8 [N, crops]; ``shares`` of all crops by region name, before images with
-    nothing left were given back; ``rescued`` is the number of such images; ``evidence`` is None
-    where neither a rule nor the calibration asked for it. ``weights`` uint8 [N, crops] in 255ths,
+    ``regions`` int8 [N, crops], what becomes of each crop; ``kept_whole`` bool [N], the images all
+    of whose scores say discarded: none of their crops is, so that no image is lost. ``shares`` of
+    all crops by region name are by the scores alone, see `by_score`. ``evidence`` is None where
+    neither a rule nor the calibration asked for it. ``weights`` uint8 [N, crops] in 255ths,
     what is left of each soft label under "blend"; None under "steps" and without ground truth.
     """
 
@@ -295,7 +297,7 @@ class Mining:
     regions: NDArray[np.int8]
     thresholds: Thresholds
     shares: dict[str, float]
-    rescued: int
+    kept_whole: NDArray[np.bool_]
     without_target: int
     evidence: Evidence | None
     weights: NDArray[np.uint8] | None = None
@@ -326,11 +328,42 @@ class Mining:
         return blend(labels, targets, weights, 1 - surest)
 
     @property
+    def rescued(self) -> int:
+        """Images that are kept whole though all of their crops score as discarded."""
+        return int(self.kept_whole.sum())
+
+    @property
+    def never_drawn(self) -> float:
+        """The share of all crops that training never shows, 0 .. 1."""
+        kept = int(self.kept_whole.sum()) / max(1, len(self.kept_whole))
+        return max(0.0, self.shares["discarded"] - kept)
+
+    def by_score(self, rows: slice | NDArray[np.integer] | int = slice(None)) -> NDArray[np.int8]:
+        """The regions that the scores of the images ``rows`` say, int8 [n, crops]."""
+        empty = self.kept_whole[rows]
+        return np.where(empty[..., None], np.int8(Region.DISCARDED), self.regions[rows])
+
+    @property
     def mean_weight(self) -> float | None:
         """What is left of the soft labels of kept crops on average, 0 .. 1; None under "steps"."""
         if self.weights is None:
             return None
-        return float(self.weights[self.regions != Region.DISCARDED].mean()) / 255
+        total = kept = 0
+        for rows in row_chunks(*self.regions.shape):
+            weights = self.weights[rows][self.regions[rows] != Region.DISCARDED]
+            total, kept = total + int(weights.sum(dtype=np.int64)), kept + weights.size
+        return total / max(1, kept) / 255
+
+    @property
+    def note(self) -> str | None:
+        """What a user must know before the figures: None, or that FerKD does nothing here."""
+        idle = self.without_target == len(self.regions) and self.weights is None
+        if idle and not self.shares["discarded"]:
+            return (
+                "no image has ground truth, so nothing is calibrated or discarded: training is "
+                "FKD's, whatever its method is called; label without --no-targets for FerKD"
+            )
+        return None
 
     def describe(self) -> str:
         """One line for the log."""
@@ -344,7 +377,10 @@ class Mining:
         if self.rescued:
             hard = self.thresholds.low < self.thresholds.middle
             what = "count as hard" if hard else "are kept whole"
-            line += f"; {self.rescued} images with all crops discarded {what}"
+            line += (
+                f"; {self.rescued} images with all crops discarded {what}, so that "
+                f"{self.never_drawn:.1%} of all crops are never drawn"
+            )
         if self.without_target:
             line += f"; {self.without_target} images without ground truth keep their soft labels"
         if self.shares["discarded"] > 0.5:
@@ -375,19 +411,24 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
     if blended:
         thresholds = thresholds._replace(middle=thresholds.low)
     curve = evidence.reliability if evidence is not None else None
-    regions = classify_scores(scores, *thresholds)
+    del correct
     # Where nothing asks for hard labels (low = middle), none is made up for such an image: the
     # teacher doubts all of its crops, so its ground truth may be what is wrong.
     rescue = Region.HARD if thresholds.low < thresholds.middle else Region.IMPORTANT
+    regions = np.empty(scores.shape, np.int8)
+    for rows in row_chunks(*scores.shape):
+        regions[rows] = classify_scores(scores[rows], *thresholds)
     if settings.shuffle is not None:  # at the rate of what would have been trained on
         regions = shuffled(keep_every_image(regions, rescue), settings.shuffle)
     shares = {region.name.lower(): float((regions == region).mean()) for region in Region}
+    kept_whole = (regions == Region.DISCARDED).all(axis=1)
+    regions[kept_whole] = rescue
     return Mining(
         settings=settings,
-        regions=keep_every_image(regions, rescue),
+        regions=regions,
         thresholds=thresholds,
         shares=shares,
-        rescued=int((regions == Region.DISCARDED).all(axis=1).sum()),
+        kept_whole=kept_whole,
         without_target=int((~known).sum()),
         evidence=evidence,
         weights=weights_of(curve, scores) if blended and curve is not None else None,

@@ -7,18 +7,19 @@ instead of searched for (docs/method.md).
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ferkd.calibration.ranks import order_statistics, row_chunks
+
 Rule = Literal["auto", "reliable", "none"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 _BINS = 100
-_ROWS = 65_536  # images weighed at a time
 _Z = 1.96  # 95 % confidence
 EASY_SHARE = 0.01  # of the training signal, sum of 1 - s, that the easiest crops may take along
 
@@ -79,26 +80,61 @@ def wilson(rate: NDArray[np.float64], n: NDArray[np.float64]) -> tuple[NDArray, 
 
 
 def reliability(
-    scores: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = _BINS
+    scores: NDArray[np.floating],
+    correct: NDArray[np.bool_],
+    bins: int = _BINS,
+    known: NDArray[np.bool_] | None = None,
 ) -> Reliability:
-    """Estimate r(s) from scores and outcomes [N, crops] of images that have a ground truth."""
-    order = np.argsort(scores, axis=None, kind="stable")
-    s = scores.ravel()[order].astype(np.float64)
-    right = correct.ravel()[order]
-    image = order // scores.shape[1]
-    edges = np.unique(np.linspace(0, len(s), min(bins, len(s)) + 1).astype(int))
-    slices = [slice(a, b) for a, b in itertools.pairwise(edges)]
-    crops = np.array([b.stop - b.start for b in slices])
-    raw = np.array([right[b].mean() for b in slices])
-    rate = isotonic(raw, crops.astype(np.float64))
-    # Pooled bins share one estimate and thus one band, from all images that fall in them.
-    images = np.empty(len(slices))
-    for value in np.unique(rate):
-        pooled = np.flatnonzero(rate == value)
-        members = image[slices[pooled[0]].start : slices[pooled[-1]].stop]
-        images[pooled] = len(np.unique(members))
-    low, high = wilson(rate, images)
-    return Reliability(np.array([s[b].mean() for b in slices]), rate, low, high, crops)
+    """Estimate r(s) from scores and outcomes [N, crops] of the images ``known`` [N], all if None.
+
+    Equal scores that fall into two bins are divided in the order of the images. Beside the
+    arguments it holds one byte a crop.
+    """
+
+    def walk() -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+        for rows in row_chunks(*scores.shape):
+            taken = slice(None) if known is None else known[rows]
+            yield scores[rows][taken].astype(np.float32, copy=False), correct[rows][taken]
+
+    total = scores.size if known is None else int(known.sum()) * scores.shape[1]
+    edges = np.unique(np.linspace(0, total, min(bins, total) + 1).astype(int))
+    count = len(edges) - 1
+    # The score at each inner edge, and the place of the first that is equal to it.
+    values, places = order_statistics(lambda: (s.ravel() for s, _ in walk()), edges[1:-1])
+    ties = dict(zip(values.tolist(), places.astype(np.int64).tolist(), strict=True))
+    right, sums = np.zeros(count), np.zeros(count)
+    where = np.empty((total // scores.shape[1], scores.shape[1]), np.min_scalar_type(count))
+    row = 0
+    for chunk, outcome in walk():
+        s = chunk.ravel()
+        bin_of = np.searchsorted(values, s, "right")
+        for value, place in ties.items():
+            equal = np.flatnonzero(s == np.float32(value))
+            places_here = place + np.arange(len(equal))
+            bin_of[equal] = np.searchsorted(edges[1:-1], places_here, "right")
+            ties[value] = place + len(equal)
+        right += np.bincount(bin_of, outcome.ravel(), count)
+        sums += np.bincount(bin_of, s.astype(np.float64), count)
+        where[row : row + len(chunk)] = bin_of.reshape(chunk.shape)
+        row += len(chunk)
+    crops = np.diff(edges)
+    rate = isotonic(right / crops, crops.astype(np.float64))
+    low, high = wilson(rate, _images(where, rate))
+    return Reliability(sums / crops, rate, low, high, crops)
+
+
+def _images(bins: NDArray[np.unsignedinteger], rate: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of how many images each bin holds crops, from the bins of all crops [N, crops].
+
+    Pooled bins, of one ``rate``, share one estimate and so all images that fall in any of them.
+    """
+    pools, pool = np.unique(rate, return_inverse=True)
+    images = np.zeros(len(pools))
+    for rows in row_chunks(len(bins), max(bins.shape[1], len(pools))):
+        present = np.zeros((len(bins[rows]), len(pools)), bool)
+        present[np.arange(len(present))[:, None], pool[bins[rows]]] = True
+        images += present.sum(0)
+    return images[pool]
 
 
 def weights_of(curve: Reliability, scores: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -109,21 +145,30 @@ def weights_of(curve: Reliability, scores: NDArray[np.floating]) -> NDArray[np.u
     s, bins = np.unique(curve.s, return_inverse=True)  # bins of one score have one rate, too
     rates = np.bincount(bins, curve.rate * curve.crops) / np.bincount(bins, curve.crops)
     weights = np.empty(scores.shape, np.uint8)
-    for row in range(0, len(scores), _ROWS):  # bounds the float64 that np.interp returns
-        rate = np.interp(scores[row : row + _ROWS], s, rates)
-        weights[row : row + _ROWS] = np.rint(np.nan_to_num(rate, nan=1.0) * 255)
+    for rows in row_chunks(*scores.shape):  # np.interp returns float64
+        rate = np.interp(scores[rows], s, rates)
+        weights[rows] = np.rint(np.nan_to_num(rate, nan=1.0) * 255)
     return weights
 
 
 def easy_cut(scores: NDArray[np.floating], share: float = EASY_SHARE) -> float:
-    """The top threshold: the easiest crops above it hold at most ``share`` of sum(1 - s)."""
-    s = np.sort(scores[~np.isnan(scores)].astype(np.float64))[::-1]
-    signal = np.cumsum(1 - s)
-    if not len(s) or signal[-1] <= 0:
+    """The top threshold: the easiest crops above it hold at most ``share`` of sum(1 - s).
+
+    It is the easiest score that stays; ties stay with it.
+    """
+
+    def walk() -> Iterator[NDArray[np.floating]]:
+        for rows in row_chunks(*scores.shape):
+            yield scores[rows][~np.isnan(scores[rows])]
+
+    def signal(s: NDArray[np.floating]) -> NDArray[np.float64]:
+        return 1 - s.astype(np.float64)
+
+    total = sum(float(signal(chunk).sum()) for chunk in walk())
+    if total <= 0:
         return 1.0
-    cut = int(np.searchsorted(signal, share * signal[-1], side="right"))
-    # Crops 0 .. cut-1 may go; the threshold is the easiest score that stays, ties stay with it.
-    return float(s[min(cut, len(s) - 1)])
+    cut, _ = order_statistics(walk, np.array([(1 - share) * total]), signal)
+    return float(cut[0])
 
 
 def propose(
@@ -147,7 +192,7 @@ def propose(
     easy = f"; crops above {top:.3f} hold {EASY_SHARE:.0%} of the signal" if rule == "auto" else ""
     if not has_target.any():
         return Evidence((0.0, 0.0, top), chance, None, f"{rule}: no ground truth{easy}")
-    curve = reliability(scores[has_target], correct[has_target])
+    curve = reliability(scores, correct, known=has_target)
     if rule == "none":
         return Evidence((0.0, 0.0, 1.0), chance, curve, "none: all crops are kept")
     middle = min(_between(curve, np.flatnonzero(curve.rate < 0.5)), top)

@@ -141,13 +141,25 @@ def label(
     image_size: Annotated[
         int | None, typer.Option(help="Pixels; the teacher's own if unset.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Crops (or images) per forward pass.")] = 128,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Crops (or images) per forward pass; by device if unset.")
+    ] = None,
     workers: Workers = 2,
     seed: Annotated[int | None, typer.Option(help="Of the crops [0].")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     no_targets: Annotated[
         bool, typer.Option("--no-targets", help="The folders are not the teacher's classes.")
+    ] = False,
+    class_map: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON or text file of folder and teacher class, or: sorted, natural, number."
+        ),
+    ] = None,
+    no_agreement_check: Annotated[
+        bool,
+        typer.Option("--no-agreement-check", help="Accept labels that deny the folders."),
     ] = False,
     no_exif: Annotated[
         bool, typer.Option("--no-exif", help="Ignore the EXIF orientation of images.")
@@ -173,6 +185,8 @@ def label(
     from ferkd.crops import CropDistribution
     from ferkd.images import refuse_inside_images
     from ferkd.labelling import run as labelling
+    from ferkd.labelling.agreement import agreement_of
+    from ferkd.labelling.settings import Labelling
     from ferkd.store.publish import label_out
     from ferkd.system.storage import masked
 
@@ -192,10 +206,7 @@ def label(
             last = now
             advance(now.done, now.total, f"images, {now.crops_per_second:.0f} {one}s/s")
 
-        store = labelling.label(
-            images,
-            teacher,
-            folder,
+        wanted = Labelling(
             kind=kind,  # type: ignore[arg-type]
             crops=crops,
             top_k=top_k or None,
@@ -210,13 +221,22 @@ def label(
             device=device,
             precision=precision,
             targets=not no_targets,
+            class_map=class_map,
+            check_agreement=not no_agreement_check,
             exif=not no_exif,
             max_unreadable=max_unreadable,
+        )
+        store = labelling.label(
+            images,
+            teacher,
+            folder,
+            wanted,
             recheck=recheck,
             resume=resume,
             overwrite=overwrite,
             progress=progress,
         )
+        agreement = agreement_of(store)
         skipped = [s.model_dump() for s in store.manifest.skipped]
         result = {
             "images": len(store),
@@ -226,6 +246,7 @@ def label(
             "seconds": time.perf_counter() - begun,
             "crops_per_second": last.crops_per_second,
             "bytes_per_crop": _bytes_per_crop(store),
+            "agreement": agreement,
             "store": masked(out),
         }
     for skip in skipped:
@@ -235,6 +256,13 @@ def label(
         f"{result['store']} ({result['bytes_per_crop']:.1f} bytes per {one}, "
         f"{last.crops_per_second:.0f} {one}s/s)"
     )
+    if agreement is not None:
+        text += f"\nthe labels agree with the class folders in {agreement:.1%} of the {one}s"
+    else:
+        text += (
+            "\nwithout ground truth: FerKD has nothing to calibrate by, so method ferkd trains on "
+            "these labels as fkd does"
+        )
     show(result, text, as_json)
 
 
@@ -255,33 +283,14 @@ def train(
 ) -> None:
     """Train a student from a recipe."""
     from ferkd.training import train as run
+    from ferkd.training.progress import on_a_bar
     from ferkd.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
     with meter("training") as advance:
-        result = run(loaded, out, resume=resume, overwrite=overwrite, progress=_training(advance))
+        progress = on_a_bar(advance, say)
+        result = run(loaded, out, resume=resume, overwrite=overwrite, progress=progress)
     show(result, table([(k, _short(v)) for k, v in result.items()]), as_json)
-
-
-def _training(advance: Any) -> Any:
-    """Draws the trainer's progress lines."""
-    steps, note, evaluated = 0, "", ""
-
-    def progress(line: dict[str, Any]) -> None:
-        nonlocal steps, note, evaluated
-        if line["kind"] == "start":
-            steps = line["steps"]
-            for what in ("regions", "cache"):
-                if what in line:
-                    say(f"{what}: {line[what]}")
-        elif line["kind"] == "eval":
-            evaluated = f", top-1 {line['top1']:.2%}"
-        else:
-            rate = line["crops"] / line["seconds"] if line["seconds"] else 0.0
-            note = f"steps, loss {line['loss']:.3f}, {rate:.0f} crops/s"
-        advance(line["step"], steps, note + evaluated)
-
-    return progress
 
 
 @app.command()
@@ -294,6 +303,9 @@ def evaluate(
     image_size: Annotated[int | None, typer.Option(help="Pixels; the run's own if unset.")] = None,
     crop_fraction: Annotated[
         float | None, typer.Option(help="Central crop, share of a side.")
+    ] = None,
+    class_map: Annotated[
+        str | None, typer.Option(help="File of folder and the run's class, or: sorted, natural.")
     ] = None,
     batch_size: int = 256,
     workers: Workers = 2,
@@ -314,6 +326,7 @@ def evaluate(
         workers=workers,
         device=device,
         precision=precision,  # type: ignore[arg-type]
+        class_map=class_map,
     )
     rows = [(k, _short(v)) for k, v in result.items() if k != "per_class"]
     rows += [(f"  {name}", _short(v)) for name, v in result["per_class"].items()]
@@ -349,6 +362,7 @@ def demo(
         resume=resume,
         overwrite=overwrite,
         say=say,
+        meter=meter,
     )
     show(result, result.pop("table"), as_json)
 

@@ -34,7 +34,7 @@ def inspect(
     from ferkd.study import inspection
 
     regions = _regions(thresholds, calibration, score)
-    result = inspection.inspect(store, regions, truth)
+    result = inspection.inspect(store, regions, truth, images)
     if html is not None:
         if html.exists() and not overwrite:
             raise InputError(f"{html} exists; give another file or --overwrite")
@@ -44,6 +44,12 @@ def inspect(
     rows: list[tuple[str, Any]] = [
         ("images", result["images"]),
         ("left out", len(result["skipped"])),
+        *(
+            [("without labels", f"{added} images of {images}, added since")]
+            if (added := result.get("images_without_labels"))
+            else []
+        ),
+        *([("note", result["note"])] if "note" in result else []),
         ("crops per image", result["crops_per_image"]),
         *([("  label maps of", f"{result['map_grid']} cells")] if "map_grid" in result else []),
         ("classes", result["classes"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from ferkd.images import (
     open_images,
 )
 from ferkd.loading.crop_sources import match
-from ferkd.models.student import load_run
+from ferkd.models.classes import Known, match_folders
+from ferkd.models.student import check_input, load_run
 from ferkd.store import LabelStore
 from ferkd.store.manifest import check_kind
 from ferkd.system.compute import Normalise, Precision, autocast, resolve_device, resolve_precision
@@ -34,6 +35,7 @@ from ferkd.system.errors import InputError
 from ferkd.system.plain import read_json
 from ferkd.system.threads import workers as worker_threads
 
+_MOST_PIXELS = 4096  # of a side
 CACHE_BYTES = 1 << 30  # central crops that take less are kept in memory between evaluations
 
 log = logging.getLogger("ferkd")
@@ -172,12 +174,22 @@ def _forward(model: nn.Module, pixels: Tensor, normalise: Normalise, dtype: torc
 
 
 def match_classes(
-    targets: Tensor, found: Sequence[str], wanted: Sequence[str], *, source: str
+    targets: Tensor,
+    found: Sequence[str],
+    wanted: Sequence[str],
+    *,
+    source: str,
+    class_map: str | Path | Mapping[str, Any] | None = None,
 ) -> Tensor:
     """``targets`` counted by the class names ``found``, recounted by the names ``wanted``.
 
+    ``class_map`` says which of ``wanted`` each of ``found`` is, which may then be a part of them.
     Raises InputError, naming the differences, unless both hold the same names.
     """
+    if class_map is not None:
+        known = Known("the model", len(wanted), tuple(wanted))
+        columns = match_folders(found, known, class_map).columns
+        return torch.tensor([*columns, -1])[targets]
     missing = [name for name in wanted if name not in set(found)]
     unknown = [name for name in found if name not in set(wanted)]
     if missing or unknown:
@@ -205,10 +217,12 @@ def evaluate(
     image_size: int | None = None,
     crop_fraction: float | None = None,
     store_crops: int = 4,
+    class_map: str | Path | Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run's folder, or a weights file beside its config.json, on images.
 
-    ``image_size`` (pixels) and ``crop_fraction`` default to the run's own. Returns the figures of
+    ``image_size`` (pixels) and ``crop_fraction`` default to the run's own. ``class_map`` says which
+    of the run's classes the folders are, where their names do not. Returns the figures of
     :func:`measure` with ``per_class``, ``images``, ``unreadable`` (ids), ``seconds``,
     ``crops_per_second``, ``epochs`` (None where the run does not tell) and ``run``; with the
     teacher's ``store`` of these images also ``agreement`` and ``kl``, measured on the first
@@ -223,17 +237,21 @@ def evaluate(
             raise InputError(f"{name} is {value}; it must be at least 1")
     if workers < 0:
         raise InputError(f"workers is {workers}; it must be at least 0")
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size is {image_size}; it must be at least 1 pixel")
+    if image_size is not None and not 1 <= image_size <= _MOST_PIXELS:
+        raise InputError(f"image_size is {image_size}; it must be 1 to {_MOST_PIXELS} pixels")
     if crop_fraction is not None and not 0 < crop_fraction <= 1:
         raise InputError(f"crop_fraction is {crop_fraction:g}; it must be above 0 and at most 1")
     model, config = load_run(run)
     where = resolve_device(device)
     model = model.to(where)
+    size = image_size or config.image_size
+    check_input(
+        *(model, config.architecture, size, config.num_classes),
+        remedy=f"evaluate it at {config.image_size}, the size it was trained for",
+    )
     normalise = Normalise(config.mean, config.std, where)
     dtype = resolve_precision(precision, where)
     source = open_images(images)
-    size = image_size or config.image_size
     crops = CenterCrops(
         source,
         image_size=size,
@@ -247,7 +265,11 @@ def evaluate(
     if not bool((found.targets >= 0).any()):
         raise InputError(f"{source.name} has no ground truth; use images in class folders")
     targets = match_classes(
-        found.targets, source.class_names, config.class_names, source=source.name
+        found.targets,
+        source.class_names,
+        config.class_names or tuple(map(str, range(config.num_classes))) * (class_map is not None),
+        source=source.name,
+        class_map=class_map,
     )
     known = targets >= 0
     accuracy = per_class_accuracy(found.logits[known], targets[known])

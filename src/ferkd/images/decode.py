@@ -35,6 +35,7 @@ import PIL
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from ferkd.system.errors import InputError
+from ferkd.system.text import name as visible
 
 from .exif import ORIENTATION_TAG, exif_block, exif_orientation, turn
 from .jpeg import SOI, PlainJpeg, cut_short, plain_jpeg, too_many_scans
@@ -74,17 +75,18 @@ def check_unreadable_share(
     """Refuse an image set of which more than a stated share cannot be read.
 
     unreadable: the skips so far; total: how many images were looked at; limit: the largest
-    share allowed, 0..1 (exactly the limit passes); option: what a user sets to allow a larger one,
-    empty where nothing can be set. Raises InputError naming the first offenders.
+    share allowed, 0..1 (exactly the limit passes); option: what sets the limit, where something
+    does. Raises InputError naming the first offenders and the option.
     """
     if not unreadable or len(unreadable) / total <= limit:
         return
-    shown = "; ".join(f"{id} ({reason})" for id, reason in unreadable[:5])
+    shown = "; ".join(f"{visible(id)} ({visible(reason)})" for id, reason in unreadable[:5])
     more = f"; and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
     raise InputError(
         f"{len(unreadable)} of {total} images ({len(unreadable) / total:.1%}) are unreadable, "
         f"more than the {limit:.1%} allowed: {shown}{more}. "
-        f"Repair or remove these files{f', or allow a larger share by {option}' if option else ''}"
+        "Repair or remove these files"
+        + (f", or allow a larger share with {option}" if option else "")
     )
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from ferkd.crops import CUT_RULE, cut
 from ferkd.images import DECODER, ImageSource, decode
 from ferkd.labelling.maps import MapTeacher
+from ferkd.models.classes import Matching
 from ferkd.models.teacher import Teacher, load_teacher
 from ferkd.store.reader import LabelStore
 from ferkd.store.records import RecordFormat
@@ -147,6 +148,9 @@ def _same_teacher(
         device=device,
         precision=recorded.get("precision", "auto"),
     )
+    if matched := recorded.get("class_map"):
+        matching = Matching(tuple(matched["classes"]), matched["by"])
+        loaded = loaded.matched(matching, store.class_names)
     given = loaded.describe()
     for key in _SAME:
         if given[key] != recorded.get(key):

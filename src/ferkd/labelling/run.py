@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,23 +32,23 @@ from ferkd.images import (
     open_images,
     refuse_inside_images,
 )
-from ferkd.labelling.maps import MapTeacher, map_teacher, refuse_drawn
+from ferkd.labelling.agreement import Agreement, agreement_to_keep, probe
+from ferkd.labelling.maps import MapTeacher, map_teacher
 from ferkd.labelling.relabelling import CropPlan, check_same_images, extended, on_boxes_of
+from ferkd.labelling.settings import Labelling, default_batch
 from ferkd.models.committee import Committee, load_committee
-from ferkd.models.teacher import Teacher, check_classes
+from ferkd.models.teacher import Teacher
 from ferkd.store import manifest as manifests
 from ferkd.store.derive import chunks, refuse_inside
 from ferkd.store.reader import IMAGE, LabelStore
 from ferkd.store.records import MAX_SIDE, RecordFormat
 from ferkd.store.soft import SoftLabels
-from ferkd.store.writer import StoreWriter, listing
-from ferkd.system.errors import InputError
+from ferkd.store.writer import StoreWriter, has_labels, listing
 from ferkd.system.threads import ahead
 from ferkd.system.threads import workers as worker_threads
 
 CROPS = 50  # per image, where nothing else is said
-_OPTION = "--max-unreadable (max_unreadable=)"
-PART_IMAGES = 256  # images to a part: what a kill can cost at most
+_LIMIT = "max_unreadable (--max-unreadable)"
 
 
 @dataclass(frozen=True)
@@ -71,112 +71,86 @@ def label(
     images: str | Path | ImageSource,
     teacher: str | Path | nn.Module | Teacher | Committee,
     out: str | Path,
+    settings: Labelling | None = None,
     *,
-    kind: Literal["crops", "map"] = "crops",
-    crops: int | None = None,
-    top_k: int | None = 5,
-    values: str = "auto",
-    distribution: CropDistribution | None = None,
-    image_size: int | None = None,
-    batch_size: int = 128,
-    workers: int = 2,
-    seed: int | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    targets: bool = True,
-    exif: bool = True,
-    max_unreadable: float = 0.01,
-    part_images: int = PART_IMAGES,
-    boxes_from: str | Path | LabelStore | None = None,
-    add_to: str | Path | LabelStore | None = None,
     resume: bool = False,
     recheck: bool = False,
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    **options: Any,
 ) -> LabelStore:
     """Label random crops of every image with a teacher; returns the finished store.
 
-    ``images`` is a folder (or source), ``teacher`` a spec (see ferkd.teachers) or module, or
-    several as ``A,B@0.5`` (ferkd.committees), ``out`` a new folder. ``top_k`` None keeps all
-    classes. ``workers`` threads decode and cut. With ``targets=False`` the folders are not classes
-    and the store holds no ground truth. Images that cannot be read are listed in the store and
-    left out, unless they are more than the share ``max_unreadable``. Raises InputError; a killed
-    run is continued with ``resume``, and with ``recheck`` the images labelled so far are read again
-    and those that changed since (or could not be read) are labelled anew, with their parts.
+    ``images`` is a folder (or source), ``teacher`` a spec (see ferkd.models.specs) or module, or
+    several as ``A,B@0.5`` (ferkd.models.committee), ``out`` a new folder. ``settings`` and
+    ``options`` (its fields by name, which take precedence) are those of
+    :class:`ferkd.labelling.settings.Labelling`: ``label(images, teacher, out, crops=20, top_k=5)``.
+    Images that cannot be read are listed in the store and left out. Raises InputError; a killed run
+    is continued with ``resume``, and with ``recheck`` the images labelled so far are read again and
+    those that changed since (or could not be read) are labelled anew, with their parts.
 
-    Every image shows ``crops`` crops (None: 50), drawn from ``distribution`` with ``seed`` (0).
-    ``boxes_from`` is a store of the same images, whose crops are labelled instead: its count,
-    distribution and seed are taken over. ``add_to`` is a store made with the same settings and
-    fewer crops: its labels are taken over as they are and only the new crops are shown to the
-    teacher. It stays untouched, and ``out`` is what ``crops`` from the start would have given,
-    but for the float rounding of another batch composition. Both pass over the images that the
-    store left out, and refuse images other than those it labelled.
-
-    ``kind="map"`` labels the cells of a grid over each whole image instead (see
-    ferkd.label_maps), by one convolutional teacher; ``batch_size`` then counts images, and all
-    that says which crops to draw is refused.
+    ``boxes_from`` is a store of the same images, whose crops are labelled: its count, distribution
+    and seed are taken over. ``add_to`` is a store made with the same settings and fewer crops: its
+    labels are taken over as they are and only the new crops are shown to the teacher. It stays
+    untouched, and ``out`` is what ``crops`` from the start would have given, but for the float
+    rounding of another batch composition. Both pass over the images that the store left out, and
+    refuse images other than those it labelled.
     """
-    if kind not in ("crops", "map"):
-        raise InputError(f"kind is {kind!r}; it must be crops or map")
-    if kind == "map":
-        refuse_drawn(
-            crops=crops,
-            distribution=distribution,
-            seed=seed,
-            boxes_from=boxes_from,
-            add_to=add_to,
-        )
-    if crops is not None and crops < 1:
-        raise InputError(f"crops is {crops}; label at least 1 crop per image")
-    if batch_size < 1 or workers < 1 or part_images < 1:
-        raise InputError(
-            f"batch_size {batch_size}, workers {workers} and part_images {part_images} must be at "
-            "least 1"
-        )
-    if boxes_from is not None and add_to is not None:
-        raise InputError(
-            "boxes_from and add_to are both given; a pass builds on one store: give one"
-        )
-    given = boxes_from if boxes_from is not None else add_to
+    wanted = replace(settings or Labelling(), **options)
+    given = wanted.boxes_from if wanted.boxes_from is not None else wanted.add_to
     base = None if given is None else LabelStore.open(given)
-    source = open_images(images, targets=targets)
+    source = open_images(images, targets=wanted.targets)
     refuse_inside_images(out, source)
     if base is not None:
         refuse_inside(out, [base])
         manifests.check_kind(base.settings, "random", base.path)
         check_same_images(source, base)
-    loaded = load_committee(teacher, image_size=image_size, device=device, precision=precision)
-    if targets:
-        for member in loaded.members:
-            check_classes(member, source.class_names)
-    by_cell = map_teacher(loaded) if kind == "map" else None
-    settings = manifests.Settings(
-        record=manifests.Record(**vars(RecordFormat.choose(top_k, loaded.num_classes, values))),
-        crops=_crops(crops, distribution, seed, base) if by_cell is None else by_cell.crops,
-        images=manifests.Images(decoder=DECODER, exif=exif, listing=listing(source.ids)),
+    loaded = load_committee(
+        teacher,
+        image_size=wanted.image_size,
+        device=wanted.device,
+        precision=wanted.precision,
+        folders=source.class_names if wanted.targets else (),
+        class_map=wanted.class_map,
+    )
+    if wanted.check_agreement and wanted.add_to is None and not (resume and has_labels(out)):
+        probe(loaded, source, exif=wanted.exif)
+    batch_size = _batch_size(wanted, loaded, base)
+    by_cell = map_teacher(loaded) if wanted.kind == "map" else None
+    recorded = manifests.Settings(
+        record=manifests.Record(
+            **vars(RecordFormat.choose(wanted.top_k, loaded.num_classes, wanted.values))
+        ),
+        crops=_crops(wanted, base) if by_cell is None else by_cell.crops,
+        images=manifests.Images(decoder=DECODER, exif=wanted.exif, listing=listing(source.ids)),
         # The batch size is here because float rounding may depend on it.
         teacher={**loaded.describe(), "batch_size": batch_size},
-        class_names=source.class_names if targets else loaded.class_names,
-        targets=targets,
-        part_images=part_images,
+        class_names=source.class_names if wanted.targets else loaded.class_names,
+        targets=wanted.targets,
+        part_images=wanted.part_images,
         software=f"ferkd {__version__}, torch {torch.__version__}",
     )
-    plan = CropPlan(settings.crops, base)
-    if base is not None and add_to is not None:
-        settings = extended(settings, base)
-        plan = CropPlan(settings.crops, base, first=base.crops_per_image)
+    plan = CropPlan(recorded.crops, base)
+    if base is not None and wanted.add_to is not None:
+        recorded = extended(recorded, base)
+        plan = CropPlan(recorded.crops, base, first=base.crops_per_image)
     elif base is not None:
-        settings = on_boxes_of(settings, base)
+        recorded = on_boxes_of(recorded, base)
     # What a store left out was accepted when it was made.
-    max_unreadable = max_unreadable if base is None else 1.0
+    max_unreadable = wanted.max_unreadable if base is None else 1.0
+    agreement = None
+    if wanted.check_agreement and wanted.targets and by_cell is None:
+        agreement = agreement_to_keep(loaded, source)
     with (
-        StoreWriter(out, settings, len(source), resume=resume, overwrite=overwrite) as writer,
-        worker_threads(workers) as pool,
+        StoreWriter(out, recorded, len(source), resume=resume, overwrite=overwrite) as writer,
+        worker_threads(wanted.workers) as pool,
     ):
         if recheck:
             writer.drop_changed(source)
         answers = by_cell or loaded
-        labeller = _Labeller(source, answers, settings, plan, batch_size, workers, pool)
+        labeller = _Labeller(
+            source, answers, recorded, plan, batch_size, wanted.workers, pool, agreement
+        )
         missing = writer.missing()
         done = len(source) - sum(len(writer.part_range(number)) for number in missing)
         unreadable: list[Unreadable] = []
@@ -193,7 +167,7 @@ def label(
         for number in missing:
             part = labeller.label(writer.part_range(number), tell)
             unreadable += part.skipped
-            check_unreadable_share(unreadable, len(source), max_unreadable, option=_OPTION)
+            check_unreadable_share(unreadable, len(source), max_unreadable, option=_LIMIT)
             skipped = [manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped]
             writer.write(
                 number, part.ids, part.table(), plan.joined(part.ids, part.joined()), skipped
@@ -202,21 +176,36 @@ def label(
             crops_done += len(part.ids) * plan.new
             parts += 1
             tell(0)
+            if agreement is not None and (parts & (parts - 1) == 0 or number == missing[-1]):
+                agreement.check()
+        if agreement is not None and missing:
+            agreement.warn()
         if not writer.finished():
-            left_out = _listed(writer.skipped())
-            check_unreadable_share(left_out, len(source), max_unreadable, option=_OPTION)
+            skips = _listed(writer.skipped())
+            check_unreadable_share(skips, len(source), max_unreadable, option=_LIMIT)
         return writer.finish()
 
 
-def _crops(
-    count: int | None,
-    distribution: CropDistribution | None,
-    seed: int | None,
-    base: LabelStore | None,
-) -> manifests.Crops:
+def _batch_size(wanted: Labelling, teacher: Committee, base: LabelStore | None) -> int:
+    """The batch size asked for, or of the store that crops are added to, or the device's."""
+    if wanted.batch_size is not None:
+        return wanted.batch_size
+    if wanted.add_to is not None and base is not None:
+        recorded = base.settings.teacher.get("batch_size")
+        if isinstance(recorded, int) and recorded > 0:
+            return recorded
+    return default_batch(teacher.members[0].device.type, max(teacher.sizes))
+
+
+def _crops(wanted: Labelling, base: LabelStore | None) -> manifests.Crops:
     """The crops asked for; what is None is the store's, or the default without one."""
     default = manifests.Crops(count=CROPS, distribution=CropDistribution(), seed=0, rule=CUT_RULE)
-    asked = {"count": count, "distribution": distribution, "seed": seed, "rule": CUT_RULE}
+    asked = {
+        "count": wanted.crops,
+        "distribution": wanted.distribution,
+        "seed": wanted.seed,
+        "rule": CUT_RULE,
+    }
     stated = {key: value for key, value in asked.items() if value is not None}
     return (default if base is None else base.settings.crops).model_copy(update=stated)
 
@@ -238,6 +227,7 @@ class _Segment(NamedTuple):
     boxes: NDArray[np.int32]
     flips: NDArray[np.bool_]
     target: int
+    first: bool  # whether it begins its image
 
 
 class _Batch(NamedTuple):
@@ -247,6 +237,7 @@ class _Batch(NamedTuple):
     boxes: NDArray[np.int32]
     flips: NDArray[np.bool_]
     targets: NDArray[np.int64]
+    images_begun: int  # of its images those whose first crop is here
 
 
 @dataclass
@@ -283,7 +274,9 @@ class _Labeller:
         batch_size: int,
         workers: int,
         pool: ThreadPoolExecutor,
+        agreement: Agreement | None = None,
     ) -> None:
+        self._agreement = agreement
         self._source, self._teacher, self._settings = source, teacher, settings
         self._plan = plan
         self._batch_size, self._workers, self._pool = batch_size, workers, pool
@@ -297,6 +290,8 @@ class _Labeller:
             logits = self._teacher(batch.images)
             boxes, flips, true = self._plan.recorded(batch.boxes, batch.flips, batch.targets)
             targets = torch.from_numpy(true).to(logits.device)
+            if self._agreement is not None:
+                self._agreement.add(true, logits.argmax(1).cpu().numpy(), batch.images_begun)
             for some in chunks(len(boxes), logits.shape[1]):  # the cells of maps are many
                 labels = SoftLabels.from_logits(logits[some], targets[some], self._format.k)
                 part.records.append(self._format.encode(labels, boxes[some], flips[some]))
@@ -316,7 +311,7 @@ class _Labeller:
             target = int(self._source.targets[image.place])
             part.ids.append(image_id)
             part.rows.append((0, image.fingerprint, target, height, width))
-            yield _Segment(image.pixels, boxes, flips, target)
+            yield _Segment(image.pixels, boxes, flips, target, True)
 
     def _decode(self, place: int) -> _Decoded | Unreadable:
         image_id = self._source.ids[place]
@@ -348,7 +343,9 @@ class _Labeller:
                 stop = min(start + free, count)
                 taken = slice(start, stop)
                 group.append(
-                    segment._replace(boxes=segment.boxes[taken], flips=segment.flips[taken])
+                    segment._replace(
+                        boxes=segment.boxes[taken], flips=segment.flips[taken], first=start == 0
+                    )
                 )
                 free -= stop - start
                 start = stop
@@ -363,7 +360,8 @@ class _Labeller:
         flips = np.concatenate([s.flips for s in group])
         targets = np.repeat([s.target for s in group], [len(s.boxes) for s in group])
         images = {size: self._cut_at(size, group, len(boxes)) for size in self._teacher.sizes}
-        return _Batch(images, boxes, flips, targets.astype(np.int64))
+        begun = sum(s.first for s in group)
+        return _Batch(images, boxes, flips, targets.astype(np.int64), begun)
 
     def _cut_at(self, size: int, group: list[_Segment], count: int) -> Tensor:
         images = np.empty((count, size, size, 3), np.uint8)

@@ -16,6 +16,7 @@ from ferkd.images import DECODER, ImageSource, Picture, fingerprint
 from ferkd.loading.order import draw_crops
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.store.manifest import IMPORTED_RULE, check_kind
+from ferkd.store.structure import require_table
 from ferkd.system.errors import InputError
 
 logger = logging.getLogger("ferkd")
@@ -224,8 +225,20 @@ class StoredCrops:
         return labels, self.mining.regions[chosen.rows[:, None], chosen.crops]
 
 
+def without_labels(images: ImageSource, store: LabelStore) -> int:
+    """How many of ``images`` the store knows nothing of: added since, not left out then."""
+    if len(images) <= len(store):
+        return 0
+    known = {*store.ids, *(skip.id for skip in store.manifest.skipped)}
+    return sum(image_id not in known for image_id in images.ids)
+
+
 def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
-    """The place in ``images`` of each image of ``store``, int64 [N]; raises InputError."""
+    """The place in ``images`` of each image of ``store``, int64 [N]; raises InputError.
+
+    Images without labels, added since the labelling, are counted in one line of the log.
+    """
+    require_table(store)
     rule = store.settings.crops.rule
     if rule.startswith(IMPORTED_RULE):
         logger.warning(
@@ -260,6 +273,15 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
             f"{len(missing)} of the {len(store)} images of the labels {store.path} are not in "
             f"{images.name} (first: {store.ids[int(missing[0])]}); the labels belong to another "
             "image set: use the images that were labelled, or label these"
+        )
+    if added := without_labels(images, store):
+        logger.warning(
+            "%d of the %d images of %s have no labels in %s and are left out: they were added "
+            "since; label the folder again to use them",
+            added,
+            len(images),
+            images.name,
+            store.path,
         )
     for row in np.unique(np.linspace(0, len(store) - 1, min(_CHECKED, len(store))).astype(int)):
         if fingerprint(images.read(int(sources[row]))) != int(store.images["fingerprint"][row]):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 import timm
 import torch
 import torchvision
+from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
@@ -92,6 +94,17 @@ def timm_inputs(module: nn.Module) -> Inputs:
     )
 
 
+@lru_cache(maxsize=4)
+def imagenet_names(classes: int) -> tuple[tuple[str, ...], ...]:
+    """The WordNet ids and the words of ImageNet's set of so many classes; () without one."""
+    subset = infer_imagenet_subset({"num_classes": classes})
+    if subset is None:
+        return ()
+    info = ImageNetInfo(subset)
+    words = tuple(info.index_to_description(i).partition(",")[0] for i in range(classes))
+    return tuple(info.label_names()), words
+
+
 def _timm(name: str, image_size: int | None, args: dict[str, Any]) -> Architecture:
     config = None
     if ":" not in name:  # "hf-hub:ORG/NAME" and "local-dir:FOLDER" are timm's to resolve
@@ -105,6 +118,17 @@ def _timm(name: str, image_size: int | None, args: dict[str, Any]) -> Architectu
     if config and config.fixed_input_size and image_size:
         args.setdefault("img_size", image_size)
 
+    def create(**options: Any) -> nn.Module:
+        # A vision transformer that is built so takes other sizes than its own too (its position
+        # embeddings are resampled then), and is the same to the bit at its own.
+        if "img_size" in args and "dynamic_img_size" not in args:
+            try:
+                return timm.create_model(name, **options, **args, dynamic_img_size=True)
+            except TypeError as error:
+                if "dynamic_img_size" not in str(error):
+                    raise
+        return timm.create_model(name, **options, **args)
+
     def pretrained() -> nn.Module:
         if config and not config.has_weights:
             raise InputError(
@@ -115,12 +139,12 @@ def _timm(name: str, image_size: int | None, args: dict[str, Any]) -> Architectu
                 f"the pretrained timm/{name} has no classification head; train one and "
                 f"{_own_weights('timm', name)}"
             )
-        return _load(f"timm/{name}", lambda: timm.create_model(name, pretrained=True, **args))
+        return _load(f"timm/{name}", lambda: create(pretrained=True))
 
     return Architecture(
         build=lambda classes: _load(
             f"timm/{name}",
-            lambda: timm.create_model(name, pretrained=False, num_classes=classes, **args),
+            lambda: create(pretrained=False, num_classes=classes),
         ),
         pretrained=pretrained,
         inputs=timm_inputs,
@@ -136,6 +160,8 @@ def _torchvision(name: str, image_size: int | None, args: dict[str, Any]) -> Arc
     weights = torchvision.models.get_model_weights(name).DEFAULT
     if image_size and name.startswith("vit_"):
         args.setdefault("image_size", image_size)
+    # They warn of a default that will change otherwise; this is the present one.
+    untrained = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
 
     def pretrained() -> nn.Module:
         # The builder would unpickle the file without restriction. Loading it once as tensors
@@ -158,7 +184,8 @@ def _torchvision(name: str, image_size: int | None, args: dict[str, Any]) -> Arc
 
     return Architecture(
         build=lambda classes: _load(
-            f"torchvision/{name}", lambda: build(weights=None, num_classes=classes, **args)
+            f"torchvision/{name}",
+            lambda: build(weights=None, num_classes=classes, **{**untrained, **args}),
         ),
         pretrained=lambda: _load(f"torchvision/{name}", pretrained),
         inputs=inputs,
@@ -191,8 +218,15 @@ def _hugging_face(name: str) -> Architecture:
         return module
 
     def inputs(module: nn.Module) -> Inputs:
-        load = transformers.AutoImageProcessor.from_pretrained
-        return _probe_processor(name, _load(f"hf/{name}", lambda: load(name)))
+        try:
+            processor = transformers.AutoImageProcessor.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"hf/{name} does not say how its images are prepared (no preprocessor_config.json "
+                f"can be read: {next(iter(str(error).splitlines()), '')}); state all of it in "
+                f"the spec: hf/{name}?image_size=224&mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
+            ) from error
+        return _probe_processor(name, processor)
 
     def class_names(module: Any) -> tuple[str, ...]:
         labels = module.config.id2label

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ferkd.models.specs import names_teacher
 from ferkd.models.teacher import Teacher, load_teacher
 from ferkd.system.errors import InputError
 
@@ -79,14 +80,21 @@ def load_committee(
     image_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    folders: Sequence[str] = (),
+    class_map: str | Path | Mapping[str, Any] | None = None,
 ) -> Committee:
     """The teachers that ``spec`` names: one as :func:`load_teacher` takes it, or ``A,B@0.5``.
 
     ``@WEIGHT`` ends a member's spec and is 1 where it is not given. ``image_size`` is for a
-    single teacher; give each of several its own as ``?image_size=N``.
+    single teacher; give each of several its own as ``?image_size=N``. With ``folders`` (class
+    folders) each member answers with these classes, found by its names or ``class_map``, see
+    :meth:`Teacher.for_folders`.
     """
     if isinstance(spec, Committee):
-        return spec
+        if not folders and class_map is None:
+            return spec
+        members = [member.for_folders(folders, class_map) for member in spec.members]
+        return Committee(members, spec.weights)
     named = split_spec(str(spec)) if isinstance(spec, str | Path) else [(spec, 1.0)]
     if len(named) > 1 and image_size is not None:
         raise InputError(
@@ -94,7 +102,9 @@ def load_committee(
             "name, as in timm/NAME?image_size=224"
         )
     members = [
-        load_teacher(one, image_size=image_size, device=device, precision=precision)
+        load_teacher(one, image_size=image_size, device=device, precision=precision).for_folders(
+            folders, class_map
+        )
         for one, _ in named
     ]
     return Committee(members, [weight for _, weight in named])
@@ -103,16 +113,17 @@ def load_committee(
 def split_spec(spec: str) -> list[tuple[str, float]]:
     """The members of ``A,B@0.5`` with their weights; a spec of one teacher is one member.
 
-    A comma begins a new member where what follows names a teacher (it holds "/" or ":", or is a
-    folder); other commas belong to a member's options, as in ``?mean=0.5,0.5,0.5``.
+    A comma begins a new member where what follows names a teacher (``timm/…``, ``module:name``, a
+    folder); other commas belong to a member's options, as in ``?mean=0.5,0.5,0.5``. A folder or a
+    checkpoint that exists with its "@" is taken with it; ``%40`` and ``%2C`` stand for "@" and ","
+    in a checkpoint's path.
     """
-    if Path(spec).is_dir():
+    if Path(spec).expanduser().is_dir():
         return [(spec, 1.0)]
     first, *rest = spec.split(",")
     members = [first]
     for piece in rest:
-        bare = piece.partition("?")[0]
-        if "/" in bare or ":" in bare or Path(_weighted(piece)[0]).is_dir():
+        if names_teacher(piece):
             members.append(piece)
         else:
             members[-1] += f",{piece}"
@@ -120,6 +131,9 @@ def split_spec(spec: str) -> list[tuple[str, float]]:
 
 
 def _weighted(member: str) -> tuple[str, float]:
+    path = member.partition("checkpoint=")[2] or member
+    if Path(path).expanduser().exists():
+        return member, 1.0
     target, at, weight = member.rpartition("@")
     try:
         return (target, float(weight)) if at else (member, 1.0)

@@ -11,14 +11,21 @@ A spec is ``TARGET`` or ``TARGET?key=value&key=value``. Targets:
 
 Keys: ``checkpoint`` (safetensors, or ``torch.save`` of tensors), ``num_classes``, ``image_size``,
 ``mean`` and ``std`` (one number or three, in units of pixel / 255), ``random`` (a seed: untrained
-weights, for tests and benchmarks). A function's network is taken with ImageNet's mean and std at
-224 px unless it carries timm's ``pretrained_cfg`` or the keys say otherwise.
+weights, for tests and benchmarks), ``transform_input`` (torchvision's Inception and GoogLeNet: true
+for weights that go back to the pretrained ones, which is assumed of a checkpoint). A function's
+network is taken with ImageNet's mean and std at 224 px unless it carries timm's ``pretrained_cfg``
+or the keys say otherwise.
+
+Options stand after the first ``?`` alone. A checkpoint's path may hold any character where that
+file exists; else, and in other values, ``%26`` is "&", ``%3D`` "=", ``%2C`` ",", ``%40`` "@" and
+``%25`` "%". ``~`` at the beginning of a folder or a checkpoint is the home folder.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 import re
 import sys
@@ -26,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -44,6 +52,10 @@ from ferkd.models.weights import head_classes, load_strict, read_state_dict
 from ferkd.system.errors import InputError
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_OLD_INCEPTIONS = ("torchvision/inception_v3", "torchvision/googlenet")
+UNTRAINED = "random weights"  # how the record of such a teacher's weights begins
+
+log = logging.getLogger("ferkd")
 
 
 class Options(BaseModel):
@@ -58,6 +70,7 @@ class Options(BaseModel):
     mean: Three | None = None
     std: Three | None = None
     random: int | None = None
+    transform_input: bool | None = None
 
     @field_validator("mean", "std", mode="before")
     @classmethod
@@ -78,11 +91,11 @@ class Options(BaseModel):
 def parse_spec(spec: str) -> tuple[str, Options]:
     """Split a spec into its target and options; raises InputError for what it cannot mean."""
     target, _, query = spec.partition("?")
-    several = any("/" in member or ":" in member for member in target.split(",")[1:])
-    if several and not Path(target).is_dir():
+    target = _at_home(target)
+    if not Path(target).is_dir() and any(names_teacher(m) for m in target.split(",")[1:]):
         raise InputError(f"teacher {spec!r} names several teachers; only ferkd label takes several")
     values: dict[str, str] = {}
-    for item in query.split("&") if query else ():
+    for item in _items(query):
         key, equals, value = item.partition("=")
         if key not in Options.model_fields or not equals or key in values:
             raise InputError(
@@ -90,7 +103,7 @@ def parse_spec(spec: str) -> tuple[str, Options]:
                 f"KEY=VALUE with KEY one of {', '.join(Options.model_fields)}"
                 f"{nearest(key, Options.model_fields)}"
             )
-        values[key] = value
+        values[key] = _unescaped(key, value)
     try:
         options = Options.model_validate(values)
     except ValidationError as error:
@@ -98,6 +111,48 @@ def parse_spec(spec: str) -> tuple[str, Options]:
     if options.checkpoint and options.random is not None:
         raise InputError(f"teacher {spec!r}: give either checkpoint or random, not both")
     return target, options
+
+
+def names_teacher(text: str) -> bool:
+    """Whether ``text`` begins a spec of its own, as what follows a comma in ``A,B`` does."""
+    target = text.partition("?")[0]
+    bare = target.rpartition("@")[0] or target
+    return (
+        target.startswith(PREFIXES)
+        or _FUNCTION.fullmatch(bare) is not None
+        or any(Path(_at_home(one)).is_dir() for one in {target, bare})
+    )
+
+
+def _items(query: str) -> list[str]:
+    """The ``KEY=VALUE`` of a query; a checkpoint reaches as far as a file of that name exists."""
+    pieces = query.split("&") if query else []
+    items: list[str] = []
+    while pieces:
+        stop = 1
+        if pieces[0].startswith("checkpoint="):
+            for end in range(len(pieces), 1, -1):
+                path = "&".join(pieces[:end]).removeprefix("checkpoint=")
+                if Path(_at_home(path)).is_file():
+                    stop = end
+                    break
+        items.append("&".join(pieces[:stop]))
+        del pieces[:stop]
+    return items
+
+
+def _unescaped(key: str, value: str) -> str:
+    if key == "checkpoint":
+        path = _at_home(value)
+        return path if Path(path).is_file() else _at_home(unquote(value))
+    return unquote(value)
+
+
+def _at_home(path: str) -> str:
+    """``path`` with a leading ``~`` replaced, also behind ``hf/``."""
+    prefix = "hf/" if path.startswith("hf/~") else ""
+    rest = path.removeprefix(prefix)
+    return prefix + os.path.expanduser(rest) if rest.startswith("~") else path
 
 
 @dataclass(frozen=True)
@@ -159,10 +214,12 @@ def _unknown(target: str) -> InputError:
 
 
 def _named(target: str, options: Options) -> Found:
-    architecture = find_architecture(target, image_size=options.image_size)
+    state = read_state_dict(options.checkpoint) if options.checkpoint else None
+    args = _old_inception(target, options, state)
+    architecture = find_architecture(target, image_size=options.image_size, model_args=args)
     class_names: tuple[str, ...] = ()
-    if options.checkpoint:
-        state = read_state_dict(options.checkpoint)
+    if state is not None:
+        assert options.checkpoint is not None
         classes = options.num_classes
         if classes is None:
             default = architecture.classes
@@ -173,7 +230,7 @@ def _named(target: str, options: Options) -> Found:
     elif options.random is not None:
         torch.manual_seed(options.random)
         module = architecture.build(options.num_classes or architecture.classes)
-        weights = f"random weights, seed {options.random}"
+        weights = f"{UNTRAINED}, seed {options.random}"
     else:
         module = architecture.pretrained()
         class_names = architecture.class_names(module)
@@ -181,6 +238,36 @@ def _named(target: str, options: Options) -> Found:
     prefix, _, name = target.partition("/")
     spec = f"{prefix}/{Path(name).name}" if Path(name).is_dir() else target
     return Found(module, architecture.inputs, spec, weights, class_names)
+
+
+def _old_inception(
+    target: str, options: Options, state: dict[str, Tensor] | None
+) -> dict[str, Any] | None:
+    """The constructor's arguments that torchvision's GoogLeNet and Inception need for weights.
+
+    Their pretrained weights expect other inputs (``transform_input``), which a state dict does not
+    tell; fine-tuned ones go back to them, as good as always, so this is assumed and said.
+    """
+    if target not in _OLD_INCEPTIONS:
+        if options.transform_input is not None:
+            raise InputError(
+                f"teacher {target} has no transform_input, which only "
+                f"{' and '.join(_OLD_INCEPTIONS)} have; leave it out"
+            )
+        return None
+    if state is None:
+        stated = options.transform_input
+        return None if stated is None else {"transform_input": stated}
+    transform = True if options.transform_input is None else options.transform_input
+    if options.transform_input is None:
+        log.info(
+            "teacher %s: its checkpoint is taken to go back to torchvision's pretrained weights, "
+            "whose inputs are transformed; for weights trained from scratch give "
+            "transform_input=false",
+            target,
+        )
+    side = any(name.startswith(("AuxLogits.", "aux1.")) for name in state)
+    return {"transform_input": transform, "aux_logits": side, "init_weights": False}
 
 
 def _run(directory: Path, options: Options) -> Found:
@@ -208,6 +295,8 @@ def _imported(target: str, options: Options) -> Found:
             f"teacher {target}: {module_name} cannot be imported ({error}); install it, or run "
             "where its file lies"
         ) from error
+    except SystemExit as error:
+        raise _exited(target, error) from error
     finally:
         sys.path.remove(os.getcwd())
     made = getattr(namespace, name, None)
@@ -218,11 +307,22 @@ def _imported(target: str, options: Options) -> Found:
     if inspect.isfunction(made) and _arguments(made) == 1:
         made = _Function(made)
     elif inspect.isfunction(made) or inspect.isclass(made):
-        made = made()
+        try:
+            made = made()
+        except SystemExit as error:
+            raise _exited(target, error) from error
     weights = "as given"
     if options.checkpoint and isinstance(made, nn.Module):
         weights = _load_checkpoint(made, options.checkpoint)
     return Found(made, timm_inputs, target, weights)
+
+
+def _exited(target: str, error: SystemExit) -> InputError:
+    return InputError(
+        f"teacher {target} ended the program (exit status {error.code}) instead of giving a "
+        "network; take the call of exit out of its module, or put it under if __name__ == "
+        "'__main__'"
+    )
 
 
 def _load_checkpoint(module: nn.Module, file: Path) -> str:

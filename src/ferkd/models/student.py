@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 from pydantic import ConfigDict, Field
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("ferkd")
 
 Triple = tuple[float, float, float]
+Positive = Annotated[float, Field(gt=0)]
+
+# Heads beside the last, which torchvision trains along: a student is trained by its last alone.
+_AUXILIARY = {
+    "torchvision/googlenet": ("aux1", "aux2"),
+    "torchvision/inception_v3": ("AuxLogits",),
+}
 
 
 class Student(Part):
@@ -31,13 +39,16 @@ class Student(Part):
 
     ``pretrained`` takes the library's published weights, ``weights`` a file (safetensors, or a
     ``torch.save`` of a state dict); neither starts from scratch. ``model_args`` go to the model's
-    constructor (``drop_path_rate: 0.1``).
+    constructor (``drop_path_rate: 0.1``). ``mean`` and ``std`` of each channel, for pixels in
+    0 .. 1, are what the images are normalised by; unset, see :func:`normalisation`.
     """
 
     name: str = "timm/resnet18"
     pretrained: bool = False
     weights: Path | None = None
     model_args: dict[str, Any] = Field(default_factory=dict)
+    mean: Triple | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
 
 
 class ModelConfig(Part):
@@ -64,7 +75,9 @@ def build_student(config: Student, num_classes: int, *, image_size: int | None =
 
     ``image_size`` (pixels) goes to models whose size is fixed when they are built. Parameters that
     are not read from weights are drawn from torch's global generator. A head whose weights are for
-    another number of classes starts anew (logged). Raises InputError for an unknown name,
+    another number of classes starts at zero (logged): no class is preferred, so the first loss is
+    that of chance and the first steps do not undo what the other layers have learnt. GoogLeNet and
+    Inception are built without their auxiliary heads. Raises InputError for an unknown name,
     arguments that the model does not take, and weights that do not fit.
     """
     if config.pretrained and config.weights is not None:
@@ -82,30 +95,47 @@ def build_student(config: Student, num_classes: int, *, image_size: int | None =
             f"student {config.name} does not take student.model_args {config.model_args}: "
             f"{_first_line(error.__cause__)}"
         ) from error
+    for name in _AUXILIARY.get(config.name, ()):
+        setattr(model, name, None)  # as torchvision does where they are not wanted
+        cast(Any, model).aux_logits = False
     if config.pretrained:
-        _load(
-            model, architecture.pretrained().state_dict(), f"weights of {config.name}", num_classes
-        )
+        _load(config, model, architecture.pretrained().state_dict(), num_classes)
     if config.weights is not None:
-        _load(model, read_state_dict(config.weights), str(config.weights), num_classes)
+        _load(config, model, read_state_dict(config.weights), num_classes)
     return model
 
 
 def normalisation(config: Student, model: nn.Module) -> tuple[Triple, Triple]:
     """Mean and standard deviation (of pixels in 0 .. 1) that the student is to be fed with.
 
-    Those of its pretrained weights, or of the run that its weights come from; else ImageNet's.
+    Those that ``config`` states; else of the run that its weights come from; else, where it has
+    weights, those of its architecture's published ones; else ImageNet's.
     """
-    if config.pretrained:
-        inputs = _architecture(config, None).inputs(model)
-        return inputs.mean, inputs.std
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
     if config.weights is not None and (config.weights.parent / "config.json").is_file():
         run = read_model_config(config.weights.parent)
-        return run.mean, run.std
-    return IMAGENET_MEAN, IMAGENET_STD
+        mean, std = run.mean, run.std
+    elif config.pretrained or config.weights is not None:
+        inputs = _architecture(config, None).inputs(model)
+        mean, std = inputs.mean, inputs.std
+        if config.weights is not None and not (config.mean and config.std):
+            log.info(
+                "%s: images are normalised by mean %s and std %s, as for the published weights of "
+                "%s; student.mean and student.std are for others",
+                *(config.weights, mean, std, config.name),
+            )
+    return config.mean or mean, config.std or std
 
 
-def check_input(model: nn.Module, name: str, image_size: int, num_classes: int) -> None:
+def check_input(
+    model: nn.Module,
+    name: str,
+    image_size: int,
+    num_classes: int,
+    *,
+    remedy: str = "set data.image_size to the model's size, or student.model_args.img_size where "
+    "the model has that argument",
+) -> None:
     """Raise InputError unless the model maps an image of ``image_size`` to ``num_classes`` logits.
 
     Runs one empty image in eval mode, so that a model of fixed size is refused before training.
@@ -119,8 +149,7 @@ def check_input(model: nn.Module, name: str, image_size: int, num_classes: int) 
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(
             f"student {name} does not take images of {image_size} pixels "
-            f"({_first_line(error)}); set data.image_size to the model's size, or "
-            "student.model_args.img_size where the model has that argument"
+            f"({_first_line(error)}); {remedy}"
         ) from error
     finally:
         model.train(training)
@@ -128,6 +157,35 @@ def check_input(model: nn.Module, name: str, image_size: int, num_classes: int) 
         raise InputError(
             f"student {name} gives an output of shape {shape} for one image instead of "
             f"(1, {num_classes}) logits; use a classification model"
+        )
+
+
+def check_training(
+    model: nn.Module, name: str, image_size: int, num_classes: int, batch_size: int
+) -> None:
+    """Raise InputError unless the model answers in training mode as in eval mode, with logits.
+
+    Runs a copy on two empty images, or on one where a step has one crop: BatchNorm takes none.
+    Neither the model nor torch's generator is changed.
+    """
+    rows = min(2, batch_size)
+    tried = copy.deepcopy(model).train()
+    image = torch.zeros(rows, 3, image_size, image_size, device=next(model.parameters()).device)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            answer = tried(image)
+        except ValueError as error:
+            if rows > 1:
+                raise
+            raise InputError(
+                f"student {name} cannot be trained on one crop a step ({_first_line(error)}); "
+                "set data.batch_size to 2 or more, or use a student without BatchNorm"
+            ) from error
+    if not isinstance(answer, Tensor) or answer.shape != (rows, num_classes):
+        given = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise InputError(
+            f"student {name} answers with {given} in training mode instead of logits "
+            f"[{rows}, {num_classes}]; turn its further outputs off by student.model_args"
         )
 
 
@@ -181,11 +239,17 @@ def _architecture(config: Student, image_size: int | None) -> Architecture:
             f"student {config.name!r} is not known; write timm/NAME or torchvision/NAME, for "
             "example timm/resnet18"
         )
-    return find_architecture(config.name, image_size=image_size, model_args=config.model_args)
+    args = dict(config.model_args)
+    if config.name in _AUXILIARY:
+        args.setdefault("transform_input", True)  # as the published weights, fed as all others
+    return find_architecture(config.name, image_size=image_size, model_args=args)
 
 
-def _load(model: nn.Module, state: dict[str, Tensor], source: str, classes: int) -> None:
-    """Load ``state``, leaving the model's own fresh head where ``state`` has other classes."""
+def _load(config: Student, model: nn.Module, state: dict[str, Tensor], classes: int) -> None:
+    """Load ``state``; a head that it has for other classes starts at zero."""
+    source = str(config.weights or f"weights of {config.name}")
+    besides = tuple(f"{head}." for head in _AUXILIARY.get(config.name, ()))
+    state = {key: value for key, value in state.items() if not key.startswith(besides)}
     theirs = head_classes(model, state, classes)
     if theirs != classes:
         own = model.state_dict()
@@ -196,10 +260,14 @@ def _load(model: nn.Module, state: dict[str, Tensor], source: str, classes: int)
             and state[name].shape == (theirs, *value.shape[1:])
             and value.shape[:1] == (classes,)
         ]
+        # SqueezeNet's head ends in a ReLU, through which nothing is learnt from zero.
+        anew = config.name.startswith("torchvision/squeezenet")
         log.info(
-            "%s: a head of %d classes, %d wanted; %s start anew", source, theirs, classes, head
+            "%s: a head of %d classes, %d wanted; %s start %s",
+            *(source, theirs, classes, head, "anew" if anew else "at zero"),
         )
-        state = {**state, **{name: own[name] for name in head}}
+        fresh = {name: own[name] if anew else torch.zeros_like(own[name]) for name in head}
+        state = {**state, **fresh}
     load_strict(model, state, source=source)
 
 

@@ -5,7 +5,7 @@ Which networks can be named, and how, stands in :mod:`ferkd.models.specs`.
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,8 +13,10 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from ferkd.models.architectures import Inputs, timm_inputs
-from ferkd.models.specs import Found, Options, find, parse_spec
+from ferkd.models.answers import check_answers, check_network, logits_of
+from ferkd.models.architectures import Inputs, imagenet_names, timm_inputs
+from ferkd.models.classes import Known, Matching, match_folders
+from ferkd.models.specs import UNTRAINED, Found, Options, find, parse_spec
 from ferkd.models.weights import fingerprint
 from ferkd.system.compute import Normalise, Precision, autocast, resolve_device, resolve_precision
 from ferkd.system.errors import InputError
@@ -25,10 +27,18 @@ _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 class Teacher:
     """A frozen network in evaluation mode: uint8 crops in, logits out.
 
-    The module is moved to ``device`` and to channels-last memory, tried once on a black image, and
-    fingerprinted. ``precision`` "auto" is fp32 on the CPU and bf16 on CUDA. Raises InputError for
-    an unknown device or precision, a module that cannot take the size, output that is not finite
-    logits [B,C], and another number of classes than ``num_classes`` or ``class_names`` say.
+    The module is moved to ``device``, to float32 and to channels-last memory, tried on three small
+    batches, and fingerprinted. ``precision`` "auto" is fp32 on the CPU and bf16 on CUDA. Raises
+    InputError for an unknown device or precision, a module that cannot take the size, output that
+    is not finite logits [B,C] (probabilities, features, answers that depend on the other images of
+    a batch; see :mod:`ferkd.models.answers`), and another number of classes than ``num_classes`` or
+    ``class_names`` say.
+
+    Those who store labels their own way need three lines::
+
+        teacher = ferkd.load_teacher("timm/resnet50")         # or Teacher(module, Inputs(...))
+        logits = teacher(crops)                               # uint8 [B,3,S,S] to float32 [B,C]
+        labels = ferkd.SoftLabels.from_logits(logits, k=5)    # classes, log_probs and the tail
     """
 
     def __init__(
@@ -56,8 +66,12 @@ class Teacher:
         self._dtype = resolve_precision(cast(Precision, precision), self.device)
         self.precision = _PRECISIONS[self._dtype]
         self.module = module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module.float()  # weights in half precision: autocast chooses, where it is exact enough
         self._normalise = Normalise(self.mean, self.std, self.device, reuse=True)
-        self.num_classes = self._try_out()
+        self.matching: Matching | None = None  # to class folders, where they are not all classes
+        self._columns: Tensor | None = None
+        check_network(self.module, self.spec)
+        self.num_classes = self._own_classes = self._try_out(num_classes)
         self.class_names = tuple(class_names)
         for stated, what in ((num_classes, "num_classes"), (len(class_names), "class names")):
             if stated and stated != self.num_classes:
@@ -93,7 +107,7 @@ class Teacher:
         self.module.eval()
         with torch.inference_mode(), autocast(self.device, self._dtype):
             pixels = self._normalise(images.contiguous(memory_format=torch.channels_last))
-            logits = _logits(network(pixels))
+            logits = logits_of(network(pixels), self._width, self.spec)
             if (
                 not isinstance(logits, Tensor)
                 or logits.ndim != 2
@@ -109,8 +123,7 @@ class Teacher:
                     f"teacher {self.spec} returned logits that are not finite in {self.precision}; "
                     "try precision fp32, else its weights are damaged"
                 )
-        # A copy made outside inference mode may take part in a loss that is differentiated.
-        return logits.to(torch.float32, copy=True)
+        return self._taken(logits)
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Logits float32 [B,C] for ``pixels`` float [B,3,S,S] normalised by this teacher's mean
@@ -121,17 +134,79 @@ class Teacher:
         """
         self.module.eval()
         with torch.inference_mode(), autocast(self.device, self._dtype):
-            logits = cast(Tensor, _logits(self.module(pixels)))
+            logits = cast(Tensor, logits_of(self.module(pixels), self._width, self.spec))
+        return self._taken(logits)
+
+    def for_folders(
+        self,
+        folders: Sequence[str],
+        class_map: str | Path | Mapping[str, Any] | None = None,
+    ) -> Teacher:
+        """This teacher with the class folders ``folders`` as its classes, one by one.
+
+        Itself where they are its classes in its order, and where there are none; else a copy whose
+        logits are those of the folders' classes. See
+        :func:`ferkd.models.classes.match_folders` for ``class_map`` and what is refused.
+        """
+        if not folders and class_map is not None:
+            raise InputError(
+                "a class map is given, but the images have no class folders; leave it out, or give "
+                "images in class folders without --no-targets"
+            )
+        if not folders:
+            return self
+        return self.matched(match_folders(folders, self._known(), class_map), folders)
+
+    def matched(self, matching: Matching, folders: Sequence[str]) -> Teacher:
+        """As :meth:`for_folders`, by a ``matching`` that is known."""
+        if matching.columns == tuple(range(self.num_classes)):
+            return self
+        beyond = [c for c in matching.columns if not 0 <= c < self.num_classes]
+        if beyond:
+            raise InputError(
+                f"class {beyond[0]} is asked of teacher {self.spec}, which has "
+                f"{self.num_classes} classes; give the teacher that the classes were matched with"
+            )
+        made = copy.copy(self)
+        made.matching = matching
+        made._columns = torch.tensor(matching.columns, device=self.device)
+        made.num_classes, made.class_names = len(matching.columns), tuple(folders)
+        return made
+
+    def _known(self) -> Known:
+        aliases = imagenet_names(self.num_classes)
+        return Known(f"teacher {self.spec}", self.num_classes, self.class_names, aliases)
+
+    def _taken(self, logits: Tensor) -> Tensor:
         # A copy made outside inference mode may take part in a loss that is differentiated.
+        if self._columns is None:
+            return logits.to(torch.float32, copy=True)
+        with torch.inference_mode():
+            logits = logits[:, self._columns]
         return logits.to(torch.float32, copy=True)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether its weights are random because its spec says so, for tests and benchmarks."""
+        return self.weights.startswith(UNTRAINED)
+
+    @property
+    def _width(self) -> int | None:
+        """The classes that its network answers with; None before that is known."""
+        return getattr(self, "_own_classes", None)
 
     def describe(self) -> dict[str, Any]:
         """What a label store records of its teacher: JSON types only, no path of this machine."""
+        matched: dict[str, Any] = {}
+        if self.matching is not None:
+            matching = {"by": self.matching.by, "classes": list(self.matching.columns)}
+            matched = {"class_map": matching}
         return {
             "spec": self.spec,
             "weights": self.weights,
             "fingerprint": self.fingerprint,
-            "num_classes": self.num_classes,
+            "num_classes": self._own_classes,
+            **matched,
             "image_size": self.image_size,
             "mean": list(self.mean),
             "std": list(self.std),
@@ -140,18 +215,29 @@ class Teacher:
             "eval_mode": True,
         }
 
-    def _try_out(self) -> int:
+    def _try_out(self, stated: int | None) -> int:
         size = self.image_size
+        noise = torch.Generator().manual_seed(0)
+        pair = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=noise)
+        if stated is not None:
+            self._own_classes = stated  # tells logits from features where both are returned
         try:
-            return self(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1]
+            answers = [self(torch.zeros_like(pair)), self(pair), self(pair), self(pair[:1])]
         except InputError:
             raise
+        except SystemExit as error:
+            raise InputError(
+                f"teacher {self.spec} ended the program (exit status {error.code}) when it was "
+                "called; take the call of exit out of it"
+            ) from error
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
             cause = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(
                 f"teacher {self.spec} cannot take normalised images [1,3,{size},{size}]: {cause}; "
                 "give its own size by ?image_size=N"
             ) from error
+        check_answers(answers, self.spec, self.precision)
+        return answers[0].shape[1]
 
 
 def load_teacher(
@@ -199,43 +285,6 @@ def load_teacher(
     )
 
 
-def check_classes(
-    teacher: Teacher, class_names: Sequence[str], num_images: int | None = None
-) -> None:
-    """Raise InputError unless the teacher's classes are ``class_names``, one by one.
-
-    Nothing is checked when ``class_names`` is empty (no ground truth). Where the teacher's names
-    are known too they must agree, less case, spaces, "_" and "-"; WordNet ids (ImageNet's folder
-    names) are compared by number alone, as pretrained networks name their classes in words.
-    ``num_images`` is for the message.
-    """
-    if not class_names:
-        return
-    if len(class_names) != teacher.num_classes:
-        images = f"the {num_images} images" if num_images else "the images"
-        raise InputError(
-            f"teacher {teacher.spec} has {teacher.num_classes} classes, but {images} have "
-            f"{len(class_names)}; give a teacher for these classes, or --no-targets if the folders "
-            "are not the teacher's classes"
-        )
-    if not teacher.class_names or all(_WORDNET_ID.fullmatch(name) for name in class_names):
-        return
-    for index, (own, theirs) in enumerate(zip(teacher.class_names, class_names, strict=True)):
-        if _plain(own) != _plain(theirs):
-            raise InputError(
-                f"class {index} is {own!r} for teacher {teacher.spec}, but {theirs!r} for the "
-                "images; give a teacher for these classes, rename the folders, or --no-targets if "
-                "the folders are not the teacher's classes"
-            )
-
-
-_WORDNET_ID = re.compile(r"n\d{8}")
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
-
-
 def _agrees(teacher: Teacher, options: Options) -> None:
     """Refuse options that differ from what a finished teacher states of itself."""
     for key, value in options.model_dump(exclude_none=True).items():
@@ -244,12 +293,3 @@ def _agrees(teacher: Teacher, options: Options) -> None:
                 f"teacher {teacher.spec} states its own {key}, {getattr(teacher, key, None)}; "
                 f"{key}={value} cannot be applied: make the Teacher with it"
             )
-
-
-def _logits(output: Any) -> Any:
-    """The logits in what a classifier returns: a tensor, a tuple, or an object with ``logits``."""
-    if isinstance(output, Mapping):
-        return output.get("logits")
-    if hasattr(output, "logits"):
-        return output.logits
-    return output[0] if isinstance(output, tuple | list) and output else output

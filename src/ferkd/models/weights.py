@@ -1,13 +1,17 @@
 """Weights from elsewhere: reading a state dict, loading it strictly, and its fingerprint.
 
 A checkpoint is untrusted input: safetensors holds tensors only, and everything else goes through
-``torch.load(weights_only=True)``, which refuses pickled code.
+``torch.load(weights_only=True)``, which refuses pickled code. Beyond torch's own list it may make
+an ``argparse.Namespace``, a bag of plain values, since timm's and torchvision's training scripts
+keep their options beside the weights.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from ferkd.system.errors import InputError
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Left in front of every name by DistributedDataParallel and torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")
+_REFUSED = re.compile(r"GLOBAL ([\w.]+)")  # how torch names what a pickle wanted to call
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -59,11 +64,14 @@ def _read(path: Path) -> object:
         except safetensors.SafetensorError as error:
             raise InputError(f"checkpoint {path} is not intact safetensors: {error}") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        refused = _REFUSED.search(str(error))
+        what = f"needs {refused[1]}" if refused else "is damaged or needs Python objects"
         raise InputError(
-            f"checkpoint {path} is damaged or holds Python objects besides tensors; ferkd never "
-            "executes pickled code. Save the weights alone, where you trust the file: "
+            f"checkpoint {path} {what} besides tensors and plain values; ferkd never executes "
+            "pickled code. Save the weights alone, where you trust the file: "
             "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:

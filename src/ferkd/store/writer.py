@@ -27,8 +27,8 @@ from ferkd.store import manifest as manifests
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import IMAGE, MANIFEST, Ids, LabelStore
 from ferkd.system.errors import InputError
-from ferkd.system.files import temporary, whole_file, write_whole
-from ferkd.system.storage import as_local, masked
+from ferkd.system.files import read_plain, temporary, whole_file, write_whole
+from ferkd.system.storage import SMALL_FILE, as_local, masked
 
 _SETTINGS = "settings.json"
 _PARTS = "parts"
@@ -140,10 +140,10 @@ class StoreWriter:
     def _written_settings(self) -> manifests.Settings:
         if (self.path / MANIFEST).exists():
             return LabelStore(self.path).settings
-        text = (self.path / _SETTINGS).read_text(encoding="utf-8")
         try:
-            return manifests.Settings.model_validate_json(text)
-        except ValueError as error:
+            data = read_plain(self.path / _SETTINGS, SMALL_FILE)
+            return manifests.Settings.model_validate_json(data)
+        except (ValueError, OSError) as error:
             raise InputError(
                 f"{self.path / _SETTINGS} is damaged ({error}); start again with --overwrite"
             ) from None
@@ -153,8 +153,8 @@ class StoreWriter:
         changed = sorted(key for key in before | now if before.get(key) != now.get(key))
         if changed == ["images.listing"]:
             raise InputError(
-                f"the images are not those that {self.path} was begun with (files were added, "
-                "removed or renamed); restore them, or start again with --overwrite"
+                f"the {self.total} images are not those that {self.path} was begun with (files "
+                "were added, removed or renamed); restore them, or start again with --overwrite"
             )
         if changed:
             listed = ", ".join(
@@ -251,7 +251,7 @@ class StoreWriter:
         try:
             with np.load(self._part(number), allow_pickle=False) as part:
                 yield part
-        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError) as error:
             raise InputError(
                 f"{self._part(number)} is damaged ({error}); delete it and continue with --resume"
             ) from None
@@ -308,6 +308,14 @@ class StoreWriter:
         for file in self.path.glob("records-*.npy*"):
             if file.name not in records:
                 file.unlink()
+
+
+def has_labels(path: str | Path) -> bool:
+    """Whether a store is finished here, or a part of one written."""
+    local = as_local(path)
+    if local is None:
+        return False
+    return (local / MANIFEST).exists() or any((local / _PARTS).glob("*.npz"))
 
 
 def listing(ids: Sequence[str]) -> str:

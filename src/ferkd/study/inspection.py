@@ -10,7 +10,7 @@ import numpy as np
 
 from ferkd.calibration.regions import Mining, Region, Regions, mine, scores_of
 from ferkd.images import FolderImages, ImageSource, decode, describe_unread, open_images
-from ferkd.loading.crop_sources import match
+from ferkd.loading.crop_sources import match, without_labels
 from ferkd.store import LabelStore
 
 SUSPICIOUS = 20  # images listed at most
@@ -20,8 +20,11 @@ def inspect(
     store: str | Path | LabelStore,
     regions: Regions | None = None,
     truth: str | Path | None = None,
+    images: str | Path | ImageSource | None = None,
 ) -> dict[str, Any]:
     """Figures of a store: the JSON object of ``ferkd inspect``.
+
+    With ``images`` also how many of them have no labels.
 
     ``suspicious`` lists the images whose crops the teacher most consistently takes for another
     class (mean probability of that class): wrong ground truth, or a picture of something else.
@@ -60,6 +63,11 @@ def inspect(
     if mining.evidence is not None and mining.evidence.reliability is not None:
         curve = asdict(mining.evidence.reliability)
         result["reliability"] = {name: values.tolist() for name, values in curve.items()}
+    if mining.note:
+        result["note"] = mining.note
+    if images is not None:
+        source = open_images(images, targets=settings.targets)
+        result["images_without_labels"] = without_labels(source, opened)
     if truth is not None:
         from ferkd.study.scenes.planted import against_truth, read_truth
 
@@ -151,10 +159,16 @@ def confidence(store: LabelStore, mining: Mining, regions: Regions) -> Any:
 
     scores, correct = scores_of(store, regions.score)
     known = store.targets >= 0
+    kept = ""
+    if mining.rescued:
+        kept = (
+            f"By these scores nothing would be left of {mining.rescued:,} images; they are kept "
+            f"whole, so training never draws {mining.never_drawn:.1%} of all crops."
+        )
     curve = mining.evidence.reliability if mining.evidence else None
     return report.confidence_panel(
         scores,
-        mining.regions,
+        mining.by_score(),
         thresholds=(*mining.thresholds,) if regions.scale == "probability" else None,
         correct=correct if known.all() and len(known) else None,
         reliability=None
@@ -164,6 +178,7 @@ def confidence(store: LabelStore, mining: Mining, regions: Regions) -> Any:
         ),
         classes=store.num_classes,
         score=regions.score,
+        note=kept,
     )
 
 
@@ -187,6 +202,7 @@ def gallery(
     items = []
     thumbs: dict[Region, list[Any]] = {region: [] for region in Region}
     for row in _spread(store, mining, pictures):
+        regions = mining.by_score(row)
         image = decode(images.read(int(places[row])), exif=store.settings.images.exif)
         labels = store.labels(row, all_crops)
         top = [
@@ -201,7 +217,7 @@ def gallery(
                 image,
                 boxes,
                 flips,
-                mining.regions[row],
+                regions,
                 scores[row],
                 name=name,
                 target=target,
@@ -210,7 +226,7 @@ def gallery(
             )
         )
         for region in Region:
-            chosen = np.flatnonzero(mining.regions[row] == region)
+            chosen = np.flatnonzero(regions == region)
             if len(chosen):
                 crop = int(chosen[len(chosen) // 2])
                 thumbs[region].append(
@@ -238,7 +254,7 @@ def _ranked(labels: Any) -> list[tuple[list[int], list[float]]]:
 
 def _spread(store: LabelStore, mining: Mining, count: int) -> list[int]:
     """Rows of images with the most varied regions, one class after the other."""
-    variety = np.array([len(np.unique(r)) for r in mining.regions])
+    variety = np.array([len(np.unique(r)) for r in mining.by_score()])
     queues = [
         sorted(np.flatnonzero(store.targets == t), key=lambda r: (-variety[r], r))
         for t in np.unique(store.targets)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ferkd.calibration.regions import Mining
 from ferkd.images import ImageSource, PixelCache, open_images
-from ferkd.loading.crop_sources import CropSource, FreshCrops, StoredCrops
+from ferkd.loading.crop_sources import CropSource, FreshCrops, StoredCrops, without_labels
 from ferkd.loading.loader import Loader
 from ferkd.loading.mixing import Mix
 from ferkd.methods import METHODS
@@ -43,6 +43,7 @@ class TrainingData:
     unlabelled: int = 0
     store: LabelStore | None = None
     teacher: Teacher | None = None
+    images_without_labels: int = 0  # in the folder, but unknown to the store: not trained on
 
 
 def open_data(recipe: Recipe) -> TrainingData:
@@ -78,6 +79,7 @@ def open_data(recipe: Recipe) -> TrainingData:
         int((found.targets < 0).sum()),
         found.store,
         found.teacher,
+        0 if found.store is None else without_labels(found.images, found.store),
     )
 
 
@@ -107,7 +109,7 @@ def _from_images(recipe: Recipe) -> _Found:
             f"{images.name} has images without ground truth, which method {recipe.method} trains "
             "on; use class folders, or method fkd with a label store"
         )
-    teacher = _live_teacher(recipe, names, len(images)) if method.teacher else None
+    teacher = _live_teacher(recipe, images) if method.teacher else None
     return _Found(
         images,
         FreshCrops(images, distribution=wanted.crops, seed=recipe.seed),
@@ -119,9 +121,10 @@ def _from_images(recipe: Recipe) -> _Found:
     )
 
 
-def _live_teacher(recipe: Recipe, class_names: Sequence[str], images: int) -> Teacher:
+def _live_teacher(recipe: Recipe, images: ImageSource) -> Teacher:
     # Not at the top: they import timm, which takes seconds that reading a recipe should not cost.
-    from ferkd.models.teacher import check_classes, load_teacher
+    from ferkd.labelling.agreement import probe
+    from ferkd.models.teacher import load_teacher
 
     spec = recipe.teacher or ""
     check_live(spec, recipe)
@@ -131,8 +134,10 @@ def _live_teacher(recipe: Recipe, class_names: Sequence[str], images: int) -> Te
         device=recipe.device,
         precision=recipe.teacher_precision or recipe.precision,
     )
-    check_classes(teacher, class_names, images)
+    teacher = teacher.for_folders(images.class_names, recipe.class_map)
     _check_sides(teacher, recipe)
+    if found := probe(teacher, images):
+        found.warn()
     return teacher
 
 
@@ -274,15 +279,17 @@ def mixer(
     ) -> tuple[Tensor, SoftLabels, Tensor]:
         if labels is None:
             labels = SoftLabels.hard(targets.clamp_min(0), num_classes, epsilon)
-        generator = np.random.default_rng([seed, step])
-        # Labels that are the row numbers come back with each row's partner and share.
-        numbers = SoftLabels.hard(torch.arange(len(images), device=images.device), len(images))
-        images, mixed = mix(
-            images, numbers, crops_per_image=crops_per_image, generator=generator, in_place=True
+        rows, _, height, width = images.shape
+        drawn = mix.draw(
+            rows,
+            height,
+            width,
+            crops_per_image=crops_per_image,
+            generator=np.random.default_rng([seed, step]),
         )
-        assert mixed.partner is not None and mixed.share is not None
-        partners, share = mixed.partner.classes[:, 0], mixed.share
-        larger = torch.where(share >= 0.5, targets, targets[partners])
-        return images, labels.mixed(labels[partners], share), larger
+        assert drawn is not None
+        drawn = drawn.to(images.device)
+        larger = torch.where(drawn.shares >= 0.5, targets, targets[drawn.partners])
+        return drawn.images(images, in_place=True), drawn.labels(labels), larger
 
     return apply

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -10,11 +10,15 @@ from torch import nn
 
 from ferkd.system.settings import Part
 
+# Of torchvision's transformers, which have no such method; its own training spares them too.
+_EMBEDDINGS = ("class_token", "pos_embedding", "relative_position_bias_table")
+
 
 class OptimizerConfig(Part):
     """The optimiser; ``lr`` is the peak of the schedule.
 
-    ``momentum`` is used by sgd, ``betas`` by adamw. Norm weights and biases are never decayed.
+    ``momentum`` is used by sgd, ``betas`` by adamw. Norm weights, biases and the embeddings
+    of transformers are never decayed.
     """
 
     name: Literal["sgd", "adamw"] = "adamw"
@@ -25,17 +29,21 @@ class OptimizerConfig(Part):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups: decayed, and (one axis or none) not decayed.
+    """The trainable parameters in two groups: decayed, and not decayed.
 
     Vectors and scalars are norm weights, biases and gains, which decay only pulls from their
-    useful scale. A group without parameters is left out.
+    useful scale; so are the embeddings that a vision transformer adds or compares (timm's models
+    name theirs by ``no_weight_decay()``). A group without parameters is left out.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    # Not at the top: reading a recipe should not cost the seconds that timm takes.
+    from timm.optim import param_groups_weight_decay
+
+    spared = {n for n, _ in model.named_parameters() if n.rpartition(".")[2] in _EMBEDDINGS}
+    if hasattr(model, "no_weight_decay"):
+        spared |= set(cast(Any, model).no_weight_decay())
+    groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared)
+    # The decayed ones first, as in checkpoints of earlier releases.
+    return sorted((g for g in groups if g["params"]), key=lambda g: -g["weight_decay"])
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -132,7 +132,8 @@ class Recipe(Part):
 
     ``method`` decides what else is read, so that recipes may differ in it alone: ``teacher``, the
     spec of a live one, by kd and funmatch (it runs in ``teacher_precision``; unset, in that of the
-    student), ``regions`` by ferkd and ferkd-paper, ``mix`` by all.
+    student; ``class_map`` says which of its classes the folders are, as ``ferkd label --class-map``
+    does), ``regions`` by ferkd and ferkd-paper, ``mix`` by all.
     ``ema`` is the decay of an average of the weights, which is then what is evaluated and kept;
     ``clip_grad`` the largest norm of the gradient; None turns either off. A state to resume from
     is saved every ``checkpoint_seconds``, losses are reported every ``log_steps``.
@@ -143,6 +144,7 @@ class Recipe(Part):
     data: Data
     teacher: str | None = None
     teacher_precision: Precision | None = None
+    class_map: str | None = None
     student: Student = Student()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Schedule

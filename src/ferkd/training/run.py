@@ -16,9 +16,17 @@ from torch import nn
 from ferkd.evaluating.run import CenterCrops, match_classes, measure, predict
 from ferkd.images import ImageSource, open_images, refuse_inside_images
 from ferkd.methods.building import Setup, build
-from ferkd.models.student import ModelConfig, build_student, check_input, normalisation
+from ferkd.models.student import (
+    ModelConfig,
+    build_student,
+    check_input,
+    check_training,
+    normalisation,
+)
+from ferkd.store.checking import ChecksumCheck
 from ferkd.store.place import refuse_inside_store
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
+from ferkd.system.distributed import refuse_several
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_json
 from ferkd.system.interrupt import Interrupt
@@ -56,6 +64,7 @@ def train(
     anything that the recipe, the folder or the data get wrong, before anything is written;
     RuntimeError when training diverges.
     """
+    refuse_several("training")
     out = Path(out)
     refuse_inside_images(out, recipe.data.images, recipe.data.val)
     refuse_inside_store(out)
@@ -87,7 +96,7 @@ def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
     torch.manual_seed(recipe.seed)
     size = recipe.data.image_size
     model = build_student(recipe.student, data.num_classes, image_size=size)
-    check_input(model, recipe.student.name, size, data.num_classes)
+    _check_student(recipe, model, data)
     mean, std = normalisation(recipe.student, model)
     config = ModelConfig(
         architecture=recipe.student.name,
@@ -100,6 +109,18 @@ def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
         model_args=recipe.student.model_args,
     )
     return _trainer(recipe, model, data, config), data, config
+
+
+def _check_student(recipe: Recipe, model: nn.Module, data: TrainingData) -> None:
+    """Refuse a student that does not take what it will be shown, at any of its sizes."""
+    name, size, classes = recipe.student.name, recipe.data.image_size, data.num_classes
+    check_input(model, name, size, classes)
+    for _, side in recipe.schedule.image_size or ():
+        check_input(
+            *(model, name, side, classes),
+            remedy="leave that size out of schedule.image_size, or use a student of any size",
+        )
+    check_training(model, name, size, classes, data.loader.batch_size)
 
 
 def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: ModelConfig) -> Trainer:
@@ -213,6 +234,7 @@ class _Run:
     ) -> None:
         self.recipe, self.out, self.data, self.trainer = recipe, out, data, trainer
         self.evaluate = evaluate
+        self.check = None if data.store is None else ChecksumCheck(data.store)
         self.progress = progress or (lambda line: None)
         self.figures: dict[str, float] = {}  # of the last evaluation
         every, loader = recipe.evaluation.every_epochs, data.loader
@@ -235,6 +257,8 @@ class _Run:
         ):
             saved = time.monotonic()
             for step in steps:
+                if self.check is not None:
+                    self.check.require()
                 last = step == trainer.steps
                 if last or step % recipe.log_steps == 0:
                     self._log_training()
@@ -261,8 +285,11 @@ class _Run:
             "precision": str(trainer.dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
         }
-        if self.data.mining is not None:
-            start["regions"] = self.data.mining.describe()
+        if (mining := self.data.mining) is not None:
+            start["regions"] = mining.describe()
+            if mining.note:
+                start["note"] = mining.note
+                log.warning("%s", mining.note)
         if self.data.loader.cache is not None:
             start["cache"] = self.data.loader.cache.describe()
         self.progress(start)
@@ -310,6 +337,8 @@ class _Run:
     def _finish(self) -> dict[str, Any]:
         trainer, mining = self.trainer, self.data.mining
         save_weights(self.out / folders.WEIGHTS, trainer.best_model)
+        if self.check is not None:
+            self.check.require(ended=True)
         result: dict[str, Any] = {
             "method": self.recipe.method,
             "student": self.recipe.student.name,
@@ -327,5 +356,9 @@ class _Run:
             result["thresholds"] = list(mining.thresholds)
             result["regions"] = mining.shares
             result["rescued"] = mining.rescued
+            if mining.note:
+                result["note"] = mining.note
+        if self.data.store is not None:
+            result["images_without_labels"] = self.data.images_without_labels
         write_json(self.out / folders.RESULT, result)
         return result

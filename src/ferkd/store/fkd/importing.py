@@ -46,6 +46,8 @@ from ferkd.store.records import MAX_SIDE, RecordFormat
 from ferkd.store.soft import SoftLabels
 from ferkd.store.writer import StoreWriter, listing
 from ferkd.system.errors import InputError
+from ferkd.system.settings import check_share
+from ferkd.system.text import name as visible
 
 RULE = (
     f"{manifests.IMPORTED_RULE}FKD's boxes; how they were drawn, and how and to which size "
@@ -138,6 +140,7 @@ def import_fkd(
         raise InputError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
     if workers < 1 or (crops is not None and crops < 1):
         raise InputError(f"workers {workers} and crops {crops} must be at least 1")
+    check_share("max_skipped", max_skipped)
     source = open_images(images, targets=targets)
     refuse_inside_images(out, source)
     if targets:
@@ -323,11 +326,11 @@ class _Converter:
 
 def _check_share(skipped: Sequence[manifests.Skipped], total: int, limit: float) -> None:
     if len(skipped) > limit * total:
-        shown = "; ".join(f"{s.id} ({s.reason})" for s in skipped[:5])
+        shown = "; ".join(f"{visible(s.id)} ({visible(s.reason)})" for s in skipped[:5])
         raise InputError(
             f"{len(skipped)} of {total} images cannot be imported, more than the {limit:.1%} "
-            f"allowed: {shown}. Mend or remove them, or allow a larger share by --max-skipped "
-            "(max_skipped=)"
+            f"allowed: {shown}. Mend or remove them, or allow a larger share with "
+            "max_skipped (--max-skipped)"
         )
 
 

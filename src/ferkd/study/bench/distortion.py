@@ -49,15 +49,18 @@ _SYNTHETIC = (Synthetic(1000, 16_384), Synthetic(21_841, 2048, median=0.5, sprea
 def bench_distortion(
     stores: Sequence[str | Path] = (),
     *,
-    synthetic: Sequence[Synthetic] = _SYNTHETIC,
+    synthetic: Sequence[Synthetic] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Rate and distortion over real and synthetic labels, and the sizes that follow for ImageNet.
 
-    ``stores`` hold all classes in single precision (`stored_logits`). The headline is of the first
-    of ``synthetic``: the mean divergence of the default record beside FKD's top-5 in single
-    precision.
+    ``stores`` hold all classes in single precision (`stored_logits`). ``synthetic`` are made-up
+    populations; None makes two where no store is given, and none beside one. The headline is of
+    the first of ``synthetic``, else of the first store: the mean divergence of the default record
+    beside FKD's top-5 in single precision, None where there are too few classes for them.
     """
+    if synthetic is None:
+        synthetic = () if stores else _SYNTHETIC
     sources: dict[str, Callable[[], Iterator[Chunk]]] = {}
     for path in stores:
         store = LabelStore.open(path)
@@ -73,15 +76,15 @@ def bench_distortion(
             "forms": distortion(chunks()),
             "temperatures": tempering(chunks()),
         }
-    headline = f"synthetic, {synthetic[0].num_classes} classes"
+    headline = f"synthetic, {synthetic[0].num_classes} classes" if synthetic else next(iter(found))
     kl = {row["form"]: row["kl_mean"] for row in found[headline]["forms"]}
-    ours, theirs = kl["ferkd top-5 u8"], kl["FKD top-5 f32"]
+    ours, theirs = kl.get("ferkd top-5 u8"), kl.get("FKD top-5 f32")
     return {
         "benchmark": "distortion",
         "value": ours,
         "unit": f"nats, mean KL(teacher || top-5 u8 record), {headline}",
         "baselines": {"FKD top-5 f32": theirs},
-        "ratios": {"FKD top-5 f32": None if theirs is None else ours / theirs},
+        "ratios": {"FKD top-5 f32": ours / theirs if ours is not None and theirs else None},
         "details": {
             "populations": found,
             "temperature_bound": {str(t): temperature_bound(t) for t in (1.0, 2.0, 4.0)},

@@ -83,6 +83,8 @@ def _reached(reach: Mapping[str, Any] | None) -> list[Cell]:
 def _difference(found: Mapping[str, Any] | None, scale: float, digits: int) -> Cell:
     if found is None:
         return Cell("-")
+    if found["mean"] == found["low"] == found["high"] == 0:  # every pair, not their mean alone
+        return Cell("equal")
     text = f"{scale * found['mean']:+.{digits}f}"
     if found["low"] is None:
         return Cell(text)

@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 from ferkd.study.compare.length import run_length
 from ferkd.study.compare.plan import Planned
+from ferkd.study.compare.runs import write_company
 from ferkd.study.compare.suite import Suite
+from ferkd.system.company import Company
 from ferkd.system.interrupt import Interrupt
 from ferkd.training import folder as folders
 from ferkd.training.run import train
@@ -68,7 +70,7 @@ def run_suite(
         def steps(share: float, done: int = done, run: Planned = run) -> None:
             progress(done + share, len(wanted), f"runs, {run.name}")
 
-        failure = _one(suite, run, _here, say, steps, threading.Lock())
+        failure = _one(suite, run, _here, say, steps, threading.Lock(), alone=True)
         failures += [failure] if failure else []
         done += 1
         progress(done, len(wanted), "runs")
@@ -82,8 +84,10 @@ def _one(
     say: Say,
     steps: Callable[[float], None],
     trials: threading.Lock,
+    *,
+    alone: bool,
 ) -> Failure | None:
-    """Bring one run to its end."""
+    """Bring one run to its end; ``alone`` among the runs of this suite or beside others."""
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
         with trials:  # a rate that is measured twice would give two seeds two lengths
@@ -94,7 +98,9 @@ def _one(
             folders.write_recipe(run.folder, settings)
         folders.prepare(run.folder, settings, resume=True, overwrite=False)
         log = run.folder.with_name(f"{run.folder.name}.log")
+        company = Company()
         result = execute(run.folder / folders.RECIPE, run.folder, log=log, steps=steps)
+        write_company(run.folder, company.others() if alone else None)
     except Stopped:
         return None
     except RunFailed as error:
@@ -184,7 +190,9 @@ def _in_processes(
 
         def begin(run: Planned) -> Future[Failure | None]:
             lock = trials[run.budget, run.method]
-            return pool.submit(_one, suite, run, processes, say, lambda share: None, lock)
+            alone = len(waiting) == 1
+            nothing: Callable[[float], None] = lambda share: None  # noqa: E731
+            return pool.submit(_one, suite, run, processes, say, nothing, lock, alone=alone)
 
         try:
             with Interrupt() as interrupt:

@@ -131,7 +131,9 @@ def verdict(result: Mapping[str, Any]) -> str:
         if difference:
             line += f", {100 * difference['mean']:+.1f} points against {result['baseline']}"
             if difference["std"] is not None:
-                line += f" ({_told(difference, found['methods'])})"
+                equal = difference["mean"] == difference["std"] == 0
+                words = "every pair is equal" if equal else _told(difference, found["methods"])
+                line += f" ({words})"
         lines.append(line)
     return "; ".join(lines) + "." if lines else ""
 

@@ -71,9 +71,10 @@ def planned(
 def check_folder(suite: Suite, out: Path, *, report_only: bool = False) -> None:
     """Raise InputError unless ``suite`` may run in ``out``: a new folder, or its own.
 
-    A suite that only adds methods, seeds or budgets to the one in the folder may, and one with
-    another baseline: nothing that was run is changed by it. With ``report_only`` it may also lack
-    some: they are left out of the report, and stay in the folder.
+    A suite that only adds methods, seeds or budgets to the one in the folder may, one with fewer
+    seeds and one with another baseline: nothing that was run is changed by it. With
+    ``report_only`` it may also lack methods and budgets. What it lacks is left out of the report
+    and stays in the folder.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder for the suite's runs")
@@ -112,11 +113,6 @@ def changes(old: dict[str, Any], new: dict[str, Any], *, lacking: bool = True) -
                 lines += _differing(f"suite.{part}.{name}", entry, new[part][name])
             elif lacking:
                 lines.append(f"suite.{part}.{name}: in the folder, not in this suite")
-    lines += [
-        f"suite.seeds: {seed} in the folder, not in this suite"
-        for seed in old["seeds"]
-        if lacking and seed not in new["seeds"]
-    ]
     return lines
 
 
@@ -141,7 +137,13 @@ def read_folder(out: Path) -> Suite:
 
 
 def write_suite(suite: Suite, out: Path) -> None:
-    """Write the resolved suite, atomically; this marks the folder as a suite's."""
+    """Write the resolved suite, atomically; this marks the folder as a suite's.
+
+    Seeds that the folder has and ``suite`` lacks stay in it.
+    """
+    if is_suite_folder(out):
+        seeds = dict.fromkeys([*read_folder(out).seeds, *suite.seeds])
+        suite = suite.model_copy(update={"seeds": tuple(seeds)})
     text = _HEADER + yaml.safe_dump(suite.to_dict(), sort_keys=False, allow_unicode=True)
     write_whole(out / SUITE, text.encode())
 

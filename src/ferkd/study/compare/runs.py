@@ -9,6 +9,7 @@ from typing import Any
 
 from ferkd.study.compare.trees import flatten
 from ferkd.system.errors import InputError
+from ferkd.system.files import write_json
 from ferkd.system.plain import read_json, read_yaml
 from ferkd.training import folder as folders
 from ferkd.training.metrics import read_metrics
@@ -45,11 +46,18 @@ _SAME_TERMS = (
 )
 
 
+# What ferkd compare leaves in a run's folder: the cores that others kept busy meanwhile.
+_COMPANY = "company.json"
+_ALONE = 0.1  # cores: what a quiet machine does besides
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run: its settings by dotted key, its result and its evaluations by step.
 
     ``top1``, ``nll`` and other figures are read with :meth:`figure`; counts are of the whole run.
+    ``alone``: whether it is known that the machine did nothing else meanwhile, so that its seconds
+    may be compared.
     """
 
     folder: Path
@@ -57,6 +65,7 @@ class Run:
     recipe: dict[str, Any]
     result: dict[str, Any]
     evaluations: dict[int, dict[str, Any]]
+    alone: bool = False
 
     @property
     def method(self) -> str:
@@ -111,7 +120,8 @@ def read_run(folder: Path) -> Run | None:
         result = read_json(result_file, "result of a run")
         flat = flatten(recipe)
         lines = [x for x in read_metrics(folder / folders.METRICS) if x.get("kind") == "eval"]
-        run = Run(folder, int(flat["seed"]), flat, dict(result), {x["step"]: x for x in lines})
+        evaluations = {x["step"]: x for x in lines}
+        run = Run(folder, int(flat["seed"]), flat, dict(result), evaluations, _alone(folder))
         _ = run.method, run.steps, run.seconds, run.crops, run.decodes
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
@@ -119,6 +129,19 @@ def read_run(folder: Path) -> Run | None:
             "restore them or leave the run out"
         ) from None
     return run
+
+
+def write_company(folder: Path, others: float | None) -> None:
+    """Keep beside a run how many cores others kept busy meanwhile; None: not known, or some."""
+    write_json(folder / _COMPANY, {"others": others})
+
+
+def _alone(folder: Path) -> bool:
+    try:
+        others = read_json(folder / _COMPANY, "note on a run").get("others")
+    except (OSError, InputError):
+        return False
+    return isinstance(others, int | float) and others <= _ALONE
 
 
 @dataclass(frozen=True)

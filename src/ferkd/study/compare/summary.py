@@ -50,6 +50,7 @@ def _figures(runs: Sequence[Run]) -> dict[str, Any]:
     row["seconds_std"] = sample_deviation([run.seconds for run in runs])
     for key in ("steps", "decodes", "crops"):
         row[key] = mean([float(getattr(run, key)) for run in runs])
+    row["alone"] = all(run.alone for run in runs)
     row["runs"] = {
         str(run.seed): {
             "top1": run.figure("top1"),
@@ -88,7 +89,8 @@ def reach(runs: Sequence[Run], goal: float, base: Sequence[Run]) -> dict[str, An
     """Where the mean curve of ``runs`` first has a top-1 of ``goal``; None when it never does.
 
     Steps, decodes and seconds (means over the seeds) at that evaluation, and their shares of what
-    the baseline's runs took in all.
+    the baseline's runs took in all; that of the seconds is None unless all these runs are known to
+    have had the machine for themselves.
     """
     points = curve(runs)
     place = reached_at(points, goal)
@@ -98,7 +100,8 @@ def reach(runs: Sequence[Run], goal: float, base: Sequence[Run]) -> dict[str, An
     found = {key: point[key] for key in ("steps", "decodes", "seconds")}
     for key in tuple(found):
         whole = mean([float(getattr(run, key)) for run in base])
-        found[f"{key}_share"] = found[key] / whole if whole else None
+        comparable = key != "seconds" or all(run.alone for run in (*runs, *base))
+        found[f"{key}_share"] = found[key] / whole if whole and comparable else None
     return found
 
 
@@ -150,6 +153,12 @@ def remarks(rows: Mapping[str, Any], baseline: str | None, missing: Sequence[str
             )
         elif baseline in rows and name != baseline and difference is None:
             lines.append(f"{name} shares no seed with {baseline}: no difference can be paired")
+    company = [name for name, row in rows.items() if not row["alone"]]
+    if company:
+        lines.append(
+            f"seconds are not compared: other work ran beside {', '.join(company)}, or nobody "
+            "watched; run a suite with --jobs 1 on a quiet machine"
+        )
     if rows and all(len(row["seeds"]) == 1 for row in rows.values()):
         lines.append("one seed: no deviation and no interval; a small difference may be luck")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,7 @@ def write_report(
     results: list[dict[str, Any]],
     runs: dict[str, list[Path]],
     seconds: float,
+    command: str,
 ) -> dict[str, Any]:
     """Write the page; returns what it says of the regions: regions, thresholds, auroc, report."""
     mining = mine(store, plan.regions)
@@ -92,13 +94,14 @@ def write_report(
     panel = None
     if data.boxes is not None:
         shares = shares_of_object(store, data.boxes)
-        panel = report.mining_panel(scores, shares, mining.regions)
+        regions = mining.by_score()
+        panel = report.mining_panel(scores, shares, regions)
         area = auroc(scores.ravel(), shares.ravel() >= 0.5)
         found["auroc"] = None if np.isnan(area) else area
         found["object_share"] = {
-            region.name.lower(): float(shares[mining.regions == region].mean())
+            region.name.lower(): float(shares[regions == region].mean())
             for region in Region
-            if (mining.regions == region).any()
+            if (regions == region).any()
         }
     methods = methods_of(results, tuple(runs))
     images = open_images(data.train, targets=store.settings.targets)
@@ -115,7 +118,7 @@ def write_report(
         mining=panel,
         gallery=inspection.gallery(store, images, mining, objects=data.boxes),
         choices=_choices(plan, mining),
-        commands=_commands(path.parent),
+        commands=_commands(command, path.parent, data),
     )
     report.write_report(page, path)
     return found
@@ -179,9 +182,11 @@ def _choices(plan: Plan, mining: Mining) -> tuple[report.Choice, ...]:
     )
 
 
-def _commands(out: Path) -> tuple[str, ...]:
-    return (
-        f"ferkd demo --out {out.name}",
-        f"ferkd inspect {out.name}/labels --html labels.html --images {out.name}/data/train",
-        f"ferkd train {out.name}/runs/ferkd-0/recipe.yaml --out again",
+def _commands(demo: str, out: Path, data: Data) -> tuple[str, ...]:
+    """The whole again, and two of its steps; they run in the folder that the demo was run in."""
+    page, run = out / "labels.html", out / "runs" / "ferkd-0"
+    steps = (
+        ["inspect", out / "labels", "--images", data.train, "--html", page],
+        ["train", run / "recipe.yaml", "--out", out / "runs" / "ferkd-0-again"],
     )
+    return (demo, *(shlex.join(["ferkd", *map(str, words)]) for words in steps))

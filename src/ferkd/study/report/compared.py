@@ -34,7 +34,8 @@ def budget_charts(budget: Budget, slots: Mapping[str, int]) -> list[Figure]:
         goal = f" The dashed level is {budget.goal.name}; a ring marks where a line first has it."
     equal = {
         "steps": "Left of another line: fewer optimiser steps for the same figure.",
-        "seconds": "As before, against the time of training alone, as measured here.",
+        "seconds": "As before, against the time of training as the clock had it: other work on "
+        "the machine counts too.",
     }
     figures = [
         Figure(
