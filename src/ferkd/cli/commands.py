@@ -21,6 +21,7 @@ import typer
 from ferkd import __version__
 from ferkd.cli import bench as cli_bench
 from ferkd.cli import compare as cli_compare
+from ferkd.cli import distill as cli_distill
 from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
 from ferkd.cli import store as cli_store
@@ -395,6 +396,7 @@ def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
     to.write_text(text, encoding="utf-8")
 
 
+cli_distill.register(app)
 cli_inspect.register(app)
 cli_plan.register(app)
 cli_store.register(app)

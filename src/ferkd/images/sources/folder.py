@@ -18,6 +18,7 @@ from ferkd.system.storage import clear_errors, is_url, masked, open_url
 
 logger = logging.getLogger("ferkd")
 
+UNLABELLED = "_unlabelled"  # the folder of images without a class, beside class folders
 # The names of a data set's parts, which are no classes.
 _TRAIN = frozenset(("train", "training"))
 _HELD_OUT = frozenset(("val", "valid", "validation", "test", "testing", "dev", "eval"))
@@ -28,8 +29,9 @@ _ARCHIVES = frozenset(("tar", "zip", "libarchive"))
 class FolderImages:
     """The images of a folder CLASS/.../NAME.EXT, local or on any fsspec file system.
 
-    root: a path or a URL; targets: True takes the first folder level as the class; False takes
-    any layout, every target is -1 and there are no class names.
+    root: a path or a URL; targets: True takes the first folder level as the class, but for a folder
+    named "_unlabelled", whose images have no class (their target is -1); False takes any layout,
+    every target is -1 and there are no class names.
 
     Ids are paths relative to the root. Hidden files and folders and files without an image
     extension (any case) are passed over. Links to files and folders are followed, under the name
@@ -74,9 +76,10 @@ class FolderImages:
         if targets:
             self._check_layout(folders)
             of_image = [id.partition("/")[0] for id in self.ids]
-            self.class_names = tuple(sorted(set(of_image)))
+            self.class_names = tuple(sorted(set(of_image) - {UNLABELLED}))
             self._check_class_names()
             number = {name: index for index, name in enumerate(self.class_names)}
+            number[UNLABELLED] = -1
             self.targets[:] = [number[name] for name in of_image]
 
     @property
