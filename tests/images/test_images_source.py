@@ -217,9 +217,9 @@ def test_remote_as_local(tmp_path: Path, slash: str) -> None:
     content = [local.read(i) for i in range(8)]
     assert [remote.read(i) for i in range(8)] == content
     copy = pickle.loads(pickle.dumps(remote))
-    assert copy._opened == {}
+    assert copy._files._opened == {}
     assert [copy.read(i) for i in range(8)] == content
-    copy._opened = {(os.getpid() + 1, 0): (None, "")}  # as a forked worker inherits it
+    copy._files._opened = {(os.getpid() + 1, 0): (None, "")}  # as a forked worker inherits it
     assert copy.read(0) == content[0]
 
 
@@ -343,12 +343,6 @@ def test_kinds_with_their_plugin_are_images(tmp_path: Path) -> None:
     assert images.ids == ("a/x.heic",)
     assert images.unread == {}
     assert np.abs(decode(images.read(0)).astype(int) - pixels).mean() < 8
-
-
-@pytest.mark.parametrize("spec", ["wds:s3://bucket/{0..9}.tar", "hf:imagenet-1k:train"])
-def test_sources_of_later_versions(spec: str) -> None:
-    with pytest.raises(InputError, match=r"not supported in this version.*folder"):
-        open_images(spec)
 
 
 def test_fingerprint() -> None:

@@ -15,11 +15,13 @@ from .kinds import describe_unread
 from .outputs import refuse_inside_images
 from .pictures import Picture, Pictures
 from .room import named
-from .sources import FolderImages, ImageSource, fingerprint, open_images
+from .sources import SOURCES, UNLABELLED, FolderImages, ImageSource, fingerprint, open_images
 
 __all__ = [
     "DECODER",
     "MAX_PIXELS",
+    "SOURCES",
+    "UNLABELLED",
     "FolderImages",
     "ImageSource",
     "Picture",

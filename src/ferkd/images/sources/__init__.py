@@ -7,19 +7,27 @@ from pathlib import Path
 
 import numpy as np
 
-from ferkd.images.sources.folder import FolderImages
+from ferkd.images.sources.filelist import ListImages
+from ferkd.images.sources.folder import UNLABELLED, FolderImages
+from ferkd.images.sources.hub import HubImages
+from ferkd.images.sources.shards import ShardImages
 from ferkd.images.sources.source import ImageSource, fingerprint
 from ferkd.system.errors import InputError
 
 # PREFIX: of a spec -> what opens it, of the whole spec and `targets`. Others may add to it.
-SOURCES: dict[str, Callable[[str, bool], ImageSource]] = {}
+SOURCES: dict[str, Callable[[str, bool], ImageSource]] = {
+    "hf": HubImages,
+    "list": ListImages,
+    "wds": ShardImages,
+}
 
 
 def open_images(spec: str | Path | ImageSource, *, targets: bool = True) -> ImageSource:
     """Open an image source from what a user writes.
 
-    spec: a folder, an fsspec URL of a folder (`s3://bucket/train`), or a source already open,
-    which comes back as it is; targets: see FolderImages. Raises InputError.
+    spec: a folder, an fsspec URL of a folder (`s3://bucket/train`), PREFIX:... as `SOURCES` names
+    them (hf:, list:, wds:), or a source already open, which comes back as it is; targets: False
+    for no ground truth. Raises InputError.
     """
     if not isinstance(spec, str | Path):
         if not targets and (np.asarray(spec.targets) >= 0).any():
@@ -30,11 +38,6 @@ def open_images(spec: str | Path | ImageSource, *, targets: bool = True) -> Imag
     kind, _, rest = str(spec).partition(":")
     if kind in SOURCES and not rest.startswith("//"):
         return SOURCES[kind](str(spec), targets)
-    if kind in ("wds", "hf") and not rest.startswith("//"):  # hf:// is an fsspec URL
-        raise InputError(
-            f"{spec}: '{kind}:' image sources are not supported in this version. "
-            "Unpack the images to a folder of class folders and give its path"
-        )
     return FolderImages(spec, targets=targets)
 
 
@@ -44,4 +47,12 @@ def is_folder(spec: str | Path) -> bool:
     return kind not in SOURCES or rest.startswith("//")
 
 
-__all__ = ["SOURCES", "FolderImages", "ImageSource", "fingerprint", "is_folder", "open_images"]
+__all__ = [
+    "SOURCES",
+    "UNLABELLED",
+    "FolderImages",
+    "ImageSource",
+    "fingerprint",
+    "is_folder",
+    "open_images",
+]

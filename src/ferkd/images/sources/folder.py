@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ferkd.images.kinds import EXTENSIONS, PLUGGED, describe_unread, extension, extensions, unread
+from ferkd.images.sources.files import Files
 from ferkd.images.sources.source import check_ids, check_look_alike, some
 from ferkd.system.errors import InputError
-from ferkd.system.storage import clear_errors, is_url, masked, open_url
+from ferkd.system.storage import clear_errors
 
 logger = logging.getLogger("ferkd")
 
@@ -22,8 +22,6 @@ UNLABELLED = "_unlabelled"  # the folder of images without a class, beside class
 # The names of a data set's parts, which are no classes.
 _TRAIN = frozenset(("train", "training"))
 _HELD_OUT = frozenset(("val", "valid", "validation", "test", "testing", "dev", "eval"))
-# File systems whose files are read through one handle, which threads must not share.
-_ARCHIVES = frozenset(("tar", "zip", "libarchive"))
 
 
 class FolderImages:
@@ -46,23 +44,14 @@ class FolderImages:
     """
 
     def __init__(self, root: str | Path, *, targets: bool = True) -> None:
-        self._url = str(root)
-        self.name = masked(root) if is_url(root) else self._url
+        self._files = Files(root)
+        self.name = self._files.name
         if not self.name:
             raise InputError("the image folder is an empty text: give the path of a folder")
-        self._opened: dict[tuple[int, int], tuple[Any, str]] = {}
-        self._archive = self._url.split("://", 1)[0] in _ARCHIVES
-        self._remote = False
-        self._root = os.path.abspath(os.path.expanduser(self._url))
-        if is_url(root):
-            file_system, self._root = self._file_system()
-            self._remote = "file" not in file_system.protocol  # file:// is read as a local path
-            if self._archive:
-                self._root = _in_archive(file_system, self._root)
         files, folders = (
-            _list_remote(file_system, self._root, self.name)
-            if self._remote
-            else _list_local(self._root, self.name)
+            _list_remote(self._files.file_system()[0], self._files.root, self.name)
+            if self._files.remote
+            else _list_local(self._files.root, self.name)
         )
         visible = [file for file in files if _is_visible(file)]
         kinds = extensions()
@@ -85,7 +74,7 @@ class FolderImages:
     @property
     def root(self) -> str:
         """The folder: an absolute path, or the URL as it was given."""
-        return self._url if self._remote else self._root
+        return self._files.url if self._files.remote else self._files.root
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -93,50 +82,9 @@ class FolderImages:
     def __repr__(self) -> str:
         return f"FolderImages({self.name!r}: {len(self)} images, {len(self.class_names)} classes)"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": {}}
-
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image; InputError naming its id if they are out of reach."""
-        id = self.ids[index]
-        path = f"{self._root}/{id}" if self._root else id
-        try:
-            if self._remote:
-                return self._read_remote(path, id)
-            with open(path, "rb") as file:
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise InputError(
-                f"{id}: this image was listed in {self.name} but is no longer there. "
-                "Put it back, or start again with the folder as it is now"
-            ) from None
-        except PermissionError:
-            raise InputError(
-                f"{id}: no permission to read this image of {self.name}. Change its permissions"
-            ) from None
-
-    def _read_remote(self, path: str, id: str) -> bytes:
-        """The bytes of a remote file, tried twice: a connection may end in the middle."""
-        remedy = "check the network, then continue"
-        try:
-            with clear_errors(f"{id} of {self.name} cannot be read"):
-                return self._file_system()[0].cat_file(path)
-        except InputError:
-            with clear_errors(f"{id} of {self.name} cannot be read, tried twice", remedy):
-                return self._file_system()[0].cat_file(path)
-
-    def _file_system(self) -> tuple[Any, str]:
-        """The fsspec file system and the root's path on it, opened once in each process.
-
-        By process and not by object: a forked worker inherits the object, but remote file
-        systems do not survive a fork. An archive is opened once in each thread, as its files are
-        read through one handle.
-        """
-        key = os.getpid(), threading.get_ident() if self._archive else 0
-        if key not in self._opened:
-            file_system, path = open_url(self._url)
-            self._opened[key] = file_system, path.rstrip("/")
-        return self._opened[key]
+        return self._files.read(self.ids[index])
 
     def _check_names(self) -> None:
         if not self.ids:
@@ -178,12 +126,6 @@ class FolderImages:
                 "the folders if they are classes"
             )
         check_look_alike(self.class_names, self.name)
-
-
-def _in_archive(file_system: Any, root: str) -> str:
-    """The name of a folder in an archive, whose names begin with "./" where `tar .` made it."""
-    dotted = f"./{root}".rstrip("/")
-    return root if (root and file_system.isdir(root)) or not file_system.isdir(dotted) else dotted
 
 
 def _below(path: str, root: str) -> str:
