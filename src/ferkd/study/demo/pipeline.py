@@ -103,6 +103,8 @@ def run_demo(
     out = Path(out)
     refuse_inside_images(out, images)
     begun = time.perf_counter()
+    if images is not None:
+        demo_data.check(Path(images), held_out)
     _claim(out, plan, images, held_out, resume=resume, overwrite=overwrite)
     data = demo_data.prepare(out / "data", images, held_out)
     say(f"images: {data.train} and {data.val}")
