@@ -200,6 +200,7 @@ def label(
     its last features instead: a label map per image, to train from with method relabel.
     """
     from ferkd.crops import CropDistribution
+    from ferkd.images import refuse_inside_images
     from ferkd.labelling import run as labelling
     from ferkd.labelling.agreement import agreement_of
     from ferkd.labelling.settings import Labelling
@@ -208,6 +209,7 @@ def label(
 
     if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
+    refuse_inside_images(out, images)
     one = "cell" if kind == "map" else "crop"
     begun = time.perf_counter()
     last = labelling.Progress(0, 0, 0, 0.0)
