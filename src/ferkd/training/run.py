@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ferkd.evaluating.run import CenterCrops, match_classes, measure, predict
-from ferkd.images import ImageSource, open_images
+from ferkd.images import ImageSource, open_images, refuse_inside_images
 from ferkd.methods import METHODS
 from ferkd.methods.base import Setup
 from ferkd.models.student import (
@@ -24,6 +24,8 @@ from ferkd.models.student import (
     check_training,
     normalisation,
 )
+from ferkd.store.checking import ChecksumCheck
+from ferkd.store.place import refuse_inside_store
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
 from ferkd.system.distributed import refuse_several
 from ferkd.system.errors import InputError
@@ -65,6 +67,8 @@ def train(
     """
     refuse_several("training")
     out = Path(out)
+    refuse_inside_images(out, recipe.data.images, recipe.data.val)
+    refuse_inside_store(out)
     settings = recipe.to_dict()
     folders.prepare(out, settings, resume=resume, overwrite=overwrite)
     if resume and (out / folders.RESULT).is_file():
@@ -231,6 +235,7 @@ class _Run:
     ) -> None:
         self.recipe, self.out, self.data, self.trainer = recipe, out, data, trainer
         self.evaluate = evaluate
+        self.check = None if data.store is None else ChecksumCheck(data.store)
         self.progress = progress or (lambda line: None)
         self.figures: dict[str, float] = {}  # of the last evaluation
         every, loader = recipe.evaluation.every_epochs, data.loader
@@ -253,6 +258,8 @@ class _Run:
         ):
             saved = time.monotonic()
             for step in steps:
+                if self.check is not None:
+                    self.check.require()
                 last = step == trainer.steps
                 if last or step % recipe.log_steps == 0:
                     self._log_training()
@@ -331,6 +338,8 @@ class _Run:
     def _finish(self) -> dict[str, Any]:
         trainer, mining = self.trainer, self.data.mining
         save_weights(self.out / folders.WEIGHTS, trainer.best_model)
+        if self.check is not None:
+            self.check.require(ended=True)
         result: dict[str, Any] = {
             "method": self.recipe.method,
             "student": self.recipe.student.name,
