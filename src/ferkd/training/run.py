@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ferkd.evaluating.run import CenterCrops, match_classes, measure, predict
-from ferkd.images import ImageSource, open_images
-from ferkd.methods.building import Setup, build
+from ferkd.images import ImageSource, open_images, refuse_inside_images
+from ferkd.methods import METHODS
+from ferkd.methods.base import Setup
 from ferkd.models.student import (
     ModelConfig,
     build_student,
@@ -24,6 +25,7 @@ from ferkd.models.student import (
     normalisation,
 )
 from ferkd.store.checking import ChecksumCheck
+from ferkd.store.place import refuse_inside_store
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
 from ferkd.system.distributed import refuse_several
 from ferkd.system.errors import InputError
@@ -65,6 +67,8 @@ def train(
     """
     refuse_several("training")
     out = Path(out)
+    refuse_inside_images(out, recipe.data.images, recipe.data.val)
+    refuse_inside_store(out)
     settings = recipe.to_dict()
     folders.prepare(out, settings, resume=resume, overwrite=overwrite)
     if resume and (out / folders.RESULT).is_file():
@@ -148,7 +152,7 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
     return Trainer(
         model,
         loader,
-        build(recipe, setup),
+        METHODS[recipe.method].make(recipe.loss, setup),
         optimizer=build_optimizer(recipe.optimizer, model),
         learning_rate=rate,
         steps=steps,
@@ -159,7 +163,7 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
             crops_per_image=recipe.data.crops_per_image,
             seed=recipe.seed,
             num_classes=data.num_classes,
-            label_smoothing=recipe.loss.label_smoothing,
+            label_smoothing=getattr(recipe.loss, "label_smoothing", 0.0),
         ),
         ema=recipe.ema,
         clip_grad=recipe.clip_grad,
