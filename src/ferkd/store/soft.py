@@ -314,8 +314,8 @@ class SoftLabels:
     def _parts(self, temperature: float, tail: Tail) -> tuple[Tensor, Tensor]:
         """Of the targets of an unmixed label: the probability of each class not stored, [B], and
         the log-probabilities of the slots, [B, k], -inf where one is empty or left out."""
-        if not temperature > 0:
-            raise InputError(f"temperature is {temperature:g}; it must be above 0")
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature is {temperature:g}; it must be above 0 and finite")
         mass = self._tail_mass(temperature) if tail == "uniform" else None
         scaled = self.log_probs / temperature
         if tail == "renorm" and self.truth_slot:  # re-norm keeps the teacher's top classes alone

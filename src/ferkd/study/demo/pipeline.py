@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from ferkd.system.errors import InputError
 from ferkd.system.files import temporary, write_json
 from ferkd.system.settings import Part
 from ferkd.training import train
+from ferkd.training.progress import Meter, no_meter, on_a_bar
 from ferkd.training.recipe import Recipe
 
 METHODS = ("hard", "fkd", "ferkd")
@@ -85,11 +87,13 @@ def run_demo(
     overwrite: bool = False,
     plan: Plan | None = None,
     say: Callable[[str], None] = print,
+    meter: Meter = no_meter,
 ) -> dict[str, Any]:
     """Run everything into the folder ``out``; returns the result with a printable ``table``.
 
     ``images`` None makes the embedded scenes; else a folder with ``train`` and ``val``, or class
     folders of which ``held_out`` is set aside. ``seeds`` students are trained by each method.
+    ``meter`` shows how far each step is.
     Raises InputError; an interrupted demo continues with ``resume`` and the same settings.
     """
     if seeds < 1:
@@ -100,15 +104,15 @@ def run_demo(
     _claim(out, plan, images, held_out, resume=resume, overwrite=overwrite)
     data = demo_data.prepare(out / "data", images, held_out)
     say(f"images: {data.train} and {data.val}")
-    teacher = _train(out / "teacher", _teacher(plan, data), "teacher", say)
-    store = _label(out, plan, data, say)
+    teacher = _train(out / "teacher", _teacher(plan, data), "teacher", say, meter)
+    store = _label(out, plan, data, say, meter)
     runs: dict[str, list[Path]] = {method: [] for method in METHODS}
     results: list[dict[str, Any]] = []
     for seed in range(seeds):
         for method in METHODS:
             run = out / "runs" / f"{method}-{seed}"
             recipe = _student(plan, data, method, seed, out / "labels")
-            results.append(_train(run, recipe, f"{method}, seed {seed}", say))
+            results.append(_train(run, recipe, f"{method}, seed {seed}", say, meter))
             runs[method].append(run)
     result: dict[str, Any] = {
         "methods": methods_of(results, METHODS),
@@ -125,10 +129,21 @@ def run_demo(
         results=results,
         runs=runs,
         seconds=time.perf_counter() - begun,
+        command=_command(out, images, seeds, held_out),
     )
     result["seconds"] = time.perf_counter() - begun
     write_json(out / "result.json", result)
     return {**result, "table": text_table(result)}
+
+
+def _command(out: Path, images: Path | None, seeds: int, held_out: float) -> str:
+    """The command that makes such a demo again, in a folder beside this one."""
+    words = ["ferkd", "demo", "--out", f"{out}-again"]
+    if images is not None:
+        words += ["--images", str(images)]
+        if not (images / "train").is_dir():
+            words += ["--held-out", f"{held_out:g}"]
+    return shlex.join([*words, "--seeds", str(seeds)] if seeds > 1 else words)
 
 
 def _claim(
@@ -174,32 +189,37 @@ def _claim(
     write_json(marker, settings)
 
 
-def _train(out: Path, recipe: Recipe, title: str, say: Callable[[str], None]) -> dict[str, Any]:
-    def progress(line: dict[str, Any]) -> None:
-        if line["kind"] == "start" and "regions" in line:
-            say(f"{title}: {line['regions']}")
-        if line["kind"] == "eval":
-            say(
-                f"{title}: step {line['step']}, top-1 {line['top1']:.1%}, "
-                f"{line['seconds']:.0f} s of training"
-            )
-
-    # Where a run is, and whether it was interrupted, is the demo's business: always resume.
-    return train(recipe, out, resume=True, progress=progress)
+def _train(
+    out: Path, recipe: Recipe, title: str, say: Callable[[str], None], meter: Meter
+) -> dict[str, Any]:
+    with meter(title) as advance:
+        progress = on_a_bar(advance, lambda words: say(f"{title}: {words}"))
+        # Where a run is, and whether it was interrupted, is the demo's business: always resume.
+        result = train(recipe, out, resume=True, progress=progress)
+    say(f"{title}: top-1 {result['top1']:.1%} after {result['steps']} steps")
+    return result
 
 
-def _label(out: Path, plan: Plan, data: demo_data.Data, say: Callable[[str], None]) -> LabelStore:
+def _label(
+    out: Path, plan: Plan, data: demo_data.Data, say: Callable[[str], None], meter: Meter
+) -> LabelStore:
     last: list[Progress] = []
-    store = label(
-        data.train,
-        out / "teacher",
-        out / "labels",
-        crops=plan.crops,
-        image_size=plan.image_size,
-        workers=1,
-        resume=True,
-        progress=last.append,
-    )
+    with meter("labelling") as advance:
+
+        def progress(now: Progress) -> None:
+            last[:] = [now]
+            advance(now.done, now.total, f"images, {now.crops_per_second:.0f} crops/s")
+
+        store = label(
+            data.train,
+            out / "teacher",
+            out / "labels",
+            crops=plan.crops,
+            image_size=plan.image_size,
+            workers=1,
+            resume=True,
+            progress=progress,
+        )
     rate = f", {last[-1].crops_per_second:.0f} crops/s" if last else ""
     say(f"labels: {len(store)} images x {store.crops_per_image} crops{rate}")
     return store
