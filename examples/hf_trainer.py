@@ -60,6 +60,7 @@ def main() -> None:
         num_train_epochs=args.epochs,
         learning_rate=1e-3,
         bf16=True,
+        use_cpu=not torch.cuda.is_available(),
         gradient_accumulation_steps=args.accumulate,
         save_steps=args.save_every,
         ignore_data_skip=True,  # Resume does it without decoding

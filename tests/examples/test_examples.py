@@ -57,7 +57,7 @@ def start(example: str, data, out: Path, log: Path, stop: int) -> None:
     command += ["--save-every", "1", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=240
+        command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=500
     )
     assert (done.returncode == 0) == (stop > EPOCHS * STEPS), done.stderr[-3000:]
 
