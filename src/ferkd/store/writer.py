@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 
 from ferkd.images import ImageSource, fingerprint
 from ferkd.store import manifest as manifests
+from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import IMAGE, MANIFEST, Ids, LabelStore
 from ferkd.system.errors import InputError
-from ferkd.system.files import temporary, whole_file, write_whole
-from ferkd.system.storage import as_local, masked
+from ferkd.system.files import read_plain, temporary, whole_file, write_whole
+from ferkd.system.storage import SMALL_FILE, as_local, masked
 
 _SETTINGS = "settings.json"
 _PARTS = "parts"
@@ -69,6 +70,7 @@ class StoreWriter:
         return -(-self.total // self.settings.part_images)
 
     def __enter__(self) -> Self:
+        refuse_inside_store(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; the label store needs a folder of its own")
         contents = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
@@ -138,10 +140,10 @@ class StoreWriter:
     def _written_settings(self) -> manifests.Settings:
         if (self.path / MANIFEST).exists():
             return LabelStore(self.path).settings
-        text = (self.path / _SETTINGS).read_text(encoding="utf-8")
         try:
-            return manifests.Settings.model_validate_json(text)
-        except ValueError as error:
+            data = read_plain(self.path / _SETTINGS, SMALL_FILE)
+            return manifests.Settings.model_validate_json(data)
+        except (ValueError, OSError) as error:
             raise InputError(
                 f"{self.path / _SETTINGS} is damaged ({error}); start again with --overwrite"
             ) from None
@@ -249,7 +251,7 @@ class StoreWriter:
         try:
             with np.load(self._part(number), allow_pickle=False) as part:
                 yield part
-        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError) as error:
             raise InputError(
                 f"{self._part(number)} is damaged ({error}); delete it and continue with --resume"
             ) from None

@@ -22,6 +22,11 @@ def is_first() -> bool:
     return launched() == 1 or os.environ.get("RANK", "0") == "0"
 
 
+def is_first_here() -> bool:
+    """Whether this process is the first, or the only one, on its machine."""
+    return launched() == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def restarts() -> int:
     """How often torchrun has started these processes again after one of them died."""
     text = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ferkd.evaluating.run import CenterCrops, match_classes, measure, predict
-from ferkd.images import ImageSource, open_images
+from ferkd.images import ImageSource, open_images, refuse_inside_images
 from ferkd.methods.building import Setup, build
 from ferkd.models.student import (
     ModelConfig,
@@ -23,12 +23,14 @@ from ferkd.models.student import (
     check_training,
     normalisation,
 )
+from ferkd.store.checking import ChecksumCheck
+from ferkd.store.place import refuse_inside_store
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
 from ferkd.system.distributed import agreed, as_first, by_first, gathered, process_group
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_json
 from ferkd.system.interrupt import Interrupt
-from ferkd.system.launch import restarts
+from ferkd.system.launch import is_first_here, restarts
 from ferkd.system.plain import read_json
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
@@ -77,6 +79,8 @@ def _train(
 
     def prepared() -> dict[str, Any] | None:
         check_restart(resume)
+        refuse_inside_images(out, recipe.data.images, recipe.data.val)
+        refuse_inside_store(out)
         folders.prepare(out, settings, resume=resume, overwrite=overwrite)
         if resume and (out / folders.RESULT).is_file():
             return dict(read_json(out / folders.RESULT, "result of a run"))
@@ -283,6 +287,8 @@ class _Run:
     ) -> None:
         self.recipe, self.out, self.data, self.trainer = recipe, out, data, trainer
         self.evaluate = evaluate
+        store = data.store if is_first_here() else None  # once a machine
+        self.check = None if store is None else ChecksumCheck(store)
         self.progress = progress or (lambda line: None)
         self.figures: dict[str, float] = {}  # of the last evaluation
         every, loader = recipe.evaluation.every_epochs, data.loader
@@ -309,6 +315,8 @@ class _Run:
         ):
             saved = time.monotonic()
             for step in steps:
+                if self.check is not None:
+                    self.check.require()
                 last = step == trainer.steps
                 if last or step % recipe.log_steps == 0:
                     self._log_training()
@@ -396,6 +404,8 @@ class _Run:
     def _written(self) -> dict[str, Any]:
         trainer, mining = self.trainer, self.data.mining
         save_weights(self.out / folders.WEIGHTS, trainer.best_model)
+        if self.check is not None:
+            self.check.require(ended=True)
         result: dict[str, Any] = {
             "method": self.recipe.method,
             "student": self.recipe.student.name,
