@@ -22,6 +22,7 @@ import typer
 from ferkd import __version__
 from ferkd.cli import bench as cli_bench
 from ferkd.cli import compare as cli_compare
+from ferkd.cli import data as cli_data
 from ferkd.cli import distill as cli_distill
 from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
@@ -430,3 +431,4 @@ cli_plan.register(app)
 cli_store.register(app)
 cli_bench.register(app)
 cli_compare.register(app)
+cli_data.register(app)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from ferkd.crops.device import RawImages, cut_batch
+from ferkd.methods.base import Loss, View
 from ferkd.store.soft import SoftLabels
 from ferkd.system.compute import Normalise, autocast
 from ferkd.system.distributed import Ranks, gathered, mean_of_all, rows_of_all
@@ -32,44 +33,13 @@ from ferkd.system.errors import InputError
 from ferkd.training.checkpoint import random_state, restore_random_state
 from ferkd.training.ema import Ema
 
-
-@dataclass(frozen=True)
-class View:
-    """What the student is shown at a step, and what is known of it; all on its device.
-
-    ``images`` float32 [B, 3, S, S], normalised and mixed; ``labels`` the stored labels, mixed
-    alike, or mixed hard labels where none are stored, None without either; ``targets`` int64 [B]
-    the ground truth, of the larger part of a mixed row, -1 for none; ``rows`` int64 [B] each
-    row's image (for a mixed row the first of the two) and ``crops`` int64 [B] its crop number.
-    """
-
-    images: Tensor
-    labels: SoftLabels | None
-    targets: Tensor
-    rows: Tensor
-    crops: Tensor
-
-    def part(self, some: slice) -> View:
-        """Some rows of it."""
-        return View(
-            self.images[some],
-            None if self.labels is None else self.labels[some],
-            self.targets[some],
-            self.rows[some],
-            self.crops[some],
-        )
-
-
-# logits float32 [B, C] and the view that they answer -> the loss, a scalar. It may have a state;
-# see Stateful.
-Objective = Callable[[Tensor, View], Tensor]
 # (step, images, labels, targets) -> all three mixed; targets are those of the larger parts.
 Mixer = Callable[[int, Tensor, SoftLabels | None, Tensor], tuple[Tensor, SoftLabels, Tensor]]
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An objective that remembers: its state is saved in checkpoints.
+    """A loss that remembers: its state is saved in checkpoints.
 
     The state is made of tensors, numbers, strings and containers of them only.
     """
@@ -80,13 +50,13 @@ class Stateful(Protocol):
 
 @runtime_checkable
 class Witness(Protocol):
-    """An objective that can say what is wrong where the student is not to blame for a loss that
+    """A loss that can say what is wrong where the student is not to blame for a loss that
     is not finite; None where it is."""
 
     def complaint(self) -> str | None: ...
 
 
-def whole_batch(objective: Objective) -> bool:
+def whole_batch(objective: Loss) -> bool:
     """Whether an objective must be shown a step's rows together: it relates them to each other,
     or remembers them.
 
@@ -151,7 +121,7 @@ class Trainer:
         self,
         model: nn.Module,
         loader: StepLoader,
-        objective: Objective,
+        objective: Loss,
         *,
         optimizer: torch.optim.Optimizer,
         learning_rate: Callable[[int], float],
