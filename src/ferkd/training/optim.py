@@ -100,9 +100,8 @@ def _info(name: str) -> Any:
     try:
         info = get_optimizer_info(name.lower().removeprefix("lookahead_"))
     except ValueError:
-        raise InputError(
-            f"timm has no optimiser {name!r}; {did_you_mean(name, cast(list[str], list_optimizers()))}"
-        ) from None
+        known = cast(list[str], list_optimizers())
+        raise InputError(f"timm has no optimiser {name!r}; {did_you_mean(name, known)}") from None
     if info.second_order:
         raise InputError(
             f"optimiser {name} needs second derivatives, which training does not take; name another"
