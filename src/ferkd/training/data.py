@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ferkd.calibration.regions import Mining
+from ferkd.calibration.temperature import FittedTemperature, fit_temperature
 from ferkd.images import ImageSource, PixelCache, open_images
 from ferkd.loading.crop_sources import CropSource, FreshCrops, StoredCrops, without_labels
 from ferkd.loading.loader import Loader
@@ -20,6 +21,7 @@ from ferkd.loading.mixing import Mix
 from ferkd.methods import METHODS
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.store.manifest import checksum
+from ferkd.system.distributed import Ranks
 from ferkd.system.errors import InputError
 from ferkd.training.trainer import Mixer
 
@@ -43,6 +45,7 @@ class TrainingData:
     unlabelled: int = 0
     store: LabelStore | None = None
     teacher: Teacher | None = None
+    temperature: FittedTemperature | None = None  # of the labels, where it was fitted
     images_without_labels: int = 0  # in the folder, but unknown to the store: not trained on
 
 
@@ -79,6 +82,7 @@ def open_data(recipe: Recipe) -> TrainingData:
         int((found.targets < 0).sum()),
         found.store,
         found.teacher,
+        found.temperature,
         0 if found.store is None else without_labels(found.images, found.store),
     )
 
@@ -97,6 +101,7 @@ class _Found:
     mining: Mining | None = None
     store: LabelStore | None = None
     teacher: Teacher | None = None
+    temperature: FittedTemperature | None = None
 
 
 def _from_images(recipe: Recipe) -> _Found:
@@ -202,14 +207,22 @@ def _stored(recipe: Recipe) -> _Found:
     is_map = store.settings.crops.is_map
     images = open_images(wanted.images, targets=store.settings.targets)
     crops: CropSource
-    mining = None
+    mining = fitted = None
     if is_map:
         from ferkd.loading.map_crops import MapCrops
 
         crops = MapCrops(images, store, distribution=wanted.crops, seed=recipe.seed)
     else:
         regions = recipe.regions if method.regions else None
-        crops = stored = StoredCrops(images, store, regions=regions, seed=recipe.seed)
+        temperature, fitted = _label_temperature(recipe, store)
+        crops = stored = StoredCrops(
+            images,
+            store,
+            regions=regions,
+            seed=recipe.seed,
+            temperature=temperature,
+            truth_share=getattr(recipe.loss, "truth_share", 0.0),
+        )
         mining = stored.mining
     return _Found(
         images,
@@ -221,7 +234,32 @@ def _stored(recipe: Recipe) -> _Found:
         exif=store.settings.images.exif,
         mining=mining,
         store=store,
+        temperature=fitted,
     )
+
+
+def _label_temperature(recipe: Recipe, store: LabelStore) -> tuple[float, FittedTemperature | None]:
+    """The temperature of the stored labels that the loss asks for, and how it was fitted."""
+    wanted = getattr(recipe.loss, "label_temperature", 1.0)
+    fitted = None
+    if wanted == "fit":
+        fitted = fit_temperature(store)
+        if fitted is None:
+            raise InputError(
+                f"loss.label_temperature fit needs ground truth, and labels that tell their tail, "
+                f"which {store.path} does not hold; set a number"
+            )
+        wanted = fitted.value
+        logger.info(
+            "labels are taken at temperature %.3f [%.3f, %.3f], where they are likeliest for the "
+            "ground truth",
+            *(wanted, fitted.low, fitted.high),
+        )
+    try:
+        store.labels([0], [0]).tempered(wanted)
+    except InputError as error:
+        raise InputError(f"loss.label_temperature {store.path}: {error}") from None
+    return wanted, fitted
 
 
 def _crops(wanted: Data) -> int:
@@ -263,13 +301,21 @@ def _identity(ids: Sequence[str], targets: np.ndarray, labels: str) -> str:
 
 
 def mixer(
-    mix: Mix, *, crops_per_image: int, seed: int, num_classes: int, label_smoothing: float
+    mix: Mix,
+    *,
+    crops_per_image: int,
+    seed: int,
+    num_classes: int,
+    label_smoothing: float,
+    ranks: Ranks | None = None,
 ) -> Mixer | None:
     """The mixing of a run, by step; None without any. It may write over the images given.
 
     Where a batch has no labels, its smoothed hard targets are mixed: torch's cross-entropy gives
-    each class smoothing / C, so the softened hard label's epsilon is smoothing (C - 1) / C.
+    each class smoothing / C, so the softened hard label's epsilon is smoothing (C - 1) / C. What is
+    mixed is drawn for the whole batch, of which a process of several has its ``ranks``' part.
     """
+    ranks = ranks or Ranks()
     if mix.kind == "none":
         return None
     epsilon = label_smoothing * (num_classes - 1) / num_classes
@@ -281,14 +327,15 @@ def mixer(
             labels = SoftLabels.hard(targets.clamp_min(0), num_classes, epsilon)
         rows, _, height, width = images.shape
         drawn = mix.draw(
-            rows,
+            rows * ranks.world_size,
             height,
             width,
             crops_per_image=crops_per_image,
             generator=np.random.default_rng([seed, step]),
+            ranks=ranks.world_size,
         )
         assert drawn is not None
-        drawn = drawn.to(images.device)
+        drawn = drawn.of_rank(ranks.rank, ranks.world_size).to(images.device)
         larger = torch.where(drawn.shares >= 0.5, targets, targets[drawn.partners])
         return drawn.images(images, in_place=True), drawn.labels(labels), larger
 
