@@ -106,7 +106,7 @@ def object_share(crops: ArrayLike, objects: ArrayLike) -> Floats:
 
 
 def student_t_quantile(probability: float, degrees: int) -> float:
-    """The t with P(T <= t) = ``probability`` (0 < p < 1), T Student's with ``degrees`` of freedom."""
+    """The t with P(T <= t) = ``probability``, T Student's with ``degrees`` degrees of freedom."""
     if not 0 < probability < 1:
         raise ValueError(f"probability {probability}: it must lie between 0 and 1")
     if degrees < 1:
