@@ -22,6 +22,7 @@ import typer
 from ferkd import __version__
 from ferkd.cli import bench as cli_bench
 from ferkd.cli import compare as cli_compare
+from ferkd.cli import data as cli_data
 from ferkd.cli import distill as cli_distill
 from ferkd.cli import doctor as cli_doctor
 from ferkd.cli import inspect as cli_inspect
@@ -42,6 +43,7 @@ from ferkd.cli.options import (
 )
 from ferkd.system import text as texts
 from ferkd.system.errors import InputError
+from ferkd.system.launch import SaidByTheFirst, is_first, refuse_several
 
 app = typer.Typer(
     name="ferkd",
@@ -89,6 +91,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[log])
     try:
         status = app(arguments, prog_name="ferkd", standalone_mode=False)
+    except SaidByTheFirst:
+        raise SystemExit(2) from None
     except InputError as error:
         _fail(f"error: {error}", 2, debug)
     except BrokenPipeError:  # whoever read the result has read enough
@@ -207,6 +211,7 @@ def label(
     its last features instead: a label map per image, to train from with method relabel.
     """
     from ferkd.crops import CropDistribution
+    from ferkd.images import refuse_inside_images
     from ferkd.labelling import run as labelling
     from ferkd.labelling.agreement import agreement_of
     from ferkd.labelling.settings import Labelling
@@ -215,6 +220,7 @@ def label(
 
     if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
+    refuse_inside_images(out, images)
     one = "cell" if kind == "map" else "crop"
     begun = time.perf_counter()
     last = labelling.Progress(0, 0, 0, 0.0)
@@ -303,12 +309,20 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a student from a recipe."""
+    """Train a student from a recipe.
+
+    On several processes: torchrun --nproc-per-node N -m ferkd train ..., the batch size being that
+    of all together.
+    """
     from ferkd.training import train as run
     from ferkd.training.progress import on_a_bar
     from ferkd.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
+    if not is_first():  # one process speaks for all, but for what only another one knows
+        logging.getLogger("ferkd").setLevel(logging.ERROR)
+        run(loaded, out, resume=resume, overwrite=overwrite)
+        return
     with meter("training") as advance:
         progress = on_a_bar(advance, say)
         result = run(loaded, out, resume=resume, overwrite=overwrite, progress=progress)
@@ -374,6 +388,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole pipeline on embedded data or your folder: teacher, labels, students, report."""
+    refuse_several("ferkd demo")
     from ferkd.study.demo.pipeline import run_demo
 
     result = run_demo(
@@ -424,3 +439,4 @@ cli_plan.register(app)
 cli_store.register(app)
 cli_bench.register(app)
 cli_compare.register(app)
+cli_data.register(app)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ferkd.evaluating.split import split_folder
 from ferkd.images import (
+    UNLABELLED,
     ImageSource,
     UnreadableImage,
     check_unreadable_share,
@@ -19,7 +20,6 @@ from ferkd.images import (
     open_images,
 )
 from ferkd.images.decode import Unreadable
-from ferkd.images.source import UNLABELLED
 from ferkd.product.settings import Settings
 from ferkd.system.errors import InputError
 from ferkd.system.threads import ahead

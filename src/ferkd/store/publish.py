@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ferkd.store import manifest as manifests
+from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import LabelStore
 from ferkd.store.remote import MANIFEST, UNFINISHED, Cache, Expected, download, read_manifest
 from ferkd.system import storage
@@ -76,6 +77,7 @@ def fetch(
     Raises InputError.
     """
     folder = Path(out)
+    refuse_inside_store(folder)
     data = read_manifest(url)
     if data is None:
         raise InputError(f"{masked(url)} holds no label store (no {MANIFEST}); check the URL")
