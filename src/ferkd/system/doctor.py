@@ -22,6 +22,7 @@ EXTRAS = {
     "hf": ("transformers",),
     "s3": ("s3fs",),
     "exchange": ("pyarrow",),
+    "hf-datasets": ("datasets",),
 }
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pillow")
 _SHARED = Path("/dev/shm")
