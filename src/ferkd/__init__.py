@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ferkd import _former
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -97,3 +99,5 @@ __all__ = [
     "soft_cross_entropy",
     "train",
 ]
+
+_former.install()
