@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ferkd.calibration.regions import Mining, Region, Regions, blend, mine
 from ferkd.crops import CUT_RULE, CropDistribution, random_boxes
-from ferkd.images import DECODER, ImageSource, Picture, fingerprint
+from ferkd.images import DECODER, ImageSource, Picture, fingerprint, spelt_otherwise
 from ferkd.loading.order import draw_crops
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.store.manifest import IMPORTED_RULE, check_kind
@@ -276,6 +276,7 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
         raise InputError(
             f"the classes of {images.name} ({_some(images.class_names)}) are not those of the "
             f"labels {store.path} ({_some(store.class_names)}); use the images that were labelled"
+            + spelt_otherwise(store.class_names, images.class_names)
         )
     places = {image_id: place for place, image_id in enumerate(images.ids)}
     sources = np.array([places.get(image_id, -1) for image_id in store.ids], np.int64)
@@ -285,6 +286,7 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
             f"{len(missing)} of the {len(store)} images of the labels {store.path} are not in "
             f"{images.name} (first: {store.ids[int(missing[0])]}); the labels belong to another "
             "image set: use the images that were labelled, or label these"
+            + spelt_otherwise([store.ids[int(missing[0])]], images.ids)
         )
     if added := without_labels(images, store):
         logger.warning(
