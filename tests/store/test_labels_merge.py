@@ -218,15 +218,15 @@ def write_store(path: Path, teacher: int, *, k=4, values="f32", skip=(), **chang
             table = np.zeros(len(rows), IMAGE)
             table["target"], table["height"], table["width"] = targets[rows], 300, 400
             table["fingerprint"] = [changes.get("fingerprint", 7) + r for r in rows]
-            records = settings.record.format.encode(
-                labels[torch.from_numpy(flat)], boxes[flat], flips[flat]
-            )
+            records = settings.record.format.encode(labels[torch.from_numpy(flat)])
+            of_crops = boxes[flat].reshape(-1, CROPS, 4), flips[flat].reshape(-1, CROPS)
             skipped = [
                 manifests.Skipped(id=ids[i], reason="broken")
                 for i in writer.part_range(part)
                 if ids[i] in skip
             ]
-            writer.write(part, [ids[i] for i in rows], table, records.reshape(-1, CROPS), skipped)
+            records = records.reshape(-1, CROPS)
+            writer.write(part, [ids[i] for i in rows], table, *of_crops, records, skipped)
         return writer.finish()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from stores import IDS, write_store
 
+from ferkd.store import manifest as manifests
 from ferkd.store import writer
 
 DOC = Path(__file__).parents[2] / "docs" / "store-format.md"
@@ -34,7 +35,7 @@ def test_the_documented_reader_recovers_everything(tmp_path, monkeypatch, reader
     monkeypatch.setattr(writer, "FILE_BYTES", 100)  # several files of records
     store = write_store(tmp_path / "s", k=k, values=values, tail=tail)
     read = reader["Store"](tmp_path / "s")
-    assert len(store.manifest.records) > 1
+    assert len(store.manifest.signals["labels"].files) > 1
     assert [read.id(image) for image in range(len(store))] == list(IDS)
     for image in range(len(store)):
         for crop in range(store.crops_per_image):
@@ -51,16 +52,16 @@ def test_the_documented_reader_recovers_everything(tmp_path, monkeypatch, reader
 
 def test_the_documented_fields_and_sizes_are_the_real_ones(tmp_path):
     store = write_store(tmp_path / "s", k=5, classes=1000)
-    # 8 box, 5 x 2 classes, 4 gaps, 3 tail, 1 true_flip
-    assert store.record.dtype.itemsize == 8 + 10 + 4 + 3 + 1
-    assert store.record.dtype.names == ("box", "classes", "gaps", "tail", "true_flip")
+    # 5 x 2 classes, 4 gaps, 3 tail, 1 true
+    assert store.record.dtype.itemsize == 10 + 4 + 3 + 1
+    assert store.record.dtype.names == ("classes", "gaps", "tail", "true")
     assert store.images.dtype.itemsize == 24
     full = write_store(tmp_path / "f", k=None, classes=7)
-    assert full.record.dtype.names == ("box", "flip", "gaps")
+    assert full.record.dtype.names == ("gaps",)
     mass = write_store(tmp_path / "m", k=2, tail="mass")
-    assert mass.record.dtype.names == ("box", "classes", "gaps", "tail", "flip")
+    assert mass.record.dtype.names == ("classes", "gaps", "tail")
     half = write_store(tmp_path / "h", k=2, values="f16")
-    assert half.record.dtype.names == ("box", "classes", "gaps", "tail", "true", "flip")
+    assert half.record.dtype.names == ("classes", "gaps", "tail", "true")
 
 
 def test_the_documented_digest_and_checksums_are_the_real_ones(tmp_path):
@@ -70,17 +71,23 @@ def test_the_documented_digest_and_checksums_are_the_real_ones(tmp_path):
     digest = body.pop("digest")
     text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     assert hashlib.sha256(text.encode()).hexdigest() == digest
-    for file in (body["images"], body["ids"], *body["records"]):
+    geometry = body["geometry"]
+    files = [geometry["images"], geometry["ids"], geometry["flips"], *geometry["boxes"]]
+    files += [file for signal in body["signals"].values() for file in signal["files"]]
+    for file in files:
         content = (path / file["name"]).read_bytes()
         assert file["size"] == len(content)
         assert file["sha256"] == hashlib.sha256(content).hexdigest()
     listed = "".join(f"{image_id}\0" for image_id in IDS).encode()
-    assert body["settings"]["images"]["listing"] == hashlib.sha256(listed).hexdigest()
+    assert geometry["settings"]["images"]["listing"] == hashlib.sha256(listed).hexdigest()
 
 
 def test_every_key_of_the_settings_is_documented(tmp_path):
     body = json.loads((write_store(tmp_path / "s").path / "manifest.json").read_text())
     text = DOC.read_text(encoding="utf-8")
-    keys = {*body, *body["settings"], *body["settings"]["record"], *body["settings"]["crops"]}
-    keys |= {*body["settings"]["images"], *body["settings"]["crops"]["distribution"]}
+    geometry, signal = body["geometry"], body["signals"]["labels"]
+    of_geometry, of_signal = geometry["settings"], signal["settings"]
+    keys = {*body, *geometry, *of_geometry, *signal, *of_signal, *of_signal["record"]}
+    keys |= {*of_geometry["crops"], *of_geometry["images"], *of_geometry["crops"]["distribution"]}
+    keys |= set(manifests.Vectors.model_fields)
     assert not {key for key in keys if f"`{key}`" not in text}

@@ -291,12 +291,11 @@ def flowers_like_store(tmp_path):
         part_images=4,
         software="test",
     )
-    records = record.encode(
-        SoftLabels.from_logits(logits), np.zeros((12, 4), int), np.zeros(12, bool)
-    )
+    records = record.encode(SoftLabels.from_logits(logits)).reshape(4, 3)
+    boxes, flips = np.ones((4, 3, 4), int), np.zeros((4, 3), bool)
     with StoreWriter(tmp_path / "full", config, 4) as writer:
         table = np.zeros(4, IMAGE)
-        table["target"] = [3, 2, 1, -1]
-        writer.write(0, ids, table, records.reshape(4, 3), [])
+        table["target"], table["height"], table["width"] = [3, 2, 1, -1], 2, 2
+        writer.write(0, ids, table, boxes, flips, records, [])
         writer.finish()
     return logits, LabelStore(tmp_path / "full")

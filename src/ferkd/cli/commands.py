@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,10 +122,28 @@ def label(
             help="timm/NAME, torchvision/NAME, hf/…, a run, a module; A,B@0.5 for several."
         ),
     ],
-    out: Annotated[str, typer.Option(help="A new folder for the labels, or an fsspec URL.")],
+    out: Annotated[
+        str | None, typer.Option(help="A new folder for the labels, or an fsspec URL.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Add a signal to this finished store, of its very crops.")
+    ] = None,
+    signal: Annotated[
+        str | None, typer.Option(help="The signal's name [labels, or features].")
+    ] = None,
     kind: Annotated[
-        str, typer.Option(help="crops, or map: one label map per image (ReLabel).")
+        str,
+        typer.Option(help="crops; map: one label map per image (ReLabel); features of crops."),
     ] = "crops",
+    layer: Annotated[
+        str, typer.Option(help="Features: penultimate, output or a submodule's name.")
+    ] = "penultimate",
+    normalised: Annotated[
+        bool, typer.Option("--normalised", help="Features: each of length 1.")
+    ] = False,
+    per: Annotated[str, typer.Option(help="Features: of each crop, or of the whole image.")] = (
+        "crop"
+    ),
     crops: Annotated[int | None, typer.Option(help="Random crops per image [50].")] = None,
     top_k: TopK = 5,
     values: Values = "auto",
@@ -191,11 +210,17 @@ def label(
 
     if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
+    if (out is None) == (into is None):
+        raise InputError("give one of --out, for a new store, and --into, for a signal more")
     one = "cell" if kind == "map" else "crop"
     begun = time.perf_counter()
     last = labelling.Progress(0, 0, 0, 0.0)
     with (
-        label_out(out, work=work, resume=resume, overwrite=overwrite) as folder,
+        (
+            nullcontext(into)
+            if out is None
+            else label_out(out, work=work, resume=resume, overwrite=overwrite)
+        ) as folder,
         meter("labelling") as advance,
     ):
 
@@ -206,6 +231,11 @@ def label(
 
         wanted = Labelling(
             kind=kind,  # type: ignore[arg-type]
+            into=into is not None,
+            signal=signal,
+            layer=layer,
+            normalised=normalised,
+            per=per,  # type: ignore[arg-type]
             crops=crops,
             top_k=top_k or None,
             values=values,
@@ -234,7 +264,7 @@ def label(
             overwrite=overwrite,
             progress=progress,
         )
-        agreement = agreement_of(store)
+        agreement = agreement_of(store) if kind != "features" else None
         skipped = [s.model_dump() for s in store.manifest.skipped]
         result = {
             "images": len(store),
@@ -245,7 +275,8 @@ def label(
             "crops_per_second": last.crops_per_second,
             "bytes_per_crop": _bytes_per_crop(store),
             "agreement": agreement,
-            "store": masked(out),
+            "signals": list(store.manifest.signals),
+            "store": masked(out or into),
         }
     for skip in skipped:
         say(f"left out {texts.name(skip['id'])}: {texts.name(skip['reason'])}")
@@ -254,7 +285,9 @@ def label(
         f"{result['store']} ({result['bytes_per_crop']:.1f} bytes per {one}, "
         f"{last.crops_per_second:.0f} {one}s/s)"
     )
-    if agreement is not None:
+    if kind == "features":
+        text += f"\nsignals: {', '.join(store.manifest.signals)}"
+    elif agreement is not None:
         text += f"\nthe labels agree with the class folders in {agreement:.1%} of the {one}s"
     else:
         text += (

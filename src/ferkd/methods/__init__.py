@@ -17,12 +17,14 @@ class Method:
 
     ``labels``: none, those of stored "crops", or a label "map" an image. ``teacher``: a live one.
     ``truth``: the class of every image. ``regions``: labels are calibrated by their region.
+    ``features``: a teacher's stored features of the crops, in `Batch.features`.
     """
 
     labels: Literal["none", "crops", "map"] = "none"
     teacher: bool = False
     truth: bool = False
     regions: bool = False
+    features: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 

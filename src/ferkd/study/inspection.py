@@ -194,7 +194,7 @@ def gallery(
     thumbs: dict[Region, list[Any]] = {region: [] for region in Region}
     for row in _spread(store, mining, pictures):
         regions = mining.by_score(row)
-        image = decode(images.read(int(places[row])), exif=store.settings.images.exif)
+        image = decode(images.read(int(places[row])), exif=store.geometry.images.exif)
         labels = store.labels(row, all_crops)
         top = [
             [(names[c], float(p)) for c, p in zip(classes, probs, strict=True)][:3]

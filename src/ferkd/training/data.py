@@ -19,7 +19,6 @@ from ferkd.loading.loader import Loader
 from ferkd.loading.mixing import Mix
 from ferkd.methods import METHODS
 from ferkd.store import LabelStore, SoftLabels
-from ferkd.store.manifest import checksum
 from ferkd.system.errors import InputError
 from ferkd.training.trainer import Mixer
 
@@ -183,7 +182,7 @@ def open_store(recipe: Recipe) -> LabelStore:
     if wanted.store is None:
         raise InputError(f"recipe.data.store: missing; method {recipe.method} needs labels")
     store = LabelStore.open(wanted.store)
-    is_map = store.settings.crops.is_map
+    is_map = store.geometry.crops.is_map
     if is_map != (method.labels == "map"):
         held, needed, remedy = ("label maps", "the labels of crops", "without --kind map")
         if not is_map:
@@ -199,7 +198,7 @@ def open_store(recipe: Recipe) -> LabelStore:
 def _stored(recipe: Recipe) -> _Found:
     """The crops of a label store, or fresh crops of images with label maps."""
     method, wanted, store = METHODS[recipe.method], recipe.data, open_store(recipe)
-    is_map = store.settings.crops.is_map
+    is_map = store.geometry.crops.is_map
     images = open_images(wanted.images, targets=store.settings.targets)
     crops: CropSource
     mining = None
@@ -209,7 +208,9 @@ def _stored(recipe: Recipe) -> _Found:
         crops = MapCrops(images, store, distribution=wanted.crops, seed=recipe.seed)
     else:
         regions = recipe.regions if method.regions else None
-        crops = stored = StoredCrops(images, store, regions=regions, seed=recipe.seed)
+        crops = stored = StoredCrops(
+            images, store, regions=regions, seed=recipe.seed, features=method.features
+        )
         mining = stored.mining
     return _Found(
         images,
@@ -217,8 +218,8 @@ def _stored(recipe: Recipe) -> _Found:
         store.class_names,
         store.num_classes,
         store.targets,
-        labels=checksum(store.manifest),
-        exif=store.settings.images.exif,
+        labels=store.identity,
+        exif=store.geometry.images.exif,
         mining=mining,
         store=store,
     )
