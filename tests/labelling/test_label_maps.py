@@ -184,7 +184,7 @@ def test_a_map_store_holds_the_head_at_each_cell(folder, tmp_path):
         assert (store.boxes(row, np.arange(16)) == boxes).all()
         assert not store.flips(row, np.arange(16)).any()
     written = json.loads((tmp_path / "s" / "manifest.json").read_text(encoding="utf-8"))
-    assert written["settings"]["crops"] == {
+    assert written["geometry"]["settings"]["crops"] == {
         "kind": "grid",
         "count": 16,
         "rows": 4,

@@ -275,7 +275,8 @@ def test_a_merge_says_what_it_was_made_of(tmp_path):
         write_store(tmp_path / str(t), t, names=n) for t, n in ((1, ()), (2, tuple("abcdefghijkl")))
     ]
     whole = merge([s.path for s in stores], tmp_path / "m", weights=[3, 1])
-    made = json.loads((whole.path / "manifest.json").read_text())["settings"]
+    written = json.loads((whole.path / "manifest.json").read_text())
+    made = written["signals"]["labels"]["settings"]
     assert made["teacher"]["spec"] == "merge of teacher 1, teacher 2"
     assert made["teacher"]["rule"] == "probs"
     members = made["teacher"]["members"]
@@ -285,7 +286,7 @@ def test_a_merge_says_what_it_was_made_of(tmp_path):
     for member, store in zip(members, stores, strict=True):
         data = (store.path / "manifest.json").read_bytes()
         assert member["manifest_sha256"] == hashlib.sha256(data).hexdigest()
-    assert made["images"]["decoder"] == "decoder 1; decoder 2"
+    assert written["geometry"]["settings"]["images"]["decoder"] == "decoder 1; decoder 2"
     assert whole.class_names == tuple("abcdefghijkl")
 
 

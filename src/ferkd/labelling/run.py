@@ -28,7 +28,9 @@ from ferkd.images import (
     check_unreadable_share,
     decode,
     fingerprint,
+    named,
     open_images,
+    refuse_inside_images,
 )
 from ferkd.labelling.agreement import Agreement, agreement_to_keep, probe
 from ferkd.labelling.features import FeatureTeacher
@@ -104,6 +106,7 @@ def label(
         base = LabelStore(out)
         wanted = replace(wanted, part_images=base.manifest.geometry.settings.part_images)
     source = open_images(images, targets=wanted.targets)
+    refuse_inside_images(out, source)
     if base is not None:
         if not wanted.into:
             refuse_inside(out, [base])
@@ -372,7 +375,8 @@ class _Labeller:
             return Unreadable(image_id, reason)
         data = self._source.read(place)
         try:
-            pixels = decode(data, exif=self._settings.images.exif)
+            with named(image_id, self._source.name):
+                pixels = decode(data, exif=self._settings.images.exif)
         except UnreadableImage as error:
             self._plan.check_left_out(image_id, str(error))
             return Unreadable(image_id, str(error))

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ferkd.store import manifest as manifests
+from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import LabelStore, split_signals
 from ferkd.store.remote import MANIFEST, UNFINISHED, Cache, Expected, download, read_manifest
 from ferkd.system import storage
@@ -96,6 +97,7 @@ def fetch(
     url = str(place)
     if named and signals is None:
         signals = named.split(",")
+    refuse_inside_store(folder)
     data = read_manifest(url)
     if data is None:
         raise InputError(f"{masked(url)} holds no label store (no {MANIFEST}); check the URL")

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ferkd.images import ImageSource, fingerprint
 from ferkd.store import manifest as manifests
+from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import IMAGE, MANIFEST, Ids, LabelStore, StoredSignal
 from ferkd.system.errors import InputError
 from ferkd.system.files import read_plain, temporary, whole_file, write_whole
@@ -79,6 +80,7 @@ class StoreWriter:
         return -(-self.total // self.settings.part_images)
 
     def __enter__(self) -> Self:
+        refuse_inside_store(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; the label store needs a folder of its own")
         contents = {p.name for p in self.path.iterdir()} if self.path.exists() else set()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ferkd.evaluating.run import CenterCrops, match_classes, measure, predict
-from ferkd.images import ImageSource, open_images
+from ferkd.images import ImageSource, open_images, refuse_inside_images
 from ferkd.methods.building import Setup, build
 from ferkd.models.student import (
     ModelConfig,
@@ -24,6 +24,7 @@ from ferkd.models.student import (
     normalisation,
 )
 from ferkd.store.checking import ChecksumCheck
+from ferkd.store.place import refuse_inside_store
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
 from ferkd.system.distributed import refuse_several
 from ferkd.system.errors import InputError
@@ -65,6 +66,8 @@ def train(
     """
     refuse_several("training")
     out = Path(out)
+    refuse_inside_images(out, recipe.data.images, recipe.data.val)
+    refuse_inside_store(out)
     settings = recipe.to_dict()
     folders.prepare(out, settings, resume=resume, overwrite=overwrite)
     if resume and (out / folders.RESULT).is_file():

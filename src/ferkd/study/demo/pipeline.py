@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from ferkd.calibration.regions import Regions
+from ferkd.images import refuse_inside_images
 from ferkd.labelling.run import Progress, label
 from ferkd.loading.mixing import Mix
 from ferkd.store import LabelStore
@@ -100,7 +101,10 @@ def run_demo(
         raise InputError(f"seeds is {seeds}; train at least 1 student by each method")
     plan = plan or (SCENES if images is None else FOLDER)
     out = Path(out)
+    refuse_inside_images(out, images)
     begun = time.perf_counter()
+    if images is not None:
+        demo_data.check(Path(images), held_out)
     _claim(out, plan, images, held_out, resume=resume, overwrite=overwrite)
     data = demo_data.prepare(out / "data", images, held_out)
     say(f"images: {data.train} and {data.val}")
