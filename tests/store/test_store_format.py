@@ -21,7 +21,7 @@ DOC = Path(__file__).parents[2] / "docs" / "store-format.md"
 @pytest.fixture(scope="module")
 def reader() -> dict[str, Any]:
     (block,) = re.findall(r"```python\n(.*?)```", DOC.read_text(encoding="utf-8"), re.S)
-    assert "ferkd" not in block and len(block.splitlines()) < 60
+    assert "ferkd" not in block and len(block.splitlines()) < 65
     namespace: dict[str, Any] = {}
     exec(compile(block, str(DOC), "exec"), namespace)
     return namespace
@@ -36,10 +36,11 @@ def test_the_documented_reader_recovers_everything(tmp_path, monkeypatch, reader
     store = write_store(tmp_path / "s", k=k, values=values, tail=tail)
     read = reader["Store"](tmp_path / "s")
     assert len(store.manifest.signals["labels"].files) > 1
+    assert len(store.manifest.geometry.boxes) > 1
     assert [read.id(image) for image in range(len(store))] == list(IDS)
     for image in range(len(store)):
         for crop in range(store.crops_per_image):
-            box, flip, probabilities, true = read.crop(image, crop)
+            (box, flip), (probabilities, true) = read.box(image, crop), read.label(image, crop)
             has_target = np.array([store.targets[image] >= 0])
             labels = store.record.decode(store.records(image, [crop]), has_target)
             assert box == store.boxes(image, crop).tolist()
@@ -48,6 +49,29 @@ def test_the_documented_reader_recovers_everything(tmp_path, monkeypatch, reader
             if k is not None and tail == "tempered" and store.targets[image] >= 0:
                 expected = labels.true_log_prob.exp().item()
                 assert true == pytest.approx(expected, abs=2e-6)
+
+
+@pytest.mark.parametrize("per", ["crop", "image"])
+@pytest.mark.parametrize("codec", ["i8", "f16"])
+def test_the_documented_reader_reads_features(tmp_path, reader, codec, per):
+    store = write_store(tmp_path / "s")
+    form = manifests.Vectors(dim=7, codec=codec, per=per)
+    settings = store.settings.model_copy(update={"record": None, "vectors": form})
+    width = store.crops_per_image if per == "crop" else 1
+    with writer.SignalWriter(store.path, settings, len(store), signal="f") as writing:
+        for part in writing.missing():
+            rows = np.array(writing.part_range(part))
+            where = rows[:, None], np.arange(store.crops_per_image)
+            vectors = np.random.default_rng(part).normal(size=(len(rows) * width, 7))
+            records = form.format.encode(vectors).reshape(-1, width)
+            of_crops = store.boxes(*where), store.flips(*where), records
+            writing.write(
+                part, [store.ids[int(r)] for r in rows], store.images[rows], *of_crops, []
+            )
+        added = writing.finish()
+    read = reader["Store"](tmp_path / "s", "f")
+    for image, crop in ((0, 0), (4, 3), (2, 1)):
+        assert read.features(image, crop).tolist() == added.features(image, crop).tolist()
 
 
 def test_the_documented_fields_and_sizes_are_the_real_ones(tmp_path):

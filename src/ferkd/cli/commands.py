@@ -168,6 +168,9 @@ def label(
         tuple[float, float] | None,
         typer.Option(help="Crop area, share of the image [0.08 1].", show_default=False),
     ] = None,
+    crops_from: Annotated[
+        Path | None, typer.Option(help="Label the crops of this file (JSON or Parquet).")
+    ] = None,
     boxes_from: Annotated[
         str | None, typer.Option(help="Label the very crops of this store, by another teacher.")
     ] = None,
@@ -237,9 +240,9 @@ def label(
     last = labelling.Progress(0, 0, 0, 0.0)
     with (
         (
-            nullcontext(into)
-            if out is None
-            else label_out(out, work=work, resume=resume, overwrite=overwrite)
+            label_out(out, work=work, resume=resume, overwrite=overwrite)
+            if out is not None
+            else nullcontext(into or Path())
         ) as folder,
         meter("labelling") as advance,
     ):
@@ -260,6 +263,7 @@ def label(
             top_k=top_k or None,
             values=values,
             distribution=None if scale is None else CropDistribution(scale=scale),
+            crops_from=crops_from,
             boxes_from=boxes_from,
             add_to=add_to,
             image_size=image_size,

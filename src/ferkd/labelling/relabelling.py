@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ferkd.crops import random_boxes
 from ferkd.images import ImageSource
+from ferkd.labelling.given import GivenCrops
 from ferkd.labelling.maps import grid_boxes
 from ferkd.store import manifest as manifests
 from ferkd.store.reader import LabelStore
@@ -33,6 +34,7 @@ class CropPlan:
     crops: manifests.Crops
     base: LabelStore | None = None
     first: int = 0
+    given: GivenCrops | None = None  # from a file, in the place of drawn ones
     whole: bool = False  # the whole image once, for a signal of images
 
     @property
@@ -48,6 +50,8 @@ class CropPlan:
             return np.array([[0, 0, height, width]], np.int32), np.zeros(1, bool)
         if self.base is not None and not self.first:
             return self._stored(image_id, self.base)
+        if self.given is not None:
+            return self.given.draw(image_id, height, width)
         boxes, flips = random_boxes(
             [height],
             [width],
@@ -106,7 +110,9 @@ class CropPlan:
         )
 
     def skipped(self, image_id: str) -> str | None:
-        """Why the base store left this image out; None where it did not."""
+        """Why this image is left out: by the base store, or without a crop; None if it is not."""
+        if self.given is not None and image_id not in self.given.of:
+            return "no crop of it is given"
         return self._skipped.get(image_id)
 
     def check_left_out(self, image_id: str, reason: str) -> None:
@@ -167,6 +173,8 @@ def on_boxes_of(settings: manifests.Settings, base: LabelStore) -> manifests.Set
     Raises InputError when they ask for other crops than ``base`` holds.
     """
     here, there = settings.crops, base.geometry.crops
+    if (here.kind, here.digest) != (there.kind, there.digest):
+        raise InputError(f"the crops of {base.path} are {there.kind}, not {here.kind}")
     for key in ("count", "distribution", "seed"):
         if getattr(here, key) != getattr(there, key):
             raise InputError(
@@ -190,6 +198,11 @@ def extended(settings: manifests.Settings, base: LabelStore) -> manifests.Settin
 
     Where another version of the software labels the new crops, both are named.
     """
+    if base.geometry.crops.kind != "random":
+        raise InputError(
+            f"the crops of {base.path} were given by a file, so no more of them can be drawn; give "
+            "all of them in a file and label again"
+        )
     have, want = base.crops_per_image, settings.crops.count
     if want <= have:
         raise InputError(

@@ -34,6 +34,7 @@ from ferkd.images import (
 )
 from ferkd.labelling.agreement import Agreement, agreement_to_keep, probe
 from ferkd.labelling.features import FeatureTeacher
+from ferkd.labelling.given import read_crops
 from ferkd.labelling.maps import MapTeacher, map_teacher
 from ferkd.labelling.relabelling import CropPlan, check_same_images, extended, on_boxes_of
 from ferkd.labelling.settings import Labelling, default_batch
@@ -112,11 +113,20 @@ def label(
             refuse_inside(out, [base])
         manifests.check_kind(base.geometry, "random", base.path)
         check_same_images(source, base)
+    given_crops = None if wanted.crops_from is None else read_crops(wanted.crops_from)
+    if given_crops is not None:
+        given_crops.check_images(source.ids)
     answers, agreement, names = _teacher(teacher, wanted, source, begun=resume and has_labels(out))
     batch_size = _batch_size(wanted, answers, base)
     recorded = manifests.Settings(
         **_form(wanted, answers),
-        crops=answers.crops if isinstance(answers, MapTeacher) else _crops(wanted, base),
+        crops=(
+            answers.crops
+            if isinstance(answers, MapTeacher)
+            else given_crops.crops
+            if given_crops is not None
+            else _crops(wanted, base)
+        ),
         images=manifests.Images(decoder=DECODER, exif=wanted.exif, listing=listing(source.ids)),
         # The batch size is here because float rounding may depend on it.
         teacher={**answers.describe(), "batch_size": batch_size},
@@ -125,19 +135,26 @@ def label(
         part_images=wanted.part_images,
         software=f"ferkd {__version__}, torch {torch.__version__}",
     )
-    plan = CropPlan(recorded.crops, base, whole=wanted.per == "image")
+    plan = CropPlan(recorded.crops, base, given=given_crops, whole=wanted.per == "image")
     if base is not None and wanted.add_to is not None:
         recorded = extended(recorded, base)
         plan = CropPlan(recorded.crops, base, first=base.crops_per_image)
     elif base is not None:
         of_base = on_boxes_of(recorded, base)
         recorded = recorded if wanted.into else of_base
-    # What a store left out was accepted when it was made.
-    max_unreadable = wanted.max_unreadable if base is None else 1.0
+    # What a store left out was accepted when it was made, and what has no crop is left out.
+    known = base is not None or given_crops is not None
+    max_unreadable = 1.0 if known else wanted.max_unreadable
     write = SignalWriter if wanted.into else StoreWriter
-    writing = {"signal": wanted.signal, "resume": resume, "overwrite": overwrite}
     with (
-        write(out, recorded, len(source), **writing) as writer,
+        write(
+            out,
+            recorded,
+            len(source),
+            signal=wanted.signal,
+            resume=resume,
+            overwrite=overwrite,
+        ) as writer,
         worker_threads(wanted.workers) as pool,
     ):
         if recheck:

@@ -27,6 +27,8 @@ class Labelling:
       "features" for the teacher's features of the crops: taken at ``layer``, ``normalised`` to
       length 1 or not, ``per`` "crop" or whole "image"; see
       :class:`ferkd.labelling.features.FeatureTeacher`.
+    - ``crops_from`` labels the crops of a JSON or Parquet file instead of drawn ones; see
+      :func:`ferkd.labelling.given.read_crops`.
     - ``into``: a signal is added to the finished store at ``out``, of its very crops. ``signal`` is
       the name [labels, or features].
     - ``crops`` an image [50], drawn from ``distribution`` with ``seed`` [0]; ``boxes_from`` labels
@@ -46,6 +48,7 @@ class Labelling:
     """
 
     kind: Literal["crops", "map", "features"] = "crops"
+    crops_from: str | Path | None = None
     into: bool = False
     signal: str | None = None
     layer: str = "penultimate"
@@ -86,6 +89,13 @@ class Labelling:
                 "into labels the crops of the store that is added to; leave out boxes_from and "
                 "add_to"
             )
+        if self.crops_from is not None:
+            drawn = (self.crops, self.seed, self.distribution, self.boxes_from, self.add_to)
+            if self.into or self.kind == "map" or any(value is not None for value in drawn):
+                raise InputError(
+                    "crops_from gives the crops, so nothing else may: leave out crops, seed, "
+                    "distribution, boxes_from, add_to, into and kind map"
+                )
         if self.into and self.kind == "map":
             raise InputError(
                 "into adds a signal of crops, but kind is map; make a store of maps of its own"

@@ -64,7 +64,7 @@ def subset(
     update: dict[str, Any] = {"crops": store.geometry.crops.model_copy(update={"count": kept})}
     if form is not None and form != store.record:
         made = store.settings.teacher
-        before = [*made.get("encoded_before", ()), signal.settings.record.model_dump()]
+        before = [*made.get("encoded_before", ()), store.settings.labels.model_dump()]
         update["record"] = manifests.Record(**vars(form))
         update["teacher"] = {**made, "encoded_before": before}
     settings = store.settings.model_copy(update=update)

@@ -76,7 +76,7 @@ class FeatureFormat:
             values *= records["scale"][:, None]
         return np.asarray(values)
 
-    def impossible(self, records: NDArray[Any]) -> Iterator[tuple[NDArray[np.bool_], str]]:
+    def impossible(self, records: NDArray[Any]) -> Iterator[tuple[Any, str]]:
         """Which of the records [n] break a rule, bool [n], and the rule, for each rule."""
         if self.codec == "i8":
             scale = records["scale"]

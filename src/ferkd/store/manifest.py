@@ -45,17 +45,19 @@ class Crops(Part):
     """Which crops were labelled and how they were cut.
 
     ``kind`` "random": ``count`` crops drawn from ``distribution`` with ``seed``. "grid": the
-    ``rows`` x ``columns`` cells of a label map, row by row, ``count`` in all. A kind writes its own
+    ``rows`` x ``columns`` cells of a label map, row by row, ``count`` in all. "given": ``count``
+    crops of the user's own, of which ``digest`` is the SHA-256. A kind writes its own
     keys alone, and "random" not its name: so stores written before there were maps keep their
     bytes.
     """
 
-    kind: Literal["random", "grid"] = "random"
+    kind: Literal["random", "grid", "given"] = "random"
     count: int = Field(ge=1)
     distribution: CropDistribution = CropDistribution()
     seed: int = 0
     rows: int = Field(default=0, ge=0)
     columns: int = Field(default=0, ge=0)
+    digest: str = ""
     rule: str
 
     @property
@@ -72,23 +74,29 @@ class Crops(Part):
     def _fits_its_kind(self) -> Self:
         if self.is_map and self.rows * self.columns != self.count:
             raise ValueError(f"a grid of {self.rows}x{self.columns} has no {self.count} cells")
-        foreign = _KEYS_OF["random" if self.is_map else "grid"] & self.model_fields_set
+        foreign = self._foreign & self.model_fields_set
         missing = _KEYS_OF[self.kind] - self.model_fields_set
         if foreign or missing:
             wrong = f"without {sorted(missing)}" if missing else f"with {sorted(foreign)}"
             raise ValueError(f"crops of kind {self.kind} {wrong}")
         return self
 
+    @property
+    def _foreign(self) -> set[str]:
+        """The keys of other kinds alone."""
+        return {key for kind, keys in _KEYS_OF.items() if kind != self.kind for key in keys}
+
     @model_serializer(mode="wrap")
     def _of_its_kind(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = serialise(self)
-        other = _KEYS_OF["grid"] | {"kind"} if not self.is_map else _KEYS_OF["random"]
+        other = self._foreign | ({"kind"} if self.kind == "random" else set())
         return {key: value for key, value in written.items() if key not in other}
 
 
 _KEYS_OF = {
     "random": frozenset({"distribution", "seed"}),
     "grid": frozenset({"rows", "columns"}),
+    "given": frozenset({"digest"}),
 }
 
 
@@ -194,8 +202,8 @@ class Settings(Part):
         """The two together; without a signal only what the geometry says."""
         names = None if signal is None else signal.class_names
         return Settings(
-            record=signal and signal.record,
-            vectors=signal and signal.vectors,
+            record=signal.record if signal else None,
+            vectors=signal.vectors if signal else None,
             crops=geometry.crops,
             images=geometry.images,
             teacher=signal.teacher if signal else {},
@@ -228,11 +236,11 @@ class Settings(Part):
         )
 
     @property
-    def format(self) -> RecordFormat:
+    def labels(self) -> Record:
         """The form of the labels; InputError where there are none."""
         if self.record is None:
             raise InputError("the store holds no labels, only features; label its crops first")
-        return self.record.format
+        return self.record
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its dotted name, as in ``crops.seed``, for comparison."""
@@ -381,7 +389,7 @@ def check_kind(
 ) -> None:
     """Raise InputError where labels of crops are needed and these are maps, or the reverse."""
     crops = settings.crops
-    if crops.kind == kind:
+    if crops.is_map == (kind == "grid"):
         return
     if crops.is_map:
         raise InputError(

@@ -250,7 +250,7 @@ def _provenance(
                 "weight": weight,
                 "teacher": store.settings.teacher,
                 "software": store.settings.software,
-                "record": store.settings.record.model_dump(),
+                "record": store.settings.labels.model_dump(),
                 "manifest_sha256": store.identity,
             }
             for store, weight in zip(stores, weights, strict=True)

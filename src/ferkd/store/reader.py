@@ -95,8 +95,7 @@ class StoredSignal:
         """The records at (rows, crops), integers; the two broadcast. Raises IndexError, and
         InputError for a record that cannot be: a class outside, a NaN."""
         records = self.raw_records(rows, crops)
-        row = np.broadcast_to(np.asarray(rows), records.shape)
-        require_possible(self.store, self.format, records.reshape(-1), row.reshape(-1))
+        require_possible(self.store, self.format, records, np.asarray(rows))
         return records
 
     def raw_records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
@@ -313,10 +312,9 @@ class LabelStore:
     def boxes(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.int32]:
         """Crop boxes (top, left, height, width) in pixels, int32 [..., 4]. Raises InputError for
         one that does not lie inside its image."""
-        boxes = self.raw_boxes(rows, crops)
-        row = np.broadcast_to(np.asarray(rows), boxes.shape[:-1])
-        require_inside(self, boxes.reshape(-1, 4), row.reshape(-1))
-        return boxes.astype(np.int32)
+        boxes = self.raw_boxes(rows, crops).astype(np.int32)
+        require_inside(self, boxes, np.asarray(rows))
+        return boxes
 
     def flips(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.bool_]:
         """Whether crops are mirrored, bool [...]."""

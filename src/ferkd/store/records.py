@@ -22,6 +22,7 @@ Values = Literal["u8", "f16", "f32"]
 Summary = Literal["tempered", "mass"]
 MAX_CLASSES = 65_536  # class numbers are two bytes
 MAX_SIDE = 65_535  # so are box coordinates
+BOX_BYTES = 8  # of the four, in the geometry
 
 _TYPES: dict[str, str] = {"u8": "u1", "f16": "<f2", "f32": "<f4"}
 _FEW = 10  # classes that are compared pair by pair
@@ -149,36 +150,30 @@ class RecordFormat:
             true = true.masked_fill(torch.from_numpy(~has_target), math.nan)
         return SoftLabels(classes, top - gaps, tail, self.num_classes, true)
 
-    def impossible(self, records: NDArray[Any]) -> Iterator[tuple[NDArray[np.bool_], str]]:
+    def impossible(self, records: NDArray[Any]) -> Iterator[tuple[Any, str]]:
         """Which of the records [n] break a rule, bool [n], and the rule, for each rule."""
-        if not self.full:
-            columns = [records["classes"][:, i] for i in range(self.k)]
-            above = np.zeros(len(records), bool)
-            for column in columns:
-                above |= column >= self.num_classes
-            yield above, f"a class is not below {self.num_classes}"
-            twice = np.zeros(len(records), bool)
-            if self.k <= _FEW:
-                for i, column in enumerate(columns):
-                    for other in columns[:i]:
-                        twice |= column == other
-            else:
-                ordered = np.sort(records["classes"], axis=1)
-                twice = (ordered[:, 1:] == ordered[:, :-1]).any(1)
-            yield twice, "a class appears twice"
         names = self.dtype.names or ()
+        if not self.full:
+            # Class by class: comparing whole columns is much cheaper than reducing short rows.
+            columns = np.ascontiguousarray(records["classes"].T)
+            yield (columns >= self.num_classes).any(0), f"a class is not below {self.num_classes}"
+            if self.k <= _FEW:
+                pairs = (columns[i] == columns[:i] for i in range(1, self.k))
+                twice = np.concatenate([np.zeros((1, len(records)), bool), *pairs]).any(0)
+            else:
+                ordered = np.sort(columns, axis=0)
+                twice = (ordered[1:] == ordered[:-1]).any(0)
+            yield twice, "a class appears twice"
         for name, what in (("gaps", "a log-probability"), ("tail", "its tail's mass")):
             if name in names and self.values != "u8":
                 stored = records[name]
                 yield ~((stored >= 0) & np.isfinite(stored)).all(1), f"{what} is no possible one"
         if "true" in names and self.values != "u8":
-            yield (
-                np.asarray(~(records["true"] >= 0)),
-                "its truth's log-probability is no possible one",
-            )
+            above = np.asarray(records["true"] >= 0)
+            yield ~above, "its truth's log-probability is no possible one"
         if "gaps" in names and not self.full:
-            gaps = records["gaps"]
-            yield (gaps[:, 1:] < gaps[:, :-1]).any(1), "its classes are not in order"
+            gaps = np.ascontiguousarray(records["gaps"].T)
+            yield (gaps[1:] < gaps[:-1]).any(0), "its classes are not in order"
 
     @property
     def _temperatures(self) -> tuple[float, ...]:

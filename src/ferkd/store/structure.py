@@ -34,23 +34,27 @@ class Problem(NamedTuple):
 
 
 def outside(
-    boxes: NDArray[np.uint16], heights: NDArray[np.integer], widths: NDArray[np.integer]
+    boxes: NDArray[np.integer], heights: NDArray[np.integer], widths: NDArray[np.integer]
 ) -> NDArray[np.bool_]:
-    """Which boxes [n, 4] do not lie inside their images of these sizes in pixels, bool [n]."""
-    bottom, right = (boxes[:, i].astype(np.uint32) + boxes[:, i + 2] for i in (0, 1))
-    wrong = (bottom > heights) | (right > widths) | (boxes[:, 2] == 0) | (boxes[:, 3] == 0)
-    return np.asarray(wrong)
+    """Which boxes [..., 4] do not lie inside their images, bool [...]; the images' sizes in
+    pixels broadcast with them."""
+    # One side after the other: comparing whole columns is much cheaper than reducing short rows.
+    sides = np.ascontiguousarray(np.moveaxis(boxes, -1, 0), np.int32)
+    beyond = (sides[0] + sides[2] > heights.astype(np.int32)) | (
+        sides[1] + sides[3] > widths.astype(np.int32)
+    )
+    return np.asarray(beyond | (np.minimum(sides[2], sides[3]) < 1))
 
 
 OUTSIDE = "its box does not lie inside the image"
 
 
 def require_inside(store: LabelStore, boxes: NDArray[np.uint16], rows: NDArray[np.integer]) -> None:
-    """Raise InputError for a box [n, 4] outside of its image, one of ``rows`` [n]."""
+    """Raise InputError for a box [..., 4] outside of its image; ``rows`` broadcast with them."""
     table = store.images
     wrong = outside(boxes, table["height"][rows], table["width"][rows])
     if wrong.any():
-        _refuse(store, int(rows[int(wrong.argmax())]), OUTSIDE)
+        _refuse(store, int(np.broadcast_to(rows, wrong.shape)[wrong][0]), OUTSIDE)
 
 
 def require_possible(
@@ -59,10 +63,11 @@ def require_possible(
     records: NDArray[Any],
     rows: NDArray[np.integer],
 ) -> None:
-    """Raise InputError for a record [n] of the images ``rows`` [n] that cannot be."""
-    for wrong, what in form.impossible(records):
+    """Raise InputError for a record that cannot be; the images' ``rows`` broadcast with them."""
+    for wrong, what in form.impossible(records.reshape(-1)):
         if wrong.any():
-            _refuse(store, int(rows[int(wrong.argmax())]), what)
+            row = np.broadcast_to(rows, records.shape).reshape(-1)[int(wrong.argmax())]
+            _refuse(store, int(row), what)
 
 
 def _refuse(store: LabelStore, row: int, what: str) -> NoReturn:

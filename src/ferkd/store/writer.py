@@ -290,7 +290,7 @@ class StoreWriter:
         counts = [len(table) for table in tables[1:]]
         boxes = self._joined("boxes", "boxes", counts, np.dtype("<u2"), (crops, 4))
         signal = self._joined_signal(counts)
-        whole = {"images": tables, "ids": texts, "flips": flips}
+        whole: dict[str, list[NDArray[Any]]] = {"images": tables, "ids": texts, "flips": flips}
         described = {}
         for name, arrays in whole.items():
             array = np.concatenate(arrays)

@@ -47,7 +47,7 @@ def inspect(
         "crops_per_image": opened.crops_per_image,
         "classes": opened.num_classes,
         "bytes_per_crop": opened.bytes_on_disk / max(1, crops),
-        "record": settings.record.model_dump(),
+        "record": settings.labels.model_dump(),
         "teacher": settings.teacher,
         "calibration": settings_of.calibration,
         "mean_weight": mining.mean_weight,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ferkd.store import SoftLabels
 from ferkd.store.reader import IMAGE
-from ferkd.store.records import RecordFormat
+from ferkd.store.records import BOX_BYTES, RecordFormat
 
 _NPY_HEADER = 128  # bytes before the array in a .npy file
 IMAGENET_IMAGES = 1_281_167
@@ -106,7 +106,6 @@ class Fkd:
         return rest.expand(-1, logits.shape[1]).scatter(1, classes, values).double()
 
 
-BOX_BYTES = 8
 Form = Stored | Fkd
 _KEPT = (1, 5, 10, 20, None)
 FORMS: tuple[Form, ...] = (

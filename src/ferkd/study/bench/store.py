@@ -138,7 +138,7 @@ def write_store(path: Path, ids: Sequence[str], crops: int, *, seed: int = 0) ->
     """Write a store of synthetic top-5 labels over 1000 classes for the images ``ids``."""
     rng = np.random.default_rng(seed)
     settings = _settings(crops, listing(ids), seed)
-    record = settings.record.format
+    record = settings.labels.format
     with StoreWriter(path, settings, len(ids)) as writer:
         for part in writer.missing():
             places = writer.part_range(part)
@@ -222,9 +222,11 @@ def write_sparse(path: Path, images: int, crops: int) -> None:
     np.save(path / "images.npy", table)
     np.save(path / "ids.npy", np.frombuffer(text, "u1"))
     settings = _settings(crops, _MADE_UP, 0)
-    dtype = settings.record.format.dtype
+    dtype = settings.labels.format.dtype
     np.save(path / "flips.npy", np.zeros((images, -(-crops // 8)), "u1"))
-    shapes = {"boxes-00000.npy": ("<u2", (images, crops, 4))}
+    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "boxes-00000.npy": ("<u2", (images, crops, 4))
+    }
     shapes["labels-00000.npy"] = (dtype, (images, crops))
     for name, (kind, shape) in shapes.items():
         np.lib.format.open_memmap(path / name, mode="w+", dtype=kind, shape=shape)
