@@ -1,4 +1,4 @@
-"""A teacher in the training loop, shown exactly what the student is shown: KD and FunMatch."""
+"""A teacher in the training loop, shown exactly what the student is shown."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ferkd.methods.plain import HardLabels
-from ferkd.objectives import Kl, Objective
+from ferkd.methods.base import View
+from ferkd.methods.hard import HardLabels
+from ferkd.objectives import Objective
+from ferkd.objectives.kl import Kl
 from ferkd.store.soft import TAIL_TEMPERATURES, SoftLabels
 
 if TYPE_CHECKING:
     from ferkd.models.teacher import Teacher
-    from ferkd.training.trainer import View
 
 Triple = tuple[float, float, float]
 

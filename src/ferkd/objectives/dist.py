@@ -47,3 +47,6 @@ def uncorrelated(a: Tensor, b: Tensor) -> Tensor:
     # As the product of the lengths, but with a gradient where a row is constant.
     lengths = (a.square().sum(1) * b.square().sum(1)).clamp_min(1e-30).sqrt()
     return (1 - (a * b).sum(1) / (lengths + _EPSILON)).mean()
+
+
+OBJECTIVE = Dist

@@ -15,7 +15,8 @@ from torch import nn
 
 from ferkd.evaluating.run import CenterCrops, match_classes, measure, predict
 from ferkd.images import ImageSource, open_images, refuse_inside_images
-from ferkd.methods.building import Setup, build
+from ferkd.methods import METHODS
+from ferkd.methods.base import Setup
 from ferkd.models.student import (
     ModelConfig,
     build_student,
@@ -151,7 +152,7 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
     return Trainer(
         model,
         loader,
-        build(recipe, setup),
+        METHODS[recipe.method].make(recipe.loss, setup),
         optimizer=build_optimizer(recipe.optimizer, model),
         learning_rate=rate,
         steps=steps,
@@ -162,7 +163,7 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
             crops_per_image=recipe.data.crops_per_image,
             seed=recipe.seed,
             num_classes=data.num_classes,
-            label_smoothing=recipe.loss.label_smoothing,
+            label_smoothing=getattr(recipe.loss, "label_smoothing", 0.0),
         ),
         ema=recipe.ema,
         clip_grad=recipe.clip_grad,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -22,39 +21,19 @@ import torch
 from torch import Tensor, nn
 
 from ferkd.crops.device import RawImages, cut_batch
+from ferkd.methods.base import Loss, View
 from ferkd.store.soft import SoftLabels
 from ferkd.system.compute import Normalise, autocast
 from ferkd.training.checkpoint import random_state, restore_random_state
 from ferkd.training.ema import Ema
 
-
-@dataclass(frozen=True)
-class View:
-    """What the student is shown at a step, and what is known of it; all on its device.
-
-    ``images`` float32 [B, 3, S, S], normalised and mixed; ``labels`` the stored labels, mixed
-    alike, or mixed hard labels where none are stored, None without either; ``targets`` int64 [B]
-    the ground truth, of the larger part of a mixed row, -1 for none; ``rows`` int64 [B] each
-    row's image (for a mixed row the first of the two) and ``crops`` int64 [B] its crop number.
-    """
-
-    images: Tensor
-    labels: SoftLabels | None
-    targets: Tensor
-    rows: Tensor
-    crops: Tensor
-
-
-# logits float32 [B, C] and the view that they answer -> the loss, a scalar. It may have a state;
-# see Stateful.
-Objective = Callable[[Tensor, View], Tensor]
 # (step, images, labels, targets) -> all three mixed; targets are those of the larger parts.
 Mixer = Callable[[int, Tensor, SoftLabels | None, Tensor], tuple[Tensor, SoftLabels, Tensor]]
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An objective that remembers: its state is saved in checkpoints.
+    """A loss that remembers: its state is saved in checkpoints.
 
     The state is made of tensors, numbers, strings and containers of them only.
     """
@@ -65,7 +44,7 @@ class Stateful(Protocol):
 
 @runtime_checkable
 class Witness(Protocol):
-    """An objective that can say what is wrong where the student is not to blame for a loss that
+    """A loss that can say what is wrong where the student is not to blame for a loss that
     is not finite; None where it is."""
 
     def complaint(self) -> str | None: ...
@@ -114,7 +93,7 @@ class Trainer:
         self,
         model: nn.Module,
         loader: StepLoader,
-        objective: Objective,
+        objective: Loss,
         *,
         optimizer: torch.optim.Optimizer,
         learning_rate: Callable[[int], float],
@@ -191,7 +170,8 @@ class Trainer:
             images, labels, targets = self.mixer(self.step, images, labels, targets)
         with autocast(self.device, self.dtype):
             logits = self.model(images)
-        loss = self.objective(logits.float(), View(images, labels, targets, rows, crops))
+        view = View(images, labels, targets, rows, crops, batch.features)
+        loss = self.objective(logits.float(), view)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if self.clip_grad is not None:
