@@ -49,7 +49,9 @@ def outside(
 OUTSIDE = "its box does not lie inside the image"
 
 
-def require_inside(store: LabelStore, boxes: NDArray[np.uint16], rows: NDArray[np.integer]) -> None:
+def require_inside(
+    store: LabelStore, boxes: NDArray[np.integer], rows: NDArray[np.integer]
+) -> None:
     """Raise InputError for a box [..., 4] outside of its image; ``rows`` broadcast with them."""
     table = store.images
     wrong = outside(boxes, table["height"][rows], table["width"][rows])

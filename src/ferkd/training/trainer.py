@@ -53,7 +53,7 @@ class Witness(Protocol):
 class BatchLike(Protocol):
     """What the trainer takes of a batch: images uint8 [B, 3, S, S], labels, and int64 [B] each:
     targets, rows (the image) and crops (its crop number). One whose ``raw`` are whole images
-    (`ferkd.loading.batch.Batch`) has its crops cut on the device."""
+    (`ferkd.loading.batch.Batch`) has its crops cut on the device; ``features`` are stored ones."""
 
     @property
     def images(self) -> Tensor: ...
@@ -170,7 +170,10 @@ class Trainer:
             images, labels, targets = self.mixer(self.step, images, labels, targets)
         with autocast(self.device, self.dtype):
             logits = self.model(images)
-        view = View(images, labels, targets, rows, crops, batch.features)
+        features: Tensor | None = getattr(batch, "features", None)
+        if features is not None:
+            features = features.to(self.device, non_blocking=True)
+        view = View(images, labels, targets, rows, crops, features)
         loss = self.objective(logits.float(), view)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
