@@ -225,7 +225,7 @@ def unwritable(scene: Scene) -> str:
 def image_removed(scene: Scene) -> str:
     image, aside = scene.an_image(), scene.work / "aside"
     pid = scene.start()
-    scene.wait_for("settings.json")  # a new job has listed its images then
+    scene.wait_for("*.json")  # a new job has listed its images then
     scene.pause()
     image.rename(aside)
     outcome = ended(pid)

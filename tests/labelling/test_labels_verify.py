@@ -136,7 +136,7 @@ def test_other_damage_is_found_in_every_file(tmp_path, monkeypatch):
         file.write_bytes(whole)
     (path / "notes.txt").write_text("x")
     (path / "labels-00009.npy").touch()
-    assert places(verify_store(path)) == ["notes.txt", "labels-00009.npy"]
+    assert places(verify_store(path)) == ["labels-00009.npy", "notes.txt"]
 
 
 def files_of(body) -> list[dict]:

@@ -269,10 +269,10 @@ def probe(path: str, batch: int = 256, crops_per_image: int = 4) -> dict[str, An
     begun = time.perf_counter()
     rows = rng.integers(0, len(store), (batch, 1))
     crops = rng.integers(0, store.crops_per_image, (batch, crops_per_image))
-    store.labels(rows, crops)
+    _unchecked(store, rows, crops)
     first = time.perf_counter() - begun
     begun = time.perf_counter()
-    store.labels(rows, crops)
+    _unchecked(store, rows, crops)
     second = time.perf_counter() - begun
     wanted = [first_id, *(store.ids[int(r)] for r in rng.integers(0, len(store), _LOOKUPS))]
     ids = store.ids
@@ -292,6 +292,12 @@ def probe(path: str, batch: int = 256, crops_per_image: int = 4) -> dict[str, An
         "lookup_microseconds": lookup * 1e6,
         "resident_bytes": grown,
     }
+
+
+def _unchecked(store: LabelStore, rows: NDArray[Any], crops: NDArray[Any]) -> object:
+    """Labels of some crops though the records of a hole in a file are none that can be."""
+    records = store.of_kind("labels").raw_records(rows, crops).reshape(-1)
+    return store.decode(records, np.broadcast_to(rows, crops.shape).reshape(-1))
 
 
 def _resident() -> dict[str, int]:
