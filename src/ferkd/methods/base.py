@@ -45,6 +45,17 @@ class View:
     crops: Tensor
     features: Tensor | None = None
 
+    def part(self, some: slice) -> View:
+        """Some rows of it."""
+        return View(
+            self.images[some],
+            None if self.labels is None else self.labels[some],
+            self.targets[some],
+            self.rows[some],
+            self.crops[some],
+            None if self.features is None else self.features[some],
+        )
+
 
 # logits float32 [B, C] and the view that they answer -> the loss, a scalar. It may have a state;
 # see ferkd.training.trainer.Stateful.

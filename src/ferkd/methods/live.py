@@ -12,6 +12,7 @@ from ferkd.methods.hard import HardLabels
 from ferkd.objectives import Objective
 from ferkd.objectives.kl import Kl
 from ferkd.store.soft import TAIL_TEMPERATURES, SoftLabels
+from ferkd.system.distributed import rows_of_all
 
 if TYPE_CHECKING:
     from ferkd.models.teacher import Teacher
@@ -39,9 +40,16 @@ class LiveTeacher:
         self._shift = ((ours[0] - theirs[0]) / theirs[1]).view(shape).to(teacher.device)
         self._finite = torch.ones((), dtype=torch.bool, device=teacher.device)
 
+    @property
+    def whole_batch(self) -> bool:
+        return bool(getattr(self.objective, "whole_batch", False))
+
     def __call__(self, logits: Tensor, view: View) -> Tensor:
         """The loss of the student's ``logits`` [B, C]."""
-        labels = all_classes(self.answers(view.images))
+        answers = self.answers(view.images)
+        if len(answers) < len(logits):  # those of all processes, whose images are elsewhere
+            answers = rows_of_all(answers)
+        labels = all_classes(answers)
         objective = self.objective
         if isinstance(objective, Kl):
             loss = objective.distance(logits, labels) * objective.kd_weight

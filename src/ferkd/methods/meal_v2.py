@@ -37,6 +37,8 @@ class Adversary:
     optimiser are part of the state.
     """
 
+    whole_batch = True  # one discriminator, that learns from all rows of a step
+
     def __init__(
         self,
         objective: StoredLabels,

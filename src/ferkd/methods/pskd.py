@@ -32,6 +32,8 @@ class OwnPredictions:
     [images, num_classes] on ``device``, are part of the state.
     """
 
+    whole_batch = True  # it keeps a prediction for every image, whichever process has it next
+
     def __init__(
         self,
         images: int,

@@ -28,6 +28,10 @@ class StoredLabels:
     objective: Objective
     kind: LabelKind = "soft"
 
+    @property
+    def whole_batch(self) -> bool:
+        return bool(getattr(self.objective, "whole_batch", False))
+
     def __call__(self, logits: Tensor, view: View) -> Tensor:
         """The loss of ``logits`` [B, C] against the view's stored labels."""
         assert view.labels is not None

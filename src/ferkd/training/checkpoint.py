@@ -13,7 +13,7 @@ from torch import nn
 from ferkd.system.errors import InputError
 from ferkd.system.files import whole_file, write_whole
 
-VERSION = 1
+VERSION = 2  # 1 had the random state of one process
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

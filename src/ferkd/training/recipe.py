@@ -105,7 +105,9 @@ class Recipe(Part):
     student; ``class_map`` says which of its classes the folders are, as ``ferkd label --class-map``
     does), ``regions`` by ferkd and ferkd-paper, ``mix`` by all.
     ``ema`` is the decay of an average of the weights, which is then what is evaluated and kept;
-    ``clip_grad`` the largest norm of the gradient; None turns either off. A state to resume from
+    ``clip_grad`` the largest norm of the gradient; None turns either off. A step's crops are worked
+    through in ``accumulate`` parts, for less memory; ``sync_batchnorm`` normalises over the crops
+    of all processes. A state to resume from
     is saved every ``checkpoint_seconds``, losses are reported every ``log_steps``.
     """
 
@@ -127,6 +129,8 @@ class Recipe(Part):
     precision: Precision = "auto"
     channels_last: bool = True
     compile: bool = False
+    accumulate: int = Field(default=1, ge=1)
+    sync_batchnorm: bool = False
     evaluation: Evaluation = Evaluation()
     checkpoint_seconds: float = Field(default=300.0, gt=0)
     log_steps: int = Field(default=20, ge=1)

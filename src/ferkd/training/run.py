@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,10 +27,11 @@ from ferkd.models.student import (
 from ferkd.store.checking import ChecksumCheck
 from ferkd.store.place import refuse_inside_store
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
-from ferkd.system.distributed import refuse_several
+from ferkd.system.distributed import agreed, as_first, by_first, gathered, process_group
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_json
 from ferkd.system.interrupt import Interrupt
+from ferkd.system.launch import is_first_here, restarts
 from ferkd.system.plain import read_json
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
@@ -64,31 +65,68 @@ def train(
     On SIGINT and SIGTERM the state is saved and KeyboardInterrupt raised. Raises InputError for
     anything that the recipe, the folder or the data get wrong, before anything is written;
     RuntimeError when training diverges.
+
+    The processes of a process group, or those that torchrun started, train together: the batch of
+    a step is that of all, the first one writes and calls ``progress``, all return the result.
     """
-    refuse_several("training")
-    out = Path(out)
-    refuse_inside_images(out, recipe.data.images, recipe.data.val)
-    refuse_inside_store(out)
+    with process_group(resolve_device(recipe.device).type == "cuda"):
+        return _train(recipe, Path(out), resume, overwrite, progress)
+
+
+def _train(
+    recipe: Recipe, out: Path, resume: bool, overwrite: bool, progress: Progress | None
+) -> dict[str, Any]:
     settings = recipe.to_dict()
-    folders.prepare(out, settings, resume=resume, overwrite=overwrite)
-    if resume and (out / folders.RESULT).is_file():
-        return dict(read_json(out / folders.RESULT, "result of a run"))
+
+    def prepared() -> dict[str, Any] | None:
+        check_restart(resume)
+        refuse_inside_images(out, recipe.data.images, recipe.data.val)
+        refuse_inside_store(out)
+        folders.prepare(out, settings, resume=resume, overwrite=overwrite)
+        if resume and (out / folders.RESULT).is_file():
+            return dict(read_json(out / folders.RESULT, "result of a run"))
+        return None
+
+    if (finished := by_first(prepared)) is not None:
+        return finished
     if recipe.tensorboard:
         require_tensorboard()
 
     trainer, data, config = build_trainer(recipe)
+    _check_same_data(data.identity)
     evaluation = _evaluation(recipe, trainer, config)
 
-    checkpoint = out / folders.CHECKPOINT
-    state = load_checkpoint(checkpoint) if resume and checkpoint.is_file() else None
-    if state is not None:
-        _check_same(state, folders.recipe_hash(settings), data.identity, checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        folders.clear(out)
-    folders.write_recipe(out, settings)
-    write_json(out / folders.CONFIG, config.model_dump(mode="json"))
-    return _Run(recipe, out, data, trainer, evaluation, progress).go(state)
+    def begun() -> dict[str, Any] | None:
+        checkpoint = out / folders.CHECKPOINT
+        state = load_checkpoint(checkpoint) if resume and checkpoint.is_file() else None
+        if state is not None:
+            _check_same(state, folders.recipe_hash(settings), data.identity, checkpoint)
+        out.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            folders.clear(out)
+        folders.write_recipe(out, settings)
+        write_json(out / folders.CONFIG, config.model_dump(mode="json"))
+        return state
+
+    return _Run(recipe, out, data, trainer, evaluation, progress).go(by_first(begun))
+
+
+def check_restart(resume: bool) -> None:
+    """Refuse a start by torchrun's --max-restarts that would not continue what was begun."""
+    if restarts() and not resume:
+        raise InputError(
+            f"torchrun has started these processes again (restart {restarts()}), and only --resume "
+            "goes on with what was begun; give it from the first start (a missing run is begun)"
+        )
+
+
+def _check_same_data(identity: str) -> None:
+    """Refuse processes that see different images or labels: their batches would not fit."""
+    if len(others := set(gathered(identity))) > 1:
+        raise InputError(
+            f"the processes see {len(others)} different sets of images or labels; give all the "
+            "same files"
+        )
 
 
 def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
@@ -127,8 +165,18 @@ def _check_student(recipe: Recipe, model: nn.Module, data: TrainingData) -> None
 def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: ModelConfig) -> Trainer:
     device = resolve_device(recipe.device)
     dtype = resolve_precision(recipe.precision, device)
-    model = model.to(device)
     loader, schedule = data.loader, recipe.schedule
+    ranks = loader.ranks
+    if ranks.world_size > 1 and device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+    if recipe.sync_batchnorm and ranks.world_size > 1:
+        if device.type != "cuda":
+            raise InputError(
+                f"sync_batchnorm needs CUDA devices, and the device is {device.type}; set it to "
+                "false (each process then normalises over its own crops)"
+            )
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(device)
     steps = schedule.total_steps(loader.images, loader.batch_size)
     warmup = schedule.warmup_steps(loader.images, loader.batch_size)
 
@@ -164,11 +212,14 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
             seed=recipe.seed,
             num_classes=data.num_classes,
             label_smoothing=getattr(recipe.loss, "label_smoothing", 0.0),
+            ranks=ranks,
         ),
         ema=recipe.ema,
         clip_grad=recipe.clip_grad,
         channels_last=recipe.channels_last,
         compile=recipe.compile,
+        accumulate=recipe.accumulate,
+        ranks=ranks,
     )
 
 
@@ -193,9 +244,11 @@ def _evaluation(recipe: Recipe, trainer: Trainer, config: ModelConfig) -> Evalua
         image_size=config.image_size,
         crop_fraction=config.crop_fraction,
         workers=recipe.data.workers,
+        ranks=trainer.ranks,
     )
 
     def evaluate() -> dict[str, float]:
+        as_first(trainer.best_model)  # each process's batch normalisation has seen its own crops
         found = predict(
             trainer.best_model,
             crops,
@@ -235,7 +288,8 @@ class _Run:
     ) -> None:
         self.recipe, self.out, self.data, self.trainer = recipe, out, data, trainer
         self.evaluate = evaluate
-        self.check = None if data.store is None else ChecksumCheck(data.store)
+        store = data.store if is_first_here() else None  # once a machine
+        self.check = None if store is None else ChecksumCheck(store)
         self.progress = progress or (lambda line: None)
         self.figures: dict[str, float] = {}  # of the last evaluation
         every, loader = recipe.evaluation.every_epochs, data.loader
@@ -248,11 +302,15 @@ class _Run:
         if state is not None:
             trainer.load_state(state)
             self.figures = state["figures"]
+        else:
+            trainer.diversify()
         self._announce()
         board = self.out / folders.TENSORBOARD if recipe.tensorboard else None
         path = self.out / folders.METRICS
+        first = trainer.ranks.rank == 0
+        metrics = MetricsLog(path, keep=trainer.step, tensorboard=board) if first else None
         with (
-            MetricsLog(path, keep=trainer.step, tensorboard=board) as self.metrics,
+            metrics or nullcontext() as self.metrics,
             Interrupt() as interrupt,
             closing(cast(Any, trainer.run())) as steps,
         ):
@@ -265,11 +323,12 @@ class _Run:
                     self._log_training()
                 if self.evaluate and (last or step % self.eval_steps == 0):
                     self._log_evaluation(self.evaluate)
-                due = time.monotonic() - saved > recipe.checkpoint_seconds
-                if last or due or interrupt.requested:
+                due = first and time.monotonic() - saved > recipe.checkpoint_seconds
+                due, interrupted = agreed(due, interrupt.requested)
+                if last or due or interrupted:
                     self._save()
                     saved = time.monotonic()
-                if interrupt.requested and not last:
+                if interrupted and not last:
                     log.warning("interrupted at step %d; the state is saved", step)
                     raise KeyboardInterrupt
         return self._finish()
@@ -285,6 +344,7 @@ class _Run:
             "device": str(trainer.device),
             "precision": str(trainer.dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "world_size": trainer.ranks.world_size,
         }
         if (mining := self.data.mining) is not None:
             start["regions"] = mining.describe()
@@ -293,7 +353,8 @@ class _Run:
                 log.warning("%s", mining.note)
         if self.data.loader.cache is not None:
             start["cache"] = self.data.loader.cache.describe()
-        self.progress(start)
+        if trainer.ranks.rank == 0:
+            self.progress(start)
 
     @property
     def _epoch(self) -> float:
@@ -315,8 +376,9 @@ class _Run:
             "crops": trainer.crops,
             "decodes": self._decodes,
         }
-        self.metrics.write(line)
-        self.progress(line)
+        if self.metrics is not None:
+            self.metrics.write(line)
+            self.progress(line)
 
     def _log_training(self) -> None:
         trainer = self.trainer
@@ -329,6 +391,8 @@ class _Run:
 
     def _save(self) -> None:
         state = self.trainer.state()
+        if self.metrics is None:  # the first process writes
+            return
         self.metrics.sync()
         state["figures"] = self.figures
         state["recipe"] = folders.recipe_hash(self.recipe.to_dict())
@@ -336,6 +400,9 @@ class _Run:
         save_checkpoint(self.out / folders.CHECKPOINT, state)
 
     def _finish(self) -> dict[str, Any]:
+        return by_first(self._written)
+
+    def _written(self) -> dict[str, Any]:
         trainer, mining = self.trainer, self.data.mining
         save_weights(self.out / folders.WEIGHTS, trainer.best_model)
         if self.check is not None:
@@ -350,6 +417,7 @@ class _Run:
             "decodes": self._decodes,
             "seconds": trainer.seconds,
             "crops_per_second": trainer.crops / trainer.seconds,
+            "world_size": trainer.ranks.world_size,
             "data": self.data.identity,
             "run": str(self.out),
         }
