@@ -56,7 +56,7 @@ def test_both_sides_hold_the_same_labels(tmp_path):
 
 
 def test_random_reads_give_what_indexing_gives(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers, "FILE_BYTES", 70 * 7 * 26)  # 64 images to a file
+    monkeypatch.setattr(writers, "FILE_BYTES", 70 * 7 * 18)  # 64 images to a file
     store = write_store(tmp_path / "s", imagenet_ids(200), 7)
     files = [np.load(store.path / f.name) for f in store.manifest.signals["labels"].files]
     assert [len(f) for f in files] == [64, 64, 64, 8]
