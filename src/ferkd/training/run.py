@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -427,6 +428,8 @@ class _Run:
             result["rescued"] = mining.rescued
             if mining.note:
                 result["note"] = mining.note
+        if self.data.temperature is not None:
+            result["label_temperature"] = asdict(self.data.temperature)
         if self.data.store is not None:
             result["images_without_labels"] = self.data.images_without_labels
         write_json(self.out / folders.RESULT, result)
