@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ferkd.cli.console import meter, say, show, table
+from ferkd.cli.help import Commands
 from ferkd.cli.options import Device, Json, Overwrite, Resume, Store, Values, Workers
 from ferkd.system.errors import InputError
 
@@ -18,8 +19,12 @@ StoreValues = Annotated[str | None, typer.Option(help="Number type: u8, f16 or f
 
 Signals = Annotated[list[str] | None, typer.Option(help="Of this signal alone; may be repeated.")]
 
-signals_app = typer.Typer(help="The signals of a store: ls, drop, copy.", no_args_is_help=True)
-import_app = typer.Typer(help="Bring labels of other systems over.", no_args_is_help=True)
+signals_app = typer.Typer(
+    help="The signals of a store: ls, drop, copy.", no_args_is_help=True, cls=Commands
+)
+import_app = typer.Typer(
+    help="Bring labels of other systems over.", no_args_is_help=True, cls=Commands
+)
 
 
 def register(app: typer.Typer) -> None:
