@@ -62,6 +62,15 @@ def is_folder(spec: str | Path) -> bool:
     return kind not in _ALL or rest.startswith("//")
 
 
+def refuse_other_sources(spec: str | Path, what: str) -> None:
+    """Raise InputError for a spec that names no folder, where ``what`` divides a local one."""
+    if not is_folder(spec):
+        raise InputError(
+            f"{spec} is no folder, and {what} divides the class folders of one into training and "
+            "validation images; give a folder, or use ferkd label and ferkd train"
+        )
+
+
 __all__ = [
     "SOURCES",
     "UNLABELLED",
@@ -70,4 +79,5 @@ __all__ = [
     "fingerprint",
     "is_folder",
     "open_images",
+    "refuse_other_sources",
 ]
