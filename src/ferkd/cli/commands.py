@@ -24,16 +24,17 @@ from ferkd.cli import bench as cli_bench
 from ferkd.cli import compare as cli_compare
 from ferkd.cli import data as cli_data
 from ferkd.cli import distill as cli_distill
+from ferkd.cli import doctor as cli_doctor
 from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
 from ferkd.cli import store as cli_store
 from ferkd.cli.console import meter, say, show, table
+from ferkd.cli.help import Commands, Ferkd
 from ferkd.cli.options import (
     Device,
     Json,
     Overwrite,
     Precision,
-    RecipeName,
     Resume,
     TopK,
     Values,
@@ -47,13 +48,15 @@ app = typer.Typer(
     name="ferkd",
     help="Stored soft-label distillation: label crops once with a heavy teacher, train many "
     "small students from the labels.",
-    epilog="--debug, anywhere on the line, shows a traceback with an error.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Ferkd,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(help="Shipped recipes: ls, show, copy.", no_args_is_help=True)
+recipes_app = typer.Typer(
+    help="Shipped recipes: ls, show, copy.", no_args_is_help=True, cls=Commands
+)
 app.add_typer(recipes_app, name="recipes")
 
 
@@ -74,6 +77,9 @@ _REMEDIES = {
 
 def main() -> None:
     """The entry point of the ``ferkd`` command."""
+    # Read when torch is loaded, which happens later: threads that wait for each other let go of
+    # their cores. Where other work shares these, spinning makes two threads slower than one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     for stream in (sys.stdout, sys.stderr):
@@ -194,11 +200,25 @@ def label(
     work: Annotated[
         Path | None, typer.Option(help="Local folder to label in, for an --out URL.")
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="0/4 to 3/4: this process's of 4; torchrun and SLURM tell it."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="processes, or ray: --ray-workers tasks on a Ray cluster.")
+    ] = "processes",
+    ray_workers: Annotated[int, typer.Option(help="Of --engine ray; a device each.")] = 2,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Join the parts that shards have written, no more.")
+    ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Label random crops of every image with a teacher.
+
+    Several processes label together into one --out that all see: start each with a --shard of its
+    own, or by torchrun or SLURM. Run a shard again to do what is missing.
 
     With --kind map the whole image is shown once, and a convolutional teacher labels each cell of
     its last features instead: a label map per image, to train from with method relabel.
@@ -207,9 +227,11 @@ def label(
     from ferkd.images import refuse_inside_images
     from ferkd.labelling import run as labelling
     from ferkd.labelling.agreement import agreement_of
+    from ferkd.labelling.engines import label_by_ray
     from ferkd.labelling.settings import Labelling
     from ferkd.store.publish import label_out
-    from ferkd.system.storage import masked
+    from ferkd.store.sharing import Shard
+    from ferkd.system.storage import is_url, masked
 
     if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
@@ -247,16 +269,35 @@ def label(
             exif=not no_exif,
             max_unreadable=max_unreadable,
         )
-        store = labelling.label(
-            images,
-            teacher,
-            folder,
-            wanted,
-            recheck=recheck,
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        mine = Shard.from_environment() if shard is None else Shard.parse(shard)
+        together = mine is not None or finish or engine != "processes"
+        if together and (overwrite or recheck or is_url(out)):
+            raise InputError(
+                "several processes label into one local folder that all see, and continue it; "
+                "leave out --overwrite and --recheck, and publish the finished store to a URL"
+            )
+        if finish:
+            store = labelling.finish(images, folder, targets=not no_targets)
+        elif engine != "processes":
+            store = label_by_ray(images, teacher, folder, wanted, engine, ray_workers)
+        elif mine is not None:
+            found = labelling.label_shard(images, teacher, folder, mine, wanted, progress=progress)
+            if found is None:
+                waiting = {"shard": f"{mine.index}/{mine.count}", "finished": False}
+                show(waiting, f"shard {waiting['shard']} is done; other shards are not", as_json)
+                return
+            store = found
+        else:
+            store = labelling.label(
+                images,
+                teacher,
+                folder,
+                wanted,
+                recheck=recheck,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+            )
         agreement = agreement_of(store)
         skipped = [s.model_dump() for s in store.manifest.skipped]
         result = {
@@ -293,8 +334,11 @@ def _bytes_per_crop(store: Any) -> float:
 
 @app.command()
 def train(
-    recipe: RecipeName,
-    out: Annotated[Path, typer.Option(help="A new folder for the run.")],
+    recipes: Annotated[
+        list[str],
+        typer.Argument(help="A YAML file, or a shipped recipe's name; several share one loader."),
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder for the run; of several, for each.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, e.g. optimizer.lr=0.01.")
     ] = None,
@@ -302,24 +346,40 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a student from a recipe.
+    """Train a student from a recipe, or several from one loader.
+
+    Recipes that train on the same batches read and decode them once; their runs lie in OUT/NAME.
 
     On several processes: torchrun --nproc-per-node N -m ferkd train ..., the batch size being that
     of all together.
     """
-    from ferkd.training import train as run
+    from ferkd.training import train as train_one
+    from ferkd.training import train_together
     from ferkd.training.progress import on_a_bar
     from ferkd.training.recipe import load_recipe
 
-    loaded = load_recipe(recipe, set_ or [])
+    loaded = {Path(recipe).stem: load_recipe(recipe, set_ or []) for recipe in recipes}
+    if len(loaded) < len(recipes):
+        raise InputError(
+            f"{len(recipes)} recipes have {len(loaded)} names; runs are named by their recipes, "
+            "so give files of different names"
+        )
+
+    def run(**options: Any) -> dict[str, Any]:
+        if len(loaded) > 1:
+            return train_together(loaded, out, resume=resume, overwrite=overwrite, **options)
+        (only,) = loaded.values()
+        return train_one(only, out, resume=resume, overwrite=overwrite, **options)
+
     if not is_first():  # one process speaks for all, but for what only another one knows
         logging.getLogger("ferkd").setLevel(logging.ERROR)
-        run(loaded, out, resume=resume, overwrite=overwrite)
+        run()
         return
     with meter("training") as advance:
-        progress = on_a_bar(advance, say)
-        result = run(loaded, out, resume=resume, overwrite=overwrite, progress=progress)
-    show(result, table([(k, _short(v)) for k, v in result.items()]), as_json)
+        result = run(progress=on_a_bar(advance, say))
+    each = result if len(loaded) > 1 else {"": result}
+    shown = [table([(k, _short(v)) for k, v in one.items()]) for one in each.values()]
+    show(result, "\n\n".join(shown), as_json)
 
 
 @app.command()
@@ -426,6 +486,7 @@ def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
 
 
 cli_distill.register(app)
+cli_doctor.register(app)
 cli_inspect.register(app)
 cli_plan.register(app)
 cli_store.register(app)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ferkd.images import ImageSource, fingerprint
 from ferkd.store import manifest as manifests
+from ferkd.store.claims import refuse_shared
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import IMAGE, MANIFEST, Ids, LabelStore
 from ferkd.system.errors import InputError
@@ -44,6 +45,8 @@ class StoreWriter:
     ``overwrite``; without either it is refused, as is any folder that is not a label store.
     """
 
+    _shared = False  # with other processes, see ferkd.store.sharing
+
     def __init__(
         self,
         path: str | Path,
@@ -63,6 +66,7 @@ class StoreWriter:
         self.total = total
         self._resume, self._overwrite = resume, overwrite
         self._lock = FileLock(self.path / _LOCK)
+        self._patience = 0.0  # seconds to wait for another process's lock
 
     @property
     def parts(self) -> int:
@@ -81,7 +85,7 @@ class StoreWriter:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=self._patience)
         except Timeout:
             raise InputError(
                 f"{self.path} is being written by another process; wait for it or stop it, then "
@@ -93,6 +97,8 @@ class StoreWriter:
                 "the permission, or give another folder"
             ) from error
         try:
+            if not self._shared:
+                refuse_shared(self.path)
             self._prepare()
         except BaseException:
             self._unlock()
@@ -138,15 +144,7 @@ class StoreWriter:
         write_whole(self.path / _SETTINGS, text.encode())
 
     def _written_settings(self) -> manifests.Settings:
-        if (self.path / MANIFEST).exists():
-            return LabelStore(self.path).settings
-        try:
-            data = read_plain(self.path / _SETTINGS, SMALL_FILE)
-            return manifests.Settings.model_validate_json(data)
-        except (ValueError, OSError) as error:
-            raise InputError(
-                f"{self.path / _SETTINGS} is damaged ({error}); start again with --overwrite"
-            ) from None
+        return begun_settings(self.path)
 
     def _check_same(self, old: manifests.Settings) -> None:
         before, now = old.flat(), self.settings.flat()
@@ -179,6 +177,10 @@ class StoreWriter:
         return (
             [] if self.finished() else [p for p in range(self.parts) if not self._part(p).exists()]
         )
+
+    def claimed(self) -> Iterator[int]:
+        """The parts that are this process's to write: all that are missing."""
+        yield from self.missing()
 
     def part_range(self, part: int) -> range:
         """The images, by their place among those offered, that belong to a part."""
@@ -316,6 +318,22 @@ def has_labels(path: str | Path) -> bool:
     if local is None:
         return False
     return (local / MANIFEST).exists() or any((local / _PARTS).glob("*.npz"))
+
+
+def begun_settings(store: str | Path) -> manifests.Settings:
+    """The settings of a finished or unfinished store. Raises InputError."""
+    folder = Path(store)
+    if (folder / MANIFEST).exists():
+        return LabelStore(folder).settings
+    if not (folder / _SETTINGS).exists():
+        raise InputError(f"{folder} holds no labels; check the path")
+    try:
+        data = read_plain(folder / _SETTINGS, SMALL_FILE)
+        return manifests.Settings.model_validate_json(data)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{folder / _SETTINGS} is damaged ({error}); start again with --overwrite"
+        ) from None
 
 
 def listing(ids: Sequence[str]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -70,12 +71,28 @@ def train(
     a step is that of all, the first one writes and calls ``progress``, all return the result.
     """
     with process_group(resolve_device(recipe.device).type == "cuda"):
-        return _train(recipe, Path(out), resume, overwrite, progress)
+        run = begin(recipe, Path(out), resume=resume, overwrite=overwrite, progress=progress)
+        if not isinstance(run, Run):
+            return run
+        with Interrupt() as interrupt:
+            for _ in run.steps(interrupt):
+                pass
+        return run.finish()
 
 
-def _train(
-    recipe: Recipe, out: Path, resume: bool, overwrite: bool, progress: Progress | None
-) -> dict[str, Any]:
+def begin(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    progress: Progress | None,
+    data: TrainingData | None = None,
+) -> Run | dict[str, Any]:
+    """A run before its next step, its folder made; the result of one that is finished.
+
+    ``data`` is what another recipe opened, where the two share it. Raises as :func:`train` does.
+    """
     settings = recipe.to_dict()
 
     def prepared() -> dict[str, Any] | None:
@@ -92,7 +109,7 @@ def _train(
     if recipe.tensorboard:
         require_tensorboard()
 
-    trainer, data, config = build_trainer(recipe)
+    trainer, data, config = build_trainer(recipe, data)
     _check_same_data(data.identity)
     evaluation = _evaluation(recipe, trainer, config)
 
@@ -108,7 +125,9 @@ def _train(
         write_json(out / folders.CONFIG, config.model_dump(mode="json"))
         return state
 
-    return _Run(recipe, out, data, trainer, evaluation, progress).go(by_first(begun))
+    run = Run(recipe, out, data, trainer, evaluation, progress)
+    run.restore(by_first(begun))
+    return run
 
 
 def check_restart(resume: bool) -> None:
@@ -129,9 +148,11 @@ def _check_same_data(identity: str) -> None:
         )
 
 
-def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
+def build_trainer(
+    recipe: Recipe, data: TrainingData | None = None
+) -> tuple[Trainer, TrainingData, ModelConfig]:
     """What a run trains with, at its first step: nothing is written. Raises InputError."""
-    data = open_data(recipe)
+    data = open_data(recipe) if data is None else data
     torch.manual_seed(recipe.seed)
     size = recipe.data.image_size
     model = build_student(recipe.student, data.num_classes, image_size=size)
@@ -274,7 +295,7 @@ def _check_same(state: dict[str, Any], recipe: str, data: str, checkpoint: Path)
         )
 
 
-class _Run:
+class Run:
     """The outer loop: logs, evaluates and saves between the trainer's steps."""
 
     def __init__(
@@ -296,14 +317,20 @@ class _Run:
         steps_per_epoch = loader.images / loader.batch_size
         self.eval_steps = trainer.steps if every is None else max(1, round(every * steps_per_epoch))
 
-    def go(self, state: dict[str, Any] | None) -> dict[str, Any]:
-        """Train from ``state`` (None: from the start) to the end."""
-        trainer, recipe = self.trainer, self.recipe
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from ``state`` (None: from the start)."""
         if state is not None:
-            trainer.load_state(state)
+            self.trainer.load_state(state)
             self.figures = state["figures"]
         else:
-            trainer.diversify()
+            self.trainer.diversify()
+
+    def steps(self, interrupt: Interrupt) -> Iterator[int]:
+        """Train to the last step, yielding after each what it was; logs, evaluates and saves.
+
+        Raises KeyboardInterrupt once the state is saved.
+        """
+        trainer, recipe = self.trainer, self.recipe
         self._announce()
         board = self.out / folders.TENSORBOARD if recipe.tensorboard else None
         path = self.out / folders.METRICS
@@ -311,7 +338,6 @@ class _Run:
         metrics = MetricsLog(path, keep=trainer.step, tensorboard=board) if first else None
         with (
             metrics or nullcontext() as self.metrics,
-            Interrupt() as interrupt,
             closing(cast(Any, trainer.run())) as steps,
         ):
             saved = time.monotonic()
@@ -331,7 +357,7 @@ class _Run:
                 if interrupted and not last:
                     log.warning("interrupted at step %d; the state is saved", step)
                     raise KeyboardInterrupt
-        return self._finish()
+                yield step
 
     def _announce(self) -> None:
         trainer = self.trainer
@@ -399,7 +425,8 @@ class _Run:
         state["data"] = self.data.identity
         save_checkpoint(self.out / folders.CHECKPOINT, state)
 
-    def _finish(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
+        """Write the weights and the result, and return it."""
         return by_first(self._written)
 
     def _written(self) -> dict[str, Any]:
@@ -427,6 +454,8 @@ class _Run:
             result["rescued"] = mining.rescued
             if mining.note:
                 result["note"] = mining.note
+        if self.data.temperature is not None:
+            result["label_temperature"] = asdict(self.data.temperature)
         if self.data.store is not None:
             result["images_without_labels"] = self.data.images_without_labels
         write_json(self.out / folders.RESULT, result)
