@@ -26,7 +26,8 @@ from ferkd.images import ImageSource, fingerprint
 from ferkd.store import manifest as manifests
 from ferkd.store.reader import IMAGE, MANIFEST, Ids, LabelStore
 from ferkd.system.errors import InputError
-from ferkd.system.files import temporary, whole_file, write_whole
+from ferkd.system.files import is_temporary, make_folder, sweep, unwritable, whole_file, write_whole
+from ferkd.system.plain import JSON_BYTES, read_bounded
 from ferkd.system.storage import as_local, masked
 
 _SETTINGS = "settings.json"
@@ -72,8 +73,8 @@ class StoreWriter:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; the label store needs a folder of its own")
         contents = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        left_by_a_kill = {_LOCK, temporary(Path(_SETTINGS)).name}
-        if contents - left_by_a_kill and not contents & {MANIFEST, _SETTINGS}:
+        others = {name for name in contents if name != _LOCK and not is_temporary(name)}
+        if others and not contents & {MANIFEST, _SETTINGS}:
             raise InputError(
                 f"{self.path} holds other files; give --out a new or empty folder for the labels"
             )
@@ -86,10 +87,7 @@ class StoreWriter:
                 "continue with --resume"
             ) from None
         except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be written ({error.strerror}); make room or give yourself "
-                "the permission, or give another folder"
-            ) from error
+            raise unwritable(self.path, error) from error
         try:
             self._prepare()
         except BaseException:
@@ -111,6 +109,7 @@ class StoreWriter:
                 (self.path / _LOCK).unlink()
 
     def _prepare(self) -> None:
+        sweep(self.path)
         begun = (self.path / MANIFEST).exists() or (self.path / _SETTINGS).exists()
         if begun and self._overwrite:
             # In this order a kill leaves the old store, or its folder with the new settings and
@@ -129,7 +128,8 @@ class StoreWriter:
         else:
             self._write_settings()
         if not self.finished():
-            (self.path / _PARTS).mkdir(exist_ok=True)
+            make_folder(self.path / _PARTS)
+            sweep(self.path / _PARTS)
 
     def _write_settings(self) -> None:
         text = json.dumps(self.settings.model_dump(mode="json"), indent=1, ensure_ascii=False)
@@ -138,9 +138,9 @@ class StoreWriter:
     def _written_settings(self) -> manifests.Settings:
         if (self.path / MANIFEST).exists():
             return LabelStore(self.path).settings
-        text = (self.path / _SETTINGS).read_text(encoding="utf-8")
+        data = read_bounded(self.path / _SETTINGS, JSON_BYTES, "label store's settings")
         try:
-            return manifests.Settings.model_validate_json(text)
+            return manifests.Settings.model_validate_json(data)
         except ValueError as error:
             raise InputError(
                 f"{self.path / _SETTINGS} is damaged ({error}); start again with --overwrite"

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ferkd.evaluating.run import CenterCrops, match_classes, measure, predict
+from ferkd.evaluating.run import CenterCrops, match_classes
 from ferkd.images import ImageSource, open_images
 from ferkd.methods.building import Setup, build
 from ferkd.models.student import (
@@ -25,23 +21,21 @@ from ferkd.models.student import (
 )
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
 from ferkd.system.errors import InputError
-from ferkd.system.files import write_json
-from ferkd.system.interrupt import Interrupt
+from ferkd.system.files import sweep, write_json
+from ferkd.system.locks import held
 from ferkd.system.plain import read_json
+from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
-from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from ferkd.training.checkpoint import load_checkpoint
+from ferkd.training.course import Course, Progress, Validation, check_room
 from ferkd.training.data import TrainingData, mixer, open_data
-from ferkd.training.metrics import MetricsLog, require_tensorboard
+from ferkd.training.metrics import require_tensorboard
 from ferkd.training.optim import build_optimizer
 from ferkd.training.schedule import learning_rate
 from ferkd.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from ferkd.training.recipe import Recipe
-
-Progress = Callable[[dict[str, Any]], None]
-
-log = logging.getLogger("ferkd")
 
 
 def train(
@@ -58,10 +52,11 @@ def train(
     with {"kind": "start", "steps", "step", ...}. With ``resume`` an interrupted run continues (to
     the bit on the CPU), a finished one returns its result at once, and a missing one starts.
     On SIGINT and SIGTERM the state is saved and KeyboardInterrupt raised. Raises InputError for
-    anything that the recipe, the folder or the data get wrong, before anything is written;
+    anything that the recipe, the folder or the data get wrong, validation images and the disk's
+    room included, and where another process writes to ``out``, before anything is written;
     RuntimeError when training diverges.
     """
-    out = Path(out)
+    out = local_path(out, "folder for the run")
     settings = recipe.to_dict()
     folders.prepare(out, settings, resume=resume, overwrite=overwrite)
     if resume and (out / folders.RESULT).is_file():
@@ -69,19 +64,24 @@ def train(
     if recipe.tensorboard:
         require_tensorboard()
 
-    trainer, data, config = build_trainer(recipe)
-    evaluation = _evaluation(recipe, trainer, config)
+    with held(out, folders.BUSY.format(out)):
+        folders.prepare(out, settings, resume=resume, overwrite=overwrite)  # as it is now
+        trainer, data, config = build_trainer(recipe)
+        validation = _validation(recipe, trainer, config)
 
-    checkpoint = out / folders.CHECKPOINT
-    state = load_checkpoint(checkpoint) if resume and checkpoint.is_file() else None
-    if state is not None:
-        _check_same(state, folders.recipe_hash(settings), data.identity, checkpoint)
-    out.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        folders.clear(out)
-    folders.write_recipe(out, settings)
-    write_json(out / folders.CONFIG, config.model_dump(mode="json"))
-    return _Run(recipe, out, data, trainer, evaluation, progress).go(state)
+        checkpoint = out / folders.CHECKPOINT
+        state = load_checkpoint(checkpoint) if resume and checkpoint.is_file() else None
+        if state is not None:
+            _check_same(state, folders.recipe_hash(settings), data.identity, checkpoint)
+        if validation is not None:
+            validation.check()
+        sweep(out)
+        check_room(out, trainer, ema=recipe.ema is not None, kept=state is not None)
+        if overwrite:
+            folders.clear(out)
+        folders.write_recipe(out, settings)
+        write_json(out / folders.CONFIG, config.model_dump(mode="json"))
+        return Course(recipe, out, data, trainer, validation, progress).go(state)
 
 
 def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
@@ -100,6 +100,7 @@ def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
         mean=mean,
         std=std,
         crop_fraction=recipe.evaluation.crop_fraction,
+        exif=data.exif,
         model_args=recipe.student.model_args,
     )
     return _trainer(recipe, model, data, config), data, config
@@ -165,10 +166,7 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
     )
 
 
-Evaluate = Callable[[], dict[str, float]]
-
-
-def _evaluation(recipe: Recipe, trainer: Trainer, config: ModelConfig) -> Evaluate | None:
+def _validation(recipe: Recipe, trainer: Trainer, config: ModelConfig) -> Validation | None:
     """What evaluates the student on the validation images; None where the recipe has none."""
     if recipe.data.val is None:
         return None
@@ -186,168 +184,19 @@ def _evaluation(recipe: Recipe, trainer: Trainer, config: ModelConfig) -> Evalua
         image_size=config.image_size,
         crop_fraction=config.crop_fraction,
         workers=recipe.data.workers,
+        exif=config.exif,
     )
-
-    def evaluate() -> dict[str, float]:
-        found = predict(
-            trainer.best_model,
-            crops,
-            normalise=trainer.normalise,
-            dtype=trainer.dtype,
-            batch_size=recipe.evaluation.batch_size,
-        )
-        return measure(found.logits, targets[found.rows])
-
-    return evaluate
+    return Validation(crops, targets, trainer, recipe.evaluation.batch_size)
 
 
 def _check_same(state: dict[str, Any], recipe: str, data: str, checkpoint: Path) -> None:
-    if state["recipe"] != recipe:
+    if state.get("recipe") != recipe:
         raise InputError(
             f"{checkpoint} belongs to another recipe than the recipe.yaml beside it; start anew "
             "with --overwrite"
         )
-    if state["data"] != data:
+    if state.get("data") != data:
         raise InputError(
             f"the images, their classes or the labels are not those that {checkpoint} was trained "
             "on; restore them, or start anew with --overwrite"
         )
-
-
-class _Run:
-    """The outer loop: logs, evaluates and saves between the trainer's steps."""
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        out: Path,
-        data: TrainingData,
-        trainer: Trainer,
-        evaluate: Evaluate | None,
-        progress: Progress | None,
-    ) -> None:
-        self.recipe, self.out, self.data, self.trainer = recipe, out, data, trainer
-        self.evaluate = evaluate
-        self.progress = progress or (lambda line: None)
-        self.figures: dict[str, float] = {}  # of the last evaluation
-        every, loader = recipe.evaluation.every_epochs, data.loader
-        steps_per_epoch = loader.images / loader.batch_size
-        self.eval_steps = trainer.steps if every is None else max(1, round(every * steps_per_epoch))
-
-    def go(self, state: dict[str, Any] | None) -> dict[str, Any]:
-        """Train from ``state`` (None: from the start) to the end."""
-        trainer, recipe = self.trainer, self.recipe
-        if state is not None:
-            trainer.load_state(state)
-            self.figures = state["figures"]
-        self._announce()
-        board = self.out / folders.TENSORBOARD if recipe.tensorboard else None
-        path = self.out / folders.METRICS
-        with (
-            MetricsLog(path, keep=trainer.step, tensorboard=board) as self.metrics,
-            Interrupt() as interrupt,
-            closing(cast(Any, trainer.run())) as steps,
-        ):
-            saved = time.monotonic()
-            for step in steps:
-                last = step == trainer.steps
-                if last or step % recipe.log_steps == 0:
-                    self._log_training()
-                if self.evaluate and (last or step % self.eval_steps == 0):
-                    self._log_evaluation(self.evaluate)
-                due = time.monotonic() - saved > recipe.checkpoint_seconds
-                if last or due or interrupt.requested:
-                    self._save()
-                    saved = time.monotonic()
-                if interrupt.requested and not last:
-                    log.warning("interrupted at step %d; the state is saved", step)
-                    raise KeyboardInterrupt
-        return self._finish()
-
-    def _announce(self) -> None:
-        trainer = self.trainer
-        start: dict[str, Any] = {
-            "kind": "start",
-            "step": trainer.step,
-            "steps": trainer.steps,
-            "images": self.data.loader.images,
-            "batch_size": self.data.loader.batch_size,
-            "device": str(trainer.device),
-            "precision": str(trainer.dtype).removeprefix("torch."),
-            "parameters": sum(p.numel() for p in trainer.model.parameters()),
-        }
-        if (mining := self.data.mining) is not None:
-            start["regions"] = mining.describe()
-            if mining.note:
-                start["note"] = mining.note
-                log.warning("%s", mining.note)
-        if self.data.loader.cache is not None:
-            start["cache"] = self.data.loader.cache.describe()
-        self.progress(start)
-
-    @property
-    def _epoch(self) -> float:
-        loader = self.data.loader
-        return self.trainer.step * loader.batch_size / loader.images
-
-    @property
-    def _decodes(self) -> int:
-        """How often an image was decoded for training so far."""
-        return self.trainer.step * self.data.loader.images_per_batch
-
-    def _write(self, kind: str, figures: dict[str, float]) -> None:
-        trainer = self.trainer
-        where = {"kind": kind, "step": trainer.step, "epoch": self._epoch}
-        line = {
-            **where,
-            **figures,
-            "seconds": trainer.seconds,
-            "crops": trainer.crops,
-            "decodes": self._decodes,
-        }
-        self.metrics.write(line)
-        self.progress(line)
-
-    def _log_training(self) -> None:
-        trainer = self.trainer
-        rate = trainer.learning_rate(trainer.step - 1)
-        self._write("train", {"loss": trainer.mean_loss(), "lr": rate})
-
-    def _log_evaluation(self, evaluate: Evaluate) -> None:
-        self.figures = evaluate()
-        self._write("eval", self.figures)
-
-    def _save(self) -> None:
-        state = self.trainer.state()
-        self.metrics.sync()
-        state["figures"] = self.figures
-        state["recipe"] = folders.recipe_hash(self.recipe.to_dict())
-        state["data"] = self.data.identity
-        save_checkpoint(self.out / folders.CHECKPOINT, state)
-
-    def _finish(self) -> dict[str, Any]:
-        trainer, mining = self.trainer, self.data.mining
-        save_weights(self.out / folders.WEIGHTS, trainer.best_model)
-        result: dict[str, Any] = {
-            "method": self.recipe.method,
-            "student": self.recipe.student.name,
-            "seed": self.recipe.seed,
-            **self.figures,
-            "epochs": self._epoch,
-            "steps": trainer.steps,
-            "decodes": self._decodes,
-            "seconds": trainer.seconds,
-            "crops_per_second": trainer.crops / trainer.seconds,
-            "data": self.data.identity,
-            "run": str(self.out),
-        }
-        if mining is not None:
-            result["thresholds"] = list(mining.thresholds)
-            result["regions"] = mining.shares
-            result["rescued"] = mining.rescued
-            if mining.note:
-                result["note"] = mining.note
-        if self.data.store is not None:
-            result["images_without_labels"] = self.data.images_without_labels
-        write_json(self.out / folders.RESULT, result)
-        return result
