@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from ferkd.evaluating.run import evaluate
     from ferkd.labelling.run import label
     from ferkd.loading import mixing
+    from ferkd.loading.batch import Batch
     from ferkd.loading.loader import SoftLabelLoader
     from ferkd.loading.mixing import Mix, SelfMix
     from ferkd.models.teacher import Teacher, load_teacher
     from ferkd.objectives import soft_cross_entropy
     from ferkd.store import LabelStore, SoftLabels
     from ferkd.study.inspection import inspect
+    from ferkd.system.compute import Normalise
     from ferkd.system.errors import InputError
     from ferkd.training import train
     from ferkd.training.recipe import Recipe, load_recipe
@@ -32,9 +34,11 @@ if TYPE_CHECKING:
 # Where each public name lives. Loaded on first use: torch and timm take seconds to import, which
 # ``ferkd --help`` and a loader's workers need not wait for.
 _HOMES = {
+    "Batch": "ferkd.loading.batch",
     "InputError": "ferkd.system.errors",
     "LabelStore": "ferkd.store",
     "Mix": "ferkd.loading.mixing",
+    "Normalise": "ferkd.system.compute",
     "Recipe": "ferkd.training.recipe",
     "Regions": "ferkd.calibration.regions",
     "SelfMix": "ferkd.loading.mixing",
@@ -70,9 +74,11 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Batch",
     "InputError",
     "LabelStore",
     "Mix",
+    "Normalise",
     "Recipe",
     "Regions",
     "SelfMix",

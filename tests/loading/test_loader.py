@@ -268,9 +268,8 @@ def test_each_batch_of_each_pass_is_mixed_by_numbers_of_its_own(folder, store):
     class Watched(Mix):
         drawn: ClassVar[list[float]] = []
 
-        def __call__(self, images, labels, *, generator, **rest):
+        def draw(self, *size, generator, **rest):
             self.drawn.append(generator.random())
-            return images, labels
 
     def passes(seed):
         Watched.drawn.clear()

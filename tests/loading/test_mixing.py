@@ -12,9 +12,6 @@ from ferkd.loading.mixing import (
     Mix,
     SelfMix,
     cut_boxes,
-    cutmix,
-    mixup,
-    selfmix,
     within_batch,
     within_image,
 )
@@ -25,6 +22,15 @@ from ferkd.system.errors import InputError
 def one_hot_labels(rows: int) -> SoftLabels:
     """Row r says class r for certain, so a mixed label shows its partner and its share."""
     return SoftLabels.hard(torch.arange(rows), rows)
+
+
+def mixed_by(mix: Mix, images, labels, seed=0, m=1, **options):
+    """Images and labels mixed, and the mixture."""
+    rows, _, height, width = images.shape
+    drawn = mix.draw(
+        rows, height, width, crops_per_image=m, generator=np.random.default_rng(seed), **options
+    )
+    return drawn.images(images), drawn.labels(labels), drawn
 
 
 def constant_images(rows: int, size: int = 8) -> torch.Tensor:
@@ -50,32 +56,26 @@ def test_batch_partners_are_other_rows(rows, seed):
 @pytest.mark.parametrize("m", [2, 4])
 def test_labels_follow_the_pixels_exactly(operator, m):
     images, labels = constant_images(8, 16), one_hot_labels(8)
-    mixed, out = selfmix(
-        images,
-        labels,
-        crops_per_image=m,
-        operator=operator,
-        generator=np.random.default_rng(0),
-    )
+    mixed, out, _ = mixed_by(SelfMix(operator), images, labels, m=m)
     # A pixel is r + 1, so the mean over pixels is the label's mean of r + 1.
     expected = (out.dense() * (torch.arange(8) + 1.0)).sum(1)
     assert torch.allclose(mixed.mean((1, 2, 3)), expected, atol=1e-5)
     assert not torch.allclose(mixed, images)
 
 
-@pytest.mark.parametrize("mix", [mixup, cutmix])
-def test_across_images_labels_follow_the_pixels_too(mix):
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_across_images_labels_follow_the_pixels_too(kind):
     images, labels = constant_images(6), one_hot_labels(6)
-    mixed, out = mix(images, labels, generator=np.random.default_rng(1))
+    mixed, out, _ = mixed_by(Mix(kind=kind), images, labels, 1)
     expected = (out.dense() * (torch.arange(6) + 1.0)).sum(1)
     assert torch.allclose(mixed.mean((1, 2, 3)), expected, atol=1e-5)
 
 
 def test_cutmix_pastes_a_box_and_nothing_else():
-    mixed, out = cutmix(constant_images(4), one_hot_labels(4), generator=np.random.default_rng(2))
+    mixed, _, drawn = mixed_by(Mix(kind="cutmix"), constant_images(4), one_hot_labels(4), 2)
     for row in range(4):
         values = set(mixed[row, 0].unique().tolist())
-        assert values <= {row + 1.0, float(out.partner.classes[row, 0]) + 1}
+        assert values <= {row + 1.0, float(drawn.partners[row]) + 1}
         pasted = (mixed[row, 0] != row + 1).nonzero()
         if len(pasted):
             (y0, x0), (y1, x1) = pasted.amin(0), pasted.amax(0)
@@ -94,18 +94,16 @@ def test_the_share_of_a_box_is_counted_in_pixels(height, width, seed):
 
 def test_probability_zero_changes_nothing_and_one_half_about_half():
     images, labels = constant_images(400, 4), one_hot_labels(400)
-    rng = np.random.default_rng(0)
-    same, out = selfmix(images, labels, crops_per_image=4, probability=0.0, generator=rng)
+    same, out, _ = mixed_by(SelfMix(probability=0.0), images, labels, m=4)
     assert torch.equal(same, images) and torch.equal(out.dense(), labels.dense())
-    half, _ = selfmix(images, labels, crops_per_image=4, probability=0.5, generator=rng)
+    half, _, _ = mixed_by(SelfMix(probability=0.5), images, labels, m=4)
     changed = (half != images).flatten(1).any(1).float().mean()
     assert 0.4 < changed < 0.6
 
 
 def test_uint8_images_are_rounded_not_truncated():
     images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
-    options = {"operator": "mixup", "crops_per_image": 2, "generator": np.random.default_rng(3)}
-    mixed, out = selfmix(images, one_hot_labels(2), **options)
+    mixed, out, _ = mixed_by(SelfMix("mixup"), images, one_hot_labels(2), 3, m=2)
     exact = 255 * out.dense()[:, 1]
     assert mixed.dtype == torch.uint8
     assert ((mixed[:, 0, 0, 0].float() - exact).abs() <= 0.5).all()
@@ -117,10 +115,9 @@ def test_large_batches_are_mixed_in_parts_and_in_place_alike(operator, layout):
     """0.6 MB an image, so that 9 images are several parts, and those of 3 are not torn."""
     images = torch.rand(9, 3, 224, 224).contiguous(memory_format=layout)
     before = images.clone()
-    options = {"crops_per_image": 3, "operator": operator}
-    mixed, out = selfmix(images, one_hot_labels(9), generator=np.random.default_rng(4), **options)
+    mixed, out, drawn = mixed_by(SelfMix(operator), images, one_hot_labels(9), 4, m=3)
     assert torch.equal(images, before)
-    partners = before[out.partner.classes[:, 0]]
+    partners = before[drawn.partners]
     if operator == "mixup":
         share = out.share[:, None, None, None]
         assert torch.allclose(mixed, share * before + (1 - share) * partners, atol=1e-6)
@@ -138,6 +135,21 @@ def test_large_batches_are_mixed_in_parts_and_in_place_alike(operator, layout):
         in_place=True,
     )
     assert torch.equal(same, mixed) and same.data_ptr() == images.data_ptr()
+
+
+@pytest.mark.parametrize("mix", [SelfMix(), SelfMix("mixup"), Mix(kind="cutmix")])
+def test_the_parts_of_the_ranks_are_the_whole(mix):
+    """12 rows on 1 and on 2 processes: partners lie on one, and the rows are mixed alike."""
+    images, labels = torch.rand(12, 3, 8, 8), one_hot_labels(12)
+    whole, out, drawn = mixed_by(mix, images, labels, 5, m=3, ranks=2)
+    for rank in range(2):
+        some = slice(6 * rank, 6 * rank + 6)
+        part = drawn.of_rank(rank, 2)
+        assert ((part.partners >= 0) & (part.partners < 6)).all()
+        assert torch.equal(part.images(images[some]), whole[some])
+        assert torch.equal(part.labels(labels[some]).dense(), out[some].dense())
+    if mix.kind == "selfmix":  # whose partners are near anyway
+        assert torch.equal(mixed_by(mix, images, labels, 5, m=3)[0], whole)
 
 
 def test_one_crop_per_image_cannot_be_mixed_with_itself():

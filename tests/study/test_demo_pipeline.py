@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 from pathlib import Path
 
 import cv2
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from ferkd.study.demo import data as demo_data
+from ferkd.study.demo import pipeline
 from ferkd.study.demo.pipeline import Plan, run_demo
 from ferkd.study.scenes.drawn import SceneSettings, read_boxes, write_scenes
 from ferkd.system.errors import InputError
@@ -52,7 +56,7 @@ def test_the_whole_pipeline_on_the_embedded_scenes(tmp_path):
     assert "ferkd" in page and "<svg" in page and "AUROC" in page and "data:image/jpeg" in page
     assert json.loads((tmp_path / "demo/result.json").read_text())["auroc"] == result["auroc"]
     assert all(name in result["table"] for name in ("hard", "fkd", "ferkd", "AUROC"))
-    assert any(line.startswith("ferkd, seed 1: thresholds") for line in lines)
+    assert any(line.startswith("ferkd, seed 1: regions: thresholds") for line in lines)
 
     # A finished demo is continued at once; another one is not made in its place unasked.
     again, _ = run(tmp_path / "demo", seeds=2, resume=True)
@@ -107,6 +111,35 @@ def test_a_folder_with_its_own_split_is_used_as_it_is(tmp_path):
     images = photos(tmp_path / "mine", ["train/a", "train/b", "val/a", "val/b"])
     run(tmp_path / "demo", images=images)
     assert not (tmp_path / "demo/data").exists()
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch, command_line, split):
+    """From the folder that the demo was run in, with its paths as they were typed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "FOLDER", TINY)
+    names = ["train/a b", "train/c", "val/a b", "val/c"] if split else ["a b", "c"]
+    photos(tmp_path / "my photos", names)
+    arguments = ["demo", "--images", "my photos", "--out", "first look", "--seeds", 2]
+    status, _, said = command_line(*arguments)
+    assert status == 0, said
+    # The same progress as train shows, where there is no terminal: a line a task at least.
+    titles = ["teacher", "labelling", *(f"{m}, seed {s}" for s in "01" for m in pipeline.METHODS)]
+    for title in titles:
+        assert re.search(rf"^{title}: (\d+)/\1 (images|steps)", said, re.MULTILINE), title
+    page = html.unescape((tmp_path / "first look/report.html").read_text())
+    commands = re.search(r"How to reproduce.*?<code>(.*?)</code>", page, re.DOTALL)[1].splitlines()
+    assert [shlex.split(c)[:2] for c in commands] == [
+        ["ferkd", name] for name in ("demo", "inspect", "train")
+    ]
+    for command in commands:
+        status, _, said = command_line(*shlex.split(command)[1:])
+        assert status == 0, (command, said)
+    results = [
+        json.loads((tmp_path / folder / "result.json").read_text())["methods"]["hard"]["top1"]
+        for folder in ("first look", "first look-again")
+    ]
+    assert results[0] == results[1]
 
 
 def test_refusals(tmp_path):

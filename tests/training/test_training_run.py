@@ -368,6 +368,13 @@ def test_hard_labels_need_ground_truth_of_every_image(settings, photos, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_several_processes_are_refused_before_anything_is_written(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="training runs on one process, and 2 were started"):
+        run(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unreadable_validation_image_moves_no_truth_to_another(settings, tiny_images, tmp_path):
     """The one left out comes first, so every truth behind it would be one image off."""
     val = tiny_images({"a": 60, "b": 60, "c": 1}, size=(12, 12))

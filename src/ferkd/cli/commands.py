@@ -281,33 +281,14 @@ def train(
 ) -> None:
     """Train a student from a recipe."""
     from ferkd.training import train as run
+    from ferkd.training.progress import on_a_bar
     from ferkd.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
     with meter("training") as advance:
-        result = run(loaded, out, resume=resume, overwrite=overwrite, progress=_training(advance))
+        progress = on_a_bar(advance, say)
+        result = run(loaded, out, resume=resume, overwrite=overwrite, progress=progress)
     show(result, table([(k, _short(v)) for k, v in result.items()]), as_json)
-
-
-def _training(advance: Any) -> Any:
-    """Draws the trainer's progress lines."""
-    steps, note, evaluated = 0, "", ""
-
-    def progress(line: dict[str, Any]) -> None:
-        nonlocal steps, note, evaluated
-        if line["kind"] == "start":
-            steps = line["steps"]
-            for what in ("regions", "cache"):
-                if what in line:
-                    say(f"{what}: {line[what]}")
-        elif line["kind"] == "eval":
-            evaluated = f", top-1 {line['top1']:.2%}"
-        else:
-            rate = line["crops"] / line["seconds"] if line["seconds"] else 0.0
-            note = f"steps, loss {line['loss']:.3f}, {rate:.0f} crops/s"
-        advance(line["step"], steps, note + evaluated)
-
-    return progress
 
 
 @app.command()
@@ -379,6 +360,7 @@ def demo(
         resume=resume,
         overwrite=overwrite,
         say=say,
+        meter=meter,
     )
     show(result, result.pop("table"), as_json)
 

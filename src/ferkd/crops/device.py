@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ferkd.system.trees import tree_node
+
 _AT_ONCE = 2**21  # pixels of crops that are worked out at a time
 _SLACK = 1e-4  # of a pixel: what rounding may add to the width of a mean
 
@@ -38,6 +40,7 @@ class Run(NamedTuple):
     across: int
 
 
+@tree_node("runs", "size")
 @dataclass(frozen=True)
 class RawImages:
     """n decoded images and the boxes of their n * m crops; see :func:`raw_images`.

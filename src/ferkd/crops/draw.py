@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
-from ferkd.system.errors import InputError
-from ferkd.system.settings import Part
+from ferkd.system.settings import Part, check_seed
 
 _ATTEMPTS = 10  # torchvision's number of tries before it falls back to a central crop
 _SLOTS = 32  # random numbers set aside for one crop; a power of two, 23 are used
@@ -108,8 +107,7 @@ def _central_size(
 
 def image_keys(ids: Sequence[str], seed: int) -> NDArray[np.uint64]:
     """One 64-bit random key for each image id, [N], from (seed, id) alone (keyed BLAKE2b)."""
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed is {seed}; it must be at least 0 and below 2^63")
+    check_seed(seed)
     salt = int(seed).to_bytes(16, "little")
     digests = (hashlib.blake2b(i.encode(), digest_size=8, key=salt).digest() for i in ids)
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)

@@ -35,6 +35,7 @@ from ferkd.system.plain import read_json
 from ferkd.system.storage import local_path
 from ferkd.system.threads import workers as worker_threads
 
+_MOST_PIXELS = 4096  # of a side
 CACHE_BYTES = 1 << 30  # central crops that take less are kept in memory between evaluations
 CHECKED = 2000  # images that a check looks at where they are not kept
 _CHECK_BATCH = 64
@@ -262,8 +263,8 @@ def evaluate(
             raise InputError(f"{name} is {value}; it must be at least 1")
     if workers < 0:
         raise InputError(f"workers is {workers}; it must be at least 0")
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size is {image_size}; it must be at least 1 pixel")
+    if image_size is not None and not 1 <= image_size <= _MOST_PIXELS:
+        raise InputError(f"image_size is {image_size}; it must be 1 to {_MOST_PIXELS} pixels")
     if crop_fraction is not None and not 0 < crop_fraction <= 1:
         raise InputError(f"crop_fraction is {crop_fraction:g}; it must be above 0 and at most 1")
     run = local_path(run, "run")

@@ -11,10 +11,12 @@ from ferkd.crops import CropDistribution
 from ferkd.labelling.maps import refuse_drawn
 from ferkd.store.reader import LabelStore
 from ferkd.system.errors import InputError
+from ferkd.system.settings import check_seed, check_share
 
 PART_IMAGES = 256  # images to a part: what a kill can cost at most
 _CPU_PIXELS = 16 * 112 * 112  # of a forward pass on a CPU: larger ones leave its caches
 _LARGEST = 128
+_MOST_CROPS = 1_000_000  # of an image: what is more was not meant, and fits no memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +71,13 @@ class Labelling:
                 boxes_from=self.boxes_from,
                 add_to=self.add_to,
             )
-        if self.crops is not None and self.crops < 1:
-            raise InputError(f"crops is {self.crops}; label at least 1 crop per image")
+        if self.crops is not None and not 1 <= self.crops <= _MOST_CROPS:
+            raise InputError(
+                f"crops is {self.crops}; label at least 1 crop per image, at most {_MOST_CROPS:,}"
+            )
+        check_share("max_unreadable", self.max_unreadable)
+        if self.seed is not None:
+            check_seed(self.seed)
         batch = 1 if self.batch_size is None else self.batch_size
         if batch < 1 or self.workers < 1 or self.part_images < 1:
             raise InputError(

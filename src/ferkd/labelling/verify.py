@@ -22,6 +22,7 @@ from ferkd.store import manifest as manifests
 from ferkd.store.reader import MANIFEST, LabelStore
 from ferkd.store.walk import walk
 from ferkd.system.errors import InputError
+from ferkd.system.settings import check_seed
 
 _LISTED = 20  # problems of one kind that are named; the rest are counted
 _READERS = 2  # threads that read images
@@ -76,6 +77,7 @@ def verify_store(
         )
     if sample < 1:
         raise InputError(f"sample is {sample}; replay at least 1 crop")
+    check_seed(seed)
     store = _open(Path(path))
     if isinstance(store, Problem):
         return Verification((store,))

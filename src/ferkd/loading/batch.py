@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 from ferkd.crops.device import RawImages, cut_batch
 from ferkd.images import Unreadable
 from ferkd.store import SoftLabels
+from ferkd.system.trees import tree_node
 
 
+@tree_node("unreadable")
 @dataclass(frozen=True)
 class Batch:
     """B = n * m crops; the m crops of an image are consecutive rows.
@@ -22,6 +24,9 @@ class Batch:
     image's place in the loader's images; ``crops`` int64 [B], its crop number; ``regions`` int8
     [B] or None; ``unreadable`` the images that others stand in for. ``raw`` holds the whole images
     where their crops are still to be :meth:`cut`; ``images`` is then [B, 3, 0, 0].
+
+    A node of torch's pytrees, as its labels are: what others' trainers do to every tensor of a
+    batch reaches these.
     """
 
     images: Tensor
@@ -39,6 +44,33 @@ class Batch:
     def __iter__(self) -> Iterator[Tensor | SoftLabels]:
         """Images, then labels (targets where there are none): ``for images, labels in loader``."""
         return iter((self.images, self.targets if self.labels is None else self.labels))
+
+    def __getitem__(self, index: Tensor | slice | Sequence[int]) -> Batch:
+        """Some rows, as a tensor is indexed along its first axis; whole images are cut before."""
+        return self._cut()._map(lambda t: t[index])
+
+    @staticmethod
+    def cat(parts: Sequence[Batch]) -> Batch:
+        """The rows of several batches of one kind, one after the other."""
+        parts = [part._cut() for part in parts]
+        labels = [part.labels for part in parts if part.labels is not None]
+        regions = [part.regions for part in parts if part.regions is not None]
+        if {len(labels), len(regions)} - {0, len(parts)}:
+            raise ValueError("only some of the batches have labels or regions; give one kind")
+        return Batch(
+            images=torch.cat([part.images for part in parts]),
+            labels=SoftLabels.cat(labels) if labels else None,
+            targets=torch.cat([part.targets for part in parts]),
+            rows=torch.cat([part.rows for part in parts]),
+            crops=torch.cat([part.crops for part in parts]),
+            regions=torch.cat(regions) if regions else None,
+            unreadable=tuple(skipped for part in parts for skipped in part.unreadable),
+        )
+
+    def _cut(self) -> Batch:
+        if self.raw is not None:
+            raise ValueError("the crops of this batch are not cut yet; take rows of batch.cut()")
+        return self
 
     def cut(self) -> Batch:
         """The batch with its crops, cut on the device that it is on; itself if it has them.

@@ -1,17 +1,19 @@
 """Multi-crop batches: each image is decoded once a visit and shows m of its crops.
 
 A loader is addressed by step: the batch of a step depends on the images, the labels, the settings
-and the seed alone, whatever the number of workers and wherever training was continued.
+and the seed alone, whatever the number of workers and wherever training was continued. Of several
+processes each gets its part of that batch.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -33,12 +35,17 @@ from ferkd.loading.mixing import Mix
 from ferkd.loading.order import ImageOrder
 from ferkd.loading.steps import CutOn, Failure, Steps
 from ferkd.store import LabelStore
+from ferkd.system.distributed import Ranks, find_ranks
 from ferkd.system.errors import InputError
 from ferkd.system.threads import ahead, workers
 
 logger = logging.getLogger("ferkd")
 
 WorkerKind = Literal["threads", "processes"]
+
+# Each tensor of a batch that a worker process hands over is an open file on both sides: 10 a batch,
+# 2 batches ahead, and the worker's pipes.
+_FILES_PER_WORKER, _FILES_BESIDE = 24, 16
 
 
 class Loader:
@@ -53,6 +60,10 @@ class Loader:
     at a half, a quarter or an eighth where all its crops are cut smaller still (see
     `ferkd.crops.cut_scaled`); ``cache`` keeps decoded images. ``cut_on`` "device" leaves the crops
     to be cut where the batch is sent (`Batch.cut`): batches then hold whole images.
+
+    ``batch_size`` is that of all processes together: the batch of a step is divided among them by
+    whole images, so each gets as many steps. ``rank`` and ``world_size`` are those of the process
+    group unless given.
     """
 
     def __init__(
@@ -71,6 +82,8 @@ class Loader:
         cache: PixelCache | None = None,
         cut_on: CutOn = "workers",
         worker_kind: WorkerKind = "threads",
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         for name, value in (
             ("batch_size", batch_size),
@@ -86,6 +99,17 @@ class Loader:
         self.images_per_batch = -(-batch_size // crops_per_image)
         self.batch_size = self.images_per_batch * crops_per_image
         self.crops_per_image = crops_per_image
+        if self.batch_size != batch_size:
+            logger.warning(
+                "batches have %d crops, not %d: they show %d whole images of %d crops",
+                self.batch_size,
+                batch_size,
+                self.images_per_batch,
+                crops_per_image,
+            )
+        self._rank, self._world_size = rank, world_size
+        if rank is not None or world_size is not None:
+            _ = self.ranks  # what is wrong with them is said now
         if worker_kind not in get_args(WorkerKind):
             raise InputError(f"worker_kind is {worker_kind!r}; use threads or processes")
         self.workers, self.worker_kind = workers, worker_kind
@@ -114,8 +138,26 @@ class Loader:
         """Steps in which every image is visited once: a pass, m epochs as FKD counts them."""
         return self.images / self.images_per_batch
 
+    @property
+    def ranks(self) -> Ranks:
+        """Which part of a batch this process gets. Raises InputError where none fits.
+
+        Asked for anew at each use: a loader may be made before the process group is.
+        """
+        found = find_ranks(self._rank, self._world_size)
+        if over := self.images_per_batch % found.world_size:
+            below = (self.images_per_batch - over) * self.crops_per_image
+            above = below + found.world_size * self.crops_per_image
+            fitting = f"{below} or {above}" if below else f"{above}"
+            raise InputError(
+                f"batch_size {self.batch_size} with {self.crops_per_image} crops an image shows "
+                f"{self.images_per_batch} images, which {found.world_size} processes cannot share "
+                f"evenly; use batch_size {fitting} (it counts the crops of all processes)"
+            )
+        return found
+
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps start .. stop - 1.
+        """The batches of steps start .. stop - 1, of several processes this one's part of each.
 
         Raises InputError for an image that was labelled but cannot be read now, and when more
         than 1 % of the images of ordinary training cannot be read; up to then the next image
@@ -124,12 +166,13 @@ class Loader:
         if start >= stop:
             return
         loaded: Iterator[Batch | Failure]
+        steps = self._steps.of(self.ranks)
         if self.workers == 0:
-            loaded = map(self._load, range(start, stop))
+            loaded = (_load(steps, step) for step in range(start, stop))
         elif self.worker_kind == "threads":
-            loaded = self._threads(range(start, stop))
+            loaded = self._threads(steps, range(start, stop))
         else:
-            loaded = self._processes(range(start, stop))
+            loaded = self._processes(steps, range(start, stop))
         try:
             for batch in loaded:
                 if isinstance(batch, Failure):
@@ -144,22 +187,20 @@ class Loader:
             if isinstance(loaded, Generator):
                 loaded.close()
 
-    def _load(self, step: int) -> Batch | Failure:
-        batch = self._steps[step]
-        return batch.pin_memory() if isinstance(batch, Batch) and cuda.is_available() else batch
-
-    def _threads(self, steps: range) -> Iterator[Batch | Failure]:
+    def _threads(self, steps: Steps, numbers: range) -> Iterator[Batch | Failure]:
         """The batches in order, each thread up to two ahead."""
         with workers(self.workers) as pool:
-            begun = (pool.submit(self._load, step) for step in steps)
+            begun = (pool.submit(_load, steps, step) for step in numbers)
             yield from ahead(begun, 2 * self.workers)
 
-    def _processes(self, steps: range) -> Iterator[Batch | Failure]:
+    def _processes(self, steps: Steps, numbers: range) -> Iterator[Batch | Failure]:
+        count = min(self.workers, len(numbers))
+        _check_open_files(count)
         yield from DataLoader(
-            self._steps,
+            steps,
             batch_size=None,
-            sampler=steps,
-            num_workers=min(self.workers, len(steps)),
+            sampler=numbers,
+            num_workers=count,
             worker_init_fn=_one_thread,
             multiprocessing_context=self._start_method,
             pin_memory=cuda.is_available(),
@@ -169,12 +210,14 @@ class Loader:
 class SoftLabelLoader(Loader):
     """Batches with stored soft labels, for any training loop.
 
-    Iterating gives one pass over the images, the next pass each time it is completed; `epoch` may
-    be set to continue. Passes have one length, so one may end a few images before or after the
-    last visit of an image; none is left out. ``images`` is a folder or a source, ``store`` a path
-    or an open store, ``regions`` FerKD's calibration (None: the labels as they are) and ``mix`` a
-    mixing applied to each batch (on uint8 images). With ``cut_on`` "device" a batch's images are
-    had by ``batch.to(device, non_blocking=True).cut()``; to mix them is then for the caller.
+    Iterating gives one pass over the images: the next one each time that iteration begins, also
+    when the one before was broken off, or the one that :meth:`set_epoch` names. A pass is
+    continued by :meth:`state_dict` and :meth:`load_state_dict`. Passes have one length, so one may
+    end a few images before or after the last visit of an image; none is left out. ``images`` is a
+    folder or a source, ``store`` a path or an open store, ``regions`` FerKD's calibration (None:
+    the labels as they are) and ``mix`` a mixing applied to each batch (on uint8 images); across
+    images it mixes what one process has. With ``cut_on`` "device" a batch's images are had by
+    ``batch.to(device, non_blocking=True).cut()``; to mix them is then for the caller.
     """
 
     def __init__(
@@ -193,6 +236,8 @@ class SoftLabelLoader(Loader):
         cache: PixelCache | None = None,
         cut_on: CutOn = "workers",
         worker_kind: WorkerKind = "threads",
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         mix = mix or Mix()
         if cut_on == "device" and mix.kind != "none":
@@ -216,28 +261,98 @@ class SoftLabelLoader(Loader):
             cache=cache,
             cut_on=cut_on,
             worker_kind=worker_kind,
+            rank=rank,
+            world_size=world_size,
         )
         self.mining = crops.mining
-        self.epoch = 0
+        self.num_classes, self.class_names = opened.num_classes, opened.class_names
         self._mix, self._seed = mix, seed
+        self._next = self._at = (0, 0)  # pass and batch: that iteration begins with; under way
 
     def __len__(self) -> int:
         """The number of batches of a pass: the nearest to one visit of each image, at least 1."""
         return max(1, round(self.steps_per_pass))
 
     def __iter__(self) -> Iterator[Batch]:
-        first = self.epoch * len(self)
-        for step, batch in enumerate(self.batches(first, first + len(self)), first):
-            assert batch.labels is not None
-            images, labels = self._mix(
-                batch.images,
-                batch.labels,
-                crops_per_image=self.crops_per_image,
-                generator=np.random.default_rng([self._seed, step]),
-                in_place=True,
-            )
-            yield replace(batch, images=images, labels=labels)
-        self.epoch += 1
+        self._at = epoch, done = self._next
+        self._next = epoch + 1, 0
+        first = epoch * len(self)
+        for step, batch in enumerate(self.batches(first + done, first + len(self)), first + done):
+            self._at = epoch, step + 1 - first
+            yield self._mixed(step, batch)
+
+    def _mixed(self, step: int, batch: Batch) -> Batch:
+        """The batch as it is mixed at a step: drawn for all processes, of which this has a part."""
+        ranks = self.ranks
+        drawn = self._mix.draw(
+            self.batch_size,
+            *batch.images.shape[2:],
+            crops_per_image=self.crops_per_image,
+            generator=np.random.default_rng([self._seed, step]),
+            ranks=ranks.world_size,
+        )
+        if drawn is None:
+            return batch
+        assert batch.labels is not None
+        drawn = drawn.of_rank(ranks.rank, ranks.world_size)
+        images = drawn.images(batch.images, in_place=True)
+        return replace(batch, images=images, labels=drawn.labels(batch.labels))
+
+    @property
+    def epoch(self) -> int:
+        """The pass under way, from 0; before it begins and once all of it was given, the next."""
+        return self._place()[0]
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration show pass ``epoch``, from 0.
+
+        From its beginning; after :meth:`load_state_dict` with a state of that very pass, from
+        there.
+        """
+        if epoch < 0:
+            raise InputError(f"epoch is {epoch}; passes count from 0")
+        if self._next[0] != epoch:
+            self._next = epoch, 0
+        self._at = self._next
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where iteration stands: the pass, the batches given of it, and what both count.
+
+        It fits any number of processes. Batches that others fetched ahead of their use count.
+        """
+        epoch, batch = self._place()
+        return {"epoch": epoch, "batch": batch, **self._counting()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iteration give what was left of the pass, and later ones the next passes.
+
+        Raises InputError for the state of a loader that counts otherwise.
+        """
+        for name, ours in self._counting().items():
+            theirs = state.get(name)
+            if theirs != ours:
+                raise InputError(
+                    f"the state is of a loader whose {name} is {theirs}, this one's is {ours}; "
+                    "make the loader as it was, or begin a pass by set_epoch"
+                )
+        self._next = self._at = int(state["epoch"]), int(state["batch"])
+
+    def _counting(self) -> dict[str, int]:
+        return {
+            "images": self.images,
+            "batch_size": self.batch_size,
+            "crops_per_image": self.crops_per_image,
+            "seed": self._seed,
+        }
+
+    def _place(self) -> tuple[int, int]:
+        """The pass and the batch that come next if iteration goes on."""
+        epoch, batch = self._at
+        return (epoch, batch) if batch < len(self) else (epoch + 1, 0)
 
 
 @dataclass(frozen=True)
@@ -250,6 +365,11 @@ class _Constant:
         return self.size
 
 
+def _load(steps: Steps, step: int) -> Batch | Failure:
+    batch = steps[step]
+    return batch.pin_memory() if isinstance(batch, Batch) and cuda.is_available() else batch
+
+
 def _forking(workers: int) -> str:
     """The way to start workers that share this process's memory."""
     if "fork" not in multiprocessing.get_all_start_methods():
@@ -258,6 +378,23 @@ def _forking(workers: int) -> str:
             "which this system does not have; use worker_kind threads or data.cache: disk"
         )
     return "fork"
+
+
+def _check_open_files(workers: int) -> None:
+    """Refuse worker processes that may run out of open files: they would wait for ever."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    listing = "/proc/self/fd"
+    opened = len(os.listdir(listing)) if os.path.isdir(listing) else _FILES_BESIDE
+    needed = opened + _FILES_BESIDE + _FILES_PER_WORKER * workers
+    if allowed != resource.RLIM_INFINITY and needed > allowed:
+        raise InputError(
+            f"worker processes: {workers} need about {needed} open files, and {allowed} are "
+            "allowed; allow more (ulimit -n 4096), use fewer workers, or worker_kind threads"
+        )
 
 
 def _one_thread(worker: int) -> None:

@@ -1,13 +1,15 @@
 """Mixing crops and their labels: SelfMix within an image, Mixup and CutMix across a batch.
 
-A batch of B = n * m rows holds the m crops of an image in consecutive rows. Labels are mixed by
-the same share as the pixels, after calibration. Sources: FerKD (SelfMix), Zhang et al. 2018
-(Mixup), Yun et al. 2019 (CutMix).
+What is mixed with what is drawn first, as a :class:`Mixture` of partners and shares, and then done
+to images and labels: labels are mixed by the share of their pixels, after calibration. A batch of
+B = n * m rows holds the m crops of an image in consecutive rows. Sources: FerKD (SelfMix), Zhang
+et al. 2018 (Mixup), Yun et al. 2019 (CutMix).
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +25,61 @@ from ferkd.system.settings import Part
 Operator = Literal["mixup", "cutmix"]
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """What each of B rows is mixed with, and how.
+
+    ``partners`` int64 [B]: rows of the same batch. ``shares`` float32 [B] in [0, 1]: what is kept
+    of the row itself. ``boxes`` int64 [B, 4] as (top, left, bottom, right): what is pasted over
+    it; without them the rows are blended. ``among``: the partners of each so many rows are among
+    these rows.
+    """
+
+    partners: Tensor
+    shares: Tensor
+    boxes: Tensor | None = None
+    among: int = 1
+
+    def __len__(self) -> int:
+        return len(self.partners)
+
+    def of_rank(self, rank: int, world_size: int) -> Mixture:
+        """The part of rank ``rank``: an equal slice of the rows, whose partners lie in it."""
+        size = len(self) // world_size
+        some = slice(rank * size, (rank + 1) * size)
+        boxes = None if self.boxes is None else self.boxes[some]
+        return Mixture(self.partners[some] - some.start, self.shares[some], boxes, self.among)
+
+    def to(self, device: torch.device) -> Mixture:
+        """The mixture on another device."""
+        boxes = None if self.boxes is None else send(self.boxes, device)
+        return Mixture(send(self.partners, device), send(self.shares, device), boxes, self.among)
+
+    def images(self, images: Tensor, in_place: bool = False) -> Tensor:
+        """``images`` uint8 or float [B, 3, H, W], mixed, on the mixture's device.
+
+        With ``in_place`` those that are mixed among a few rows may be written over, which spares
+        new memory.
+        """
+
+        def mixed(some: slice) -> Tensor:
+            own, other = images[some], images[self.partners[some]]
+            if self.boxes is None:
+                return _blend(own, other, self.shares[some, None, None, None])
+            return torch.where(_inside(self.boxes[some], *images.shape[2:]), other, own)
+
+        if images.device.type != "cpu":
+            return mixed(slice(None))
+        into = images if in_place and self.among > 1 else torch.empty_like(images)
+        for some in few_rows(images, self.among):
+            into[some] = mixed(some)
+        return into
+
+    def labels(self, labels: SoftLabels) -> SoftLabels:
+        """B labels, mixed by the shares of their pixels."""
+        return labels.mixed(labels[self.partners], self.shares)
+
+
 class Mix(Part):
     """Which mixing a loader or trainer applies to each batch.
 
@@ -35,6 +92,45 @@ class Mix(Part):
     operator: Operator = "cutmix"
     alpha: float = Field(default=1.0, gt=0.0)
     probability: float = Field(default=1.0, ge=0.0, le=1.0)
+
+    def draw(
+        self,
+        rows: int,
+        height: int,
+        width: int,
+        *,
+        crops_per_image: int,
+        generator: np.random.Generator,
+        ranks: int = 1,
+    ) -> Mixture | None:
+        """What ``rows`` images of ``height`` x ``width`` pixels are mixed with; None for "none".
+
+        ``crops_per_image`` crops of an image lie in consecutive rows. The rows are split evenly
+        among ``ranks`` processes; partners lie on one. Raises InputError as
+        :func:`within_image` does.
+        """
+        if self.kind == "none":
+            return None
+        selfmix = self.kind == "selfmix"
+        if selfmix:
+            partners = within_image(rows, crops_per_image, generator)
+        else:
+            each = rows // ranks
+            partners = np.concatenate(
+                [within_batch(each, generator) + rank * each for rank in range(ranks)]
+            )
+        shares = generator.beta(self.alpha, self.alpha, rows)
+        shares[generator.random(rows) >= self.probability] = 1.0
+        boxes = None
+        if (self.operator if selfmix else self.kind) == "cutmix":
+            found, shares = cut_boxes(shares, height, width, generator)
+            boxes = torch.from_numpy(found)
+        return Mixture(
+            torch.from_numpy(partners),
+            torch.from_numpy(shares.astype(np.float32)),
+            boxes,
+            crops_per_image if selfmix else 1,
+        )
 
     def __call__(
         self,
@@ -49,19 +145,12 @@ class Mix(Part):
 
         With ``in_place`` SelfMix may write over ``images``, which spares new memory.
         """
-        options: dict[str, Any] = {
-            "alpha": self.alpha,
-            "probability": self.probability,
-            "generator": generator,
-        }
-        if self.kind == "selfmix":
-            options |= {"operator": self.operator, "in_place": in_place}
-            return selfmix(images, labels, crops_per_image=crops_per_image, **options)
-        if self.kind == "mixup":
-            return mixup(images, labels, **options)
-        if self.kind == "cutmix":
-            return cutmix(images, labels, **options)
-        return images, labels
+        rows, _, height, width = images.shape
+        drawn = self.draw(rows, height, width, crops_per_image=crops_per_image, generator=generator)
+        if drawn is None:
+            return images, labels
+        drawn = drawn.to(images.device)
+        return drawn.images(images, in_place), drawn.labels(labels)
 
 
 def SelfMix(operator: Operator = "cutmix", alpha: float = 1.0, probability: float = 1.0) -> Mix:
@@ -71,54 +160,6 @@ def SelfMix(operator: Operator = "cutmix", alpha: float = 1.0, probability: floa
     less than Mixup (docs/evidence.md).
     """
     return Mix(kind="selfmix", operator=operator, alpha=alpha, probability=probability)
-
-
-def selfmix(
-    images: Tensor,
-    labels: SoftLabels,
-    *,
-    crops_per_image: int,
-    operator: Operator = "cutmix",
-    alpha: float = 1.0,
-    probability: float = 1.0,
-    generator: np.random.Generator,
-    in_place: bool = False,
-) -> tuple[Tensor, SoftLabels]:
-    """Mix every crop with another crop of its own image, never itself.
-
-    ``images`` uint8 or float [B, 3, H, W] with the ``crops_per_image`` crops of an image in
-    consecutive rows; with ``in_place`` they may be written over. Raises InputError when
-    ``crops_per_image`` is below 2 or does not divide B.
-    """
-    partners = within_image(len(images), crops_per_image, generator)
-    among = crops_per_image
-    return _mix(images, labels, partners, operator, alpha, probability, generator, among, in_place)
-
-
-def mixup(
-    images: Tensor,
-    labels: SoftLabels,
-    *,
-    alpha: float = 0.8,
-    probability: float = 1.0,
-    generator: np.random.Generator,
-) -> tuple[Tensor, SoftLabels]:
-    """Blend every row with another row of the batch: x = share * x_a + (1 - share) * x_b."""
-    partners = within_batch(len(images), generator)
-    return _mix(images, labels, partners, "mixup", alpha, probability, generator)
-
-
-def cutmix(
-    images: Tensor,
-    labels: SoftLabels,
-    *,
-    alpha: float = 1.0,
-    probability: float = 1.0,
-    generator: np.random.Generator,
-) -> tuple[Tensor, SoftLabels]:
-    """Paste a box of another row of the batch; the share is the exact share of pixels kept."""
-    partners = within_batch(len(images), generator)
-    return _mix(images, labels, partners, "cutmix", alpha, probability, generator)
 
 
 def within_image(
@@ -180,48 +221,13 @@ def cut_boxes(
     return np.stack([top, left, bottom, right], 1), kept
 
 
-def _mix(
-    images: Tensor,
-    labels: SoftLabels,
-    partners: NDArray[np.int64],
-    operator: Operator,
-    alpha: float,
-    probability: float,
-    generator: np.random.Generator,
-    among: int = 1,
-    in_place: bool = False,
-) -> tuple[Tensor, SoftLabels]:
-    """``in_place`` asks that the partners of each ``among`` rows are among these rows."""
-    rows, _, height, width = images.shape
-    shares = generator.beta(alpha, alpha, rows)
-    shares[generator.random(rows) >= probability] = 1.0
-    device = images.device
-    index = send(partners, device)
-    if operator == "mixup":
-        share = send(shares.astype(np.float32), device)
-        weight = share[:, None, None, None]
-
-        def mixed(some: slice) -> Tensor:
-            return _blend(images[some], images[index[some]], weight[some])
-
-    else:
-        boxes, shares = cut_boxes(shares, height, width, generator)
-        share = send(shares.astype(np.float32), device)
-        top, left, bottom, right = send(boxes, device).T[:, :, None]
-        y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-        inside_y, inside_x = (y >= top) & (y < bottom), (x >= left) & (x < right)
-        inside = (inside_y[:, :, None] & inside_x[:, None, :])[:, None]
-
-        def mixed(some: slice) -> Tensor:
-            return torch.where(inside[some], images[index[some]], images[some])
-
-    labels = labels.mixed(labels[index], share)
-    if device.type != "cpu":
-        return mixed(slice(None)), labels
-    into = images if in_place else torch.empty_like(images)
-    for some in few_rows(images, among):
-        into[some] = mixed(some)
-    return into, labels
+def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels lie in the ``boxes`` [B, 4], bool [B, 1, H, W]."""
+    top, left, bottom, right = boxes.T[:, :, None]
+    y = torch.arange(height, device=boxes.device)
+    x = torch.arange(width, device=boxes.device)
+    inside_y, inside_x = (y >= top) & (y < bottom), (x >= left) & (x < right)
+    return (inside_y[:, :, None] & inside_x[:, None, :])[:, None]
 
 
 def _blend(a: Tensor, b: Tensor, share: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -18,6 +19,7 @@ from ferkd.images import Picture, Pictures, Unreadable, UnreadableImage
 from ferkd.loading.batch import Batch
 from ferkd.loading.crop_sources import Chosen, CropSource, Placed
 from ferkd.loading.order import ImageOrder
+from ferkd.system.distributed import Ranks
 from ferkd.system.errors import InputError
 
 CutOn = Literal["workers", "device"]
@@ -36,8 +38,11 @@ class Steps(Dataset["Batch | Failure"]):
     """The batch of each step; what the workers run.
 
     A step shows ``m`` crops of each of ``images_per_batch`` images, of the side ``size_at(step)``.
-    ``cut_on`` "device" leaves the crops uncut, in `Batch.raw`.
+    ``cut_on`` "device" leaves the crops uncut, in `Batch.raw`. Of several processes each gets its
+    ``ranks``' part of the images of every step.
     """
+
+    ranks = Ranks()
 
     def __init__(
         self,
@@ -54,6 +59,12 @@ class Steps(Dataset["Batch | Failure"]):
         self.cut_on = cut_on
         self._checked = np.zeros(len(crops), bool)  # images compared with the labelled ones
 
+    def of(self, ranks: Ranks) -> Steps:
+        """The same steps, as one of several processes sees them."""
+        part = copy.copy(self)
+        part.ranks = ranks
+        return part
+
     def __getitem__(self, step: int) -> Batch | Failure:
         try:
             return self._batch(step)
@@ -61,8 +72,10 @@ class Steps(Dataset["Batch | Failure"]):
             return Failure(str(error))
 
     def _batch(self, step: int) -> Batch:
-        count, m, size = self.images_per_batch, self.m, self.size_at(step)
-        rows, visits = self.order.at(step * count, count)
+        m, size = self.m, self.size_at(step)
+        mine = self.ranks.part(self.images_per_batch)
+        count = mine.stop - mine.start
+        rows, visits = self.order.at(step * self.images_per_batch + mine.start, count)
         sizes = np.ones((count, 2), np.int64)
         placed = Placed(np.zeros((count, m, 4), np.int32), np.zeros((count, m), bool))
         images_of = _Whole if self.cut_on == "device" else _Cut

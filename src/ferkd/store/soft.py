@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ferkd.system.errors import InputError
+from ferkd.system.trees import tree_node
 
 Tail = Literal["uniform", "renorm"]
 
@@ -24,6 +25,7 @@ _TAIL_GIVES = math.log(0.98)  # the largest share of a tail that one class may t
 LOWEST = -80.0  # log-probabilities are kept finite: -inf marks an empty slot
 
 
+@tree_node("num_classes")
 @dataclass(frozen=True)
 class SparseTargets:
     """Target distributions as a uniform base plus corrections at a few classes.
@@ -44,6 +46,7 @@ class SparseTargets:
         return out.scatter_add_(1, self.classes, self.weights)
 
 
+@tree_node("num_classes", "truth_slot")
 @dataclass(frozen=True)
 class SoftLabels:
     """The teacher's labels of B crops over C classes, sparse.
@@ -160,6 +163,29 @@ class SoftLabels:
     def __getitem__(self, index: Tensor | slice | Sequence[int]) -> SoftLabels:
         """Some rows, as a tensor is indexed along its first axis."""
         return self.map(lambda t: t[index])
+
+    @staticmethod
+    def cat(parts: Sequence[SoftLabels]) -> SoftLabels:
+        """The rows of several labels, one after the other.
+
+        Raises ValueError unless they have as many classes and slots, and hold the same parts.
+        """
+        kinds = {_kind(part) for part in parts}
+        if len(kinds) != 1:
+            raise ValueError(f"{len(kinds)} kinds of labels cannot be put together; give one kind")
+        first = parts[0]
+        true = [part.true_log_prob for part in parts if part.true_log_prob is not None]
+        partners = [part.partner for part in parts if part.partner is not None]
+        shares = [part.share for part in parts if part.share is not None]
+        return replace(
+            first,
+            classes=torch.cat([part.classes for part in parts]),
+            log_probs=torch.cat([part.log_probs for part in parts]),
+            tail=torch.cat([part.tail for part in parts]),
+            true_log_prob=torch.cat(true) if true else None,
+            partner=SoftLabels.cat(partners) if partners else None,
+            share=torch.cat(shares) if shares else None,
+        )
 
     def top1(self) -> Tensor:
         """The most probable class, int64 [B]: the teacher's answer."""
@@ -288,8 +314,8 @@ class SoftLabels:
     def _parts(self, temperature: float, tail: Tail) -> tuple[Tensor, Tensor]:
         """Of the targets of an unmixed label: the probability of each class not stored, [B], and
         the log-probabilities of the slots, [B, k], -inf where one is empty or left out."""
-        if not temperature > 0:
-            raise InputError(f"temperature is {temperature:g}; it must be above 0")
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature is {temperature:g}; it must be above 0 and finite")
         mass = self._tail_mass(temperature) if tail == "uniform" else None
         scaled = self.log_probs / temperature
         if tail == "renorm" and self.truth_slot:  # re-norm keeps the teacher's top classes alone
@@ -342,3 +368,9 @@ class SoftLabels:
             mass = mass + values[:, i] * math.prod((beta - o) / (knot - o) for o in others)
         no_tail = self.tail[:, 0] == -math.inf
         return torch.where(no_tail, torch.full_like(mass, -math.inf), mass)
+
+
+def _kind(labels: SoftLabels) -> tuple[object, ...]:
+    """What labels must share to be put together."""
+    own = labels.num_classes, labels.k, labels.truth_slot, labels.true_log_prob is None
+    return own if labels.partner is None else (*own, *_kind(labels.partner))

@@ -76,9 +76,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return torch.autocast(device.type, dtype=dtype)
 
 
-def send(values: NDArray[Any], device: torch.device) -> Tensor:
-    """An array on ``device``, without waiting for a CUDA device as plain copies do."""
-    tensor = torch.from_numpy(values)
+def send(values: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """What is on the host on ``device``, without waiting for a CUDA device as plain copies do."""
+    tensor = torch.as_tensor(values)
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -110,12 +110,12 @@ class Normalise:
         self,
         mean: Sequence[float],
         std: Sequence[float],
-        device: torch.device,
+        device: torch.device | str = "cpu",
         *,
         reuse: bool = False,
     ) -> None:
         offset, spread = torch.tensor(mean), torch.tensor(std)
-        self.device = device
+        self.device = device = torch.device(device)
         self._reuse = reuse and device.type == "cpu"
         self._memory = torch.empty(0)
         self._scale = (1 / (255 * spread)).to(device)

@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema
 
+from ferkd.system.errors import InputError
+
 _SCALARS = ("bool", "int", "float")
 
 
@@ -40,6 +42,18 @@ class Part(BaseModel):
         # Pydantic's own strict mode would refuse lists for tuples as well.
         schema: CoreSchema = _strict(handler(source))
         return schema
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise InputError unless ``value`` is a share, 0 to 1; NaN is none."""
+    if not 0 <= value <= 1:
+        raise InputError(f"{name} is {value:g}; it is a share and must be 0 to 1")
+
+
+def check_seed(value: int) -> None:
+    """Raise InputError unless ``value`` is a seed, from 0 and below 2^63."""
+    if not 0 <= value < 2**63:
+        raise InputError(f"seed is {value}; it must be at least 0 and below 2^63")
 
 
 def explain(error: ValidationError, model: type[BaseModel], root: str) -> list[str]:

@@ -285,15 +285,17 @@ def mixer(
     ) -> tuple[Tensor, SoftLabels, Tensor]:
         if labels is None:
             labels = SoftLabels.hard(targets.clamp_min(0), num_classes, epsilon)
-        generator = np.random.default_rng([seed, step])
-        # Labels that are the row numbers come back with each row's partner and share.
-        numbers = SoftLabels.hard(torch.arange(len(images), device=images.device), len(images))
-        images, mixed = mix(
-            images, numbers, crops_per_image=crops_per_image, generator=generator, in_place=True
+        rows, _, height, width = images.shape
+        drawn = mix.draw(
+            rows,
+            height,
+            width,
+            crops_per_image=crops_per_image,
+            generator=np.random.default_rng([seed, step]),
         )
-        assert mixed.partner is not None and mixed.share is not None
-        partners, share = mixed.partner.classes[:, 0], mixed.share
-        larger = torch.where(share >= 0.5, targets, targets[partners])
-        return images, labels.mixed(labels[partners], share), larger
+        assert drawn is not None
+        drawn = drawn.to(images.device)
+        larger = torch.where(drawn.shares >= 0.5, targets, targets[drawn.partners])
+        return drawn.images(images, in_place=True), drawn.labels(labels), larger
 
     return apply

@@ -50,7 +50,7 @@ def prepare(folder: Path, recipe: dict[str, Any], *, resume: bool, overwrite: bo
         raise InputError("--resume and --overwrite exclude each other; give one")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the run")
-    if not folder.exists() or all(_is_trace(file.name) for file in folder.iterdir()):
+    if not folder.exists() or all(is_trace(file.name) for file in folder.iterdir()):
         return
     path = folder / RECIPE
     if not path.is_file() or not _is_ours(path):
@@ -79,7 +79,7 @@ def prepare(folder: Path, recipe: dict[str, Any], *, resume: bool, overwrite: bo
         )
 
 
-def _is_trace(name: str) -> bool:
+def is_trace(name: str) -> bool:
     """Whether a file's name is of what a run that was killed at its start leaves."""
     return name == LOCK or is_temporary(name)
 

@@ -20,6 +20,7 @@ from ferkd.models.student import (
     normalisation,
 )
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
+from ferkd.system.distributed import refuse_several
 from ferkd.system.errors import InputError
 from ferkd.system.files import sweep, write_json
 from ferkd.system.locks import held
@@ -56,6 +57,7 @@ def train(
     room included, and where another process writes to ``out``, before anything is written;
     RuntimeError when training diverges.
     """
+    refuse_several("training")
     out = local_path(out, "folder for the run")
     settings = recipe.to_dict()
     folders.prepare(out, settings, resume=resume, overwrite=overwrite)

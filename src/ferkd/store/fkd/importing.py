@@ -38,6 +38,7 @@ from ferkd.store.records import MAX_SIDE, RecordFormat
 from ferkd.store.soft import SoftLabels
 from ferkd.store.writer import StoreWriter, listing
 from ferkd.system.errors import InputError
+from ferkd.system.settings import check_share
 from ferkd.system.text import name as visible
 
 RULE = (
@@ -131,6 +132,7 @@ def import_fkd(
         raise InputError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
     if workers < 1 or (crops is not None and crops < 1):
         raise InputError(f"workers {workers} and crops {crops} must be at least 1")
+    check_share("max_skipped", max_skipped)
     source = open_images(images, targets=targets)
     if targets:
         num_classes = _class_count(num_classes, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,7 @@ def write_report(
     results: list[dict[str, Any]],
     runs: dict[str, list[Path]],
     seconds: float,
+    command: str,
 ) -> dict[str, Any]:
     """Write the page; returns what it says of the regions: regions, thresholds, auroc, report."""
     mining = mine(store, plan.regions)
@@ -116,7 +118,7 @@ def write_report(
         mining=panel,
         gallery=inspection.gallery(store, images, mining, objects=data.boxes),
         choices=_choices(plan, mining),
-        commands=_commands(path.parent),
+        commands=_commands(command, path.parent, data),
     )
     report.write_report(page, path)
     return found
@@ -180,9 +182,11 @@ def _choices(plan: Plan, mining: Mining) -> tuple[report.Choice, ...]:
     )
 
 
-def _commands(out: Path) -> tuple[str, ...]:
-    return (
-        f"ferkd demo --out {out.name}",
-        f"ferkd inspect {out.name}/labels --html labels.html --images {out.name}/data/train",
-        f"ferkd train {out.name}/runs/ferkd-0/recipe.yaml --out again",
+def _commands(demo: str, out: Path, data: Data) -> tuple[str, ...]:
+    """The whole again, and two of its steps; they run in the folder that the demo was run in."""
+    page, run = out / "labels.html", out / "runs" / "ferkd-0"
+    steps = (
+        ["inspect", out / "labels", "--images", data.train, "--html", page],
+        ["train", run / "recipe.yaml", "--out", out / "runs" / "ferkd-0-again"],
     )
+    return (demo, *(shlex.join(["ferkd", *map(str, words)]) for words in steps))
