@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ferkd.system.errors import InputError
-from ferkd.training import folder as folders
 from ferkd.system.files import temporary
+from ferkd.training import folder as folders
 
 RECIPE = {"method": "hard", "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "data": {"workers": 2}}
 

@@ -6,10 +6,12 @@ batch never crosses into another part, so a store's bytes do not depend on where
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,19 +34,25 @@ from ferkd.images import (
 )
 from ferkd.labelling.agreement import Agreement, agreement_to_keep, probe
 from ferkd.labelling.maps import MapTeacher, map_teacher
+from ferkd.labelling.parts import Part, begun, keep
 from ferkd.labelling.relabelling import CropPlan, check_same_images, extended, on_boxes_of
 from ferkd.labelling.settings import Labelling, default_batch
 from ferkd.models.committee import Committee, load_committee
 from ferkd.models.teacher import Teacher
 from ferkd.store import manifest as manifests
 from ferkd.store.derive import chunks, refuse_inside
-from ferkd.store.reader import IMAGE, LabelStore
+from ferkd.store.reader import LabelStore
 from ferkd.store.records import MAX_SIDE, RecordFormat
 from ferkd.store.soft import SoftLabels
 from ferkd.store.writer import StoreWriter, has_labels, listing
+from ferkd.system.errors import InputError
+from ferkd.system.interrupt import Interrupt
 from ferkd.system.threads import ahead
 from ferkd.system.threads import workers as worker_threads
 
+log = logging.getLogger("ferkd")
+
+_KEEP_SECONDS = 60.0  # between two writings of a part that is not whole: what a kill can cost
 CROPS = 50  # per image, where nothing else is said
 _LIMIT = "max_unreadable (--max-unreadable)"
 
@@ -162,7 +170,20 @@ def label(
 
         tell(0)
         for number in missing:
-            part = labeller.label(writer.part_range(number), tell)
+            place, kept = writer.part_range(number), writer.begun(number)
+            part = labeller.begin(kept)
+            crops_done -= len(part.flat())  # of an earlier run: no work of this one
+            try:
+                with Interrupt() as interrupt:
+                    labeller.label(part, place, kept, interrupt, tell)
+            except KeyboardInterrupt:
+                images_done = done + len(part.flat()) // plan.new
+                log.warning(
+                    "interrupted: the labels of %d of %d images are kept in %s; continue with "
+                    "--resume",
+                    *(images_done, len(source), writer.path),
+                )
+                raise
             unreadable += part.skipped
             check_unreadable_share(unreadable, len(source), max_unreadable, option=_LIMIT)
             skipped = [manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped]
@@ -237,25 +258,6 @@ class _Batch(NamedTuple):
     images_begun: int  # of its images those whose first crop is here
 
 
-@dataclass
-class _Part:
-    """The labels of one part as they grow."""
-
-    dtype: np.dtype[Any]
-    crops: int
-    ids: list[str] = field(default_factory=list)
-    rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    records: list[NDArray[Any]] = field(default_factory=list)
-    skipped: list[Unreadable] = field(default_factory=list)
-
-    def table(self) -> NDArray[Any]:
-        return np.array(self.rows, IMAGE)
-
-    def joined(self) -> NDArray[Any]:
-        empty = np.zeros(0, self.dtype)
-        return np.concatenate([empty, *self.records]).reshape(len(self.ids), self.crops)
-
-
 class _Labeller:
     """Images in, records out; decoding and cutting run ahead of the teacher in threads.
 
@@ -279,10 +281,38 @@ class _Labeller:
         self._batch_size, self._workers, self._pool = batch_size, workers, pool
         self._format = settings.record.format
 
-    def label(self, members: range, tell: Callable[[int], None]) -> _Part:
-        """Label the images at these places; ``tell`` hears after each batch how many crops."""
-        part = _Part(self._format.dtype, self._plan.new)
-        crops = 0
+    def begin(self, kept: Path) -> Part:
+        """A part as far as an interrupted run has kept it in the file ``kept``."""
+        views = 1 if self._settings.crops.is_map else self._plan.new
+        return begun(kept, Part(self._format.dtype, self._plan.new, views), self._batch_size)
+
+    def label(
+        self,
+        part: Part,
+        members: range,
+        kept: Path,
+        interrupt: Interrupt,
+        tell: Callable[[int], None],
+    ) -> None:
+        """Label those of the images at these places that ``part`` lacks.
+
+        ``tell`` hears after each batch how many crops are labelled of the part. What is labelled
+        is written to ``kept`` now and then, and where anything ends it early.
+        """
+        saved = time.monotonic()
+        try:
+            for _ in self._answered(part, part.rest(members), tell):
+                if interrupt.requested:
+                    raise KeyboardInterrupt
+                if time.monotonic() - saved > _KEEP_SECONDS:
+                    keep(part, kept)
+                    saved = time.monotonic()
+        except BaseException:
+            with suppress(InputError):  # whatever ended it is what matters
+                keep(part, kept)
+            raise
+
+    def _answered(self, part: Part, members: range, tell: Callable[[int], None]) -> Iterator[None]:
         for batch in self._batches(self._segments(part, members)):
             logits = self._teacher(batch.images)
             boxes, flips, true = self._plan.recorded(batch.boxes, batch.flips, batch.targets)
@@ -292,23 +322,23 @@ class _Labeller:
             for some in chunks(len(boxes), logits.shape[1]):  # the cells of maps are many
                 labels = SoftLabels.from_logits(logits[some], targets[some], self._format.k)
                 part.records.append(self._format.encode(labels, boxes[some], flips[some]))
-            crops += len(boxes)
-            tell(crops)
-        return part
+            part.shown += len(batch.boxes)
+            tell(len(part.flat()))
+            yield
 
-    def _segments(self, part: _Part, members: range) -> Iterator[_Segment]:
+    def _segments(self, part: Part, members: range) -> Iterator[_Segment]:
         decoding = (self._pool.submit(self._decode, member) for member in members)
-        for image in ahead(decoding, 2 * self._workers):
+        for member, image in zip(members, ahead(decoding, 2 * self._workers), strict=True):
             if isinstance(image, Unreadable):
-                part.skipped.append(image)
+                part.skip(member, image)
                 continue
             image_id = self._source.ids[image.place]
             height, width = image.pixels.shape[:2]
             boxes, flips = self._plan.draw(image_id, height, width)
             target = int(self._source.targets[image.place])
-            part.ids.append(image_id)
-            part.rows.append((0, image.fingerprint, target, height, width))
-            yield _Segment(image.pixels, boxes, flips, target, True)
+            row = (0, image.fingerprint, target, height, width)
+            known = part.add(member, image_id, row)
+            yield _Segment(image.pixels, boxes[known:], flips[known:], target, known == 0)
 
     def _decode(self, place: int) -> _Decoded | Unreadable:
         image_id = self._source.ids[place]
@@ -340,7 +370,9 @@ class _Labeller:
                 taken = slice(start, stop)
                 group.append(
                     segment._replace(
-                        boxes=segment.boxes[taken], flips=segment.flips[taken], first=start == 0
+                        boxes=segment.boxes[taken],
+                        flips=segment.flips[taken],
+                        first=segment.first and start == 0,
                     )
                 )
                 free -= stop - start

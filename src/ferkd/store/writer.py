@@ -204,6 +204,11 @@ class StoreWriter:
                 records=records,
                 skipped=np.frombuffer(reasons, "u1"),
             )
+        self.begun(part).unlink(missing_ok=True)
+
+    def begun(self, part: int) -> Path:
+        """Where the writer's user may keep a part that is not whole yet."""
+        return self.path / _PARTS / f"{part:06d}.begun.npz"
 
     def skipped(self) -> list[manifests.Skipped]:
         """The images left out so far, of all parts written."""
@@ -226,6 +231,7 @@ class StoreWriter:
         """
         changed: list[str] = []
         for number in range(self.parts):
+            self.begun(number).unlink(missing_ok=True)
             if not self._part(number).exists():
                 continue
             with self._read(number) as part:
