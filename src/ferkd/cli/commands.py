@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -24,7 +25,7 @@ from ferkd.cli import compare as cli_compare
 from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
 from ferkd.cli import store as cli_store
-from ferkd.cli.console import meter, say, show, table
+from ferkd.cli.console import continuing, expanded, meter, say, show, table
 from ferkd.cli.options import (
     Device,
     Json,
@@ -38,6 +39,8 @@ from ferkd.cli.options import (
 )
 from ferkd.system import text as texts
 from ferkd.system.errors import InputError
+from ferkd.system.files import writing
+from ferkd.system.troubles import in_plain_words
 
 app = typer.Typer(
     name="ferkd",
@@ -56,7 +59,7 @@ app.add_typer(recipes_app, name="recipes")
 def main() -> None:
     """The entry point of the ``ferkd`` command."""
     debug = "--debug" in sys.argv
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    arguments = [expanded(a) for a in sys.argv[1:] if a != "--debug"]
     for stream in (
         sys.stdout,
         sys.stderr,
@@ -76,6 +79,8 @@ def main() -> None:
     except Exception as error:
         if (usage := _usage(error)) is not None:
             raise SystemExit(usage) from None
+        if (words := in_plain_words(error)) is not None:
+            _fail(f"error: {words}", 2, debug)
         _fail(f"failed: {type(error).__name__}: {error}", 1, debug)
     raise SystemExit(status or 0)
 
@@ -195,6 +200,7 @@ def label(
     begun = time.perf_counter()
     last = labelling.Progress(0, 0, 0, 0.0)
     with (
+        continuing(),
         label_out(out, work=work, resume=resume, overwrite=overwrite) as folder,
         meter("labelling") as advance,
     ):
@@ -285,10 +291,37 @@ def train(
     from ferkd.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
-    with meter("training") as advance:
+    with continuing(), meter("training") as advance:
         progress = on_a_bar(advance, say)
         result = run(loaded, out, resume=resume, overwrite=overwrite, progress=progress)
-    show(result, table([(k, _short(v)) for k, v in result.items()]), as_json)
+    show(result, _trained(result, out, loaded.data.val), as_json)
+
+
+def _trained(result: dict[str, Any], out: Path, val: str | None) -> str:
+    """The result of a run in words, and what comes next."""
+    figures = [
+        f"{words} {result[key]:{form}}"
+        for key, words, form in (
+            ("top1", "top-1", ".2%"),
+            ("nll", "NLL", ".3f"),
+            ("ece", "ECE", ".3f"),
+        )
+        if key in result
+    ]
+    measured = f": {', '.join(figures)}" if figures else ", not evaluated"
+    lines = [
+        f"{result['student']} trained by {result['method']} for {result['epochs']:.4g} epochs "
+        f"({result['steps']} steps, {result['seconds']:.0f} s, "
+        f"{result['crops_per_second']:.0f} crops/s){measured}"
+    ]
+    if "regions" in result:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in result["regions"].items())
+        lines.append(f"regions: {shares}")
+    lines += [
+        f"the run is in {out}",
+        f"next: {shlex.join(['ferkd', 'evaluate', str(out), val or 'IMAGES'])}",
+    ]
+    return "\n".join(lines)
 
 
 @app.command()
@@ -352,16 +385,17 @@ def demo(
     """The whole pipeline on embedded data or your folder: teacher, labels, students, report."""
     from ferkd.study.demo.pipeline import run_demo
 
-    result = run_demo(
-        out,
-        images=images,
-        seeds=seeds,
-        held_out=held_out,
-        resume=resume,
-        overwrite=overwrite,
-        say=say,
-        meter=meter,
-    )
+    with continuing():
+        result = run_demo(
+            out,
+            images=images,
+            seeds=seeds,
+            held_out=held_out,
+            resume=resume,
+            overwrite=overwrite,
+            say=say,
+            meter=meter,
+        )
     show(result, result.pop("table"), as_json)
 
 
@@ -390,7 +424,8 @@ def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
     text = shipped_recipe(name)
     if to.exists() and not overwrite:
         raise InputError(f"{to} exists; give another file or --overwrite")
-    to.write_text(text, encoding="utf-8")
+    with writing(to):
+        to.write_text(text, encoding="utf-8")
 
 
 cli_inspect.register(app)

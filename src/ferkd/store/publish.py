@@ -16,7 +16,7 @@ from ferkd.store.reader import LabelStore
 from ferkd.store.remote import MANIFEST, UNFINISHED, Cache, Expected, download, read_manifest
 from ferkd.system import storage
 from ferkd.system.errors import InputError
-from ferkd.system.storage import as_local, join, masked, open_url, reason
+from ferkd.system.storage import as_local, join, local_path, masked, open_url, reason
 
 PUT_PART = 50 << 20  # the bytes of a part when s3fs uploads a large file in parts
 
@@ -74,7 +74,7 @@ def fetch(
     Another store in ``out`` is refused without ``overwrite``, a folder of other files always.
     Raises InputError.
     """
-    folder = Path(out)
+    folder = local_path(out)
     data = read_manifest(url)
     if data is None:
         raise InputError(f"{masked(url)} holds no label store (no {MANIFEST}); check the URL")
