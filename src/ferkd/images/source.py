@@ -92,7 +92,7 @@ class FolderImages:
             raise InputError("the image folder is an empty text: give the path of a folder")
         self._opened: tuple[int, Any] | None = None
         self._remote = False
-        self._root = os.path.abspath(self._url)
+        self._root = os.path.abspath(os.path.expanduser(self._url))
         if is_url(root):
             file_system, self._root = self._file_system()
             self._remote = "file" not in file_system.protocol  # file:// is read as a local path

@@ -108,7 +108,7 @@ def begun(path: Path, part: Part, batch_size: int) -> Part:
     if not path.is_file():
         return part
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             known, records = json.loads(kept["known"].tobytes()), kept["records"]
         part.shown, part.again = int(known["shown"]), known["again"]
         if part.shown % batch_size or records.dtype != part.dtype:
