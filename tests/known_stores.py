@@ -40,7 +40,7 @@ def content(ids=IDS):
     logits = torch.from_numpy(rng.normal(0, 2, (len(ids) * CROPS, CLASSES)))
     targets = rng.integers(-1, CLASSES, len(ids))
     labels = SoftLabels.from_logits(logits, torch.from_numpy(np.repeat(targets, CROPS)), 4)
-    boxes = rng.integers(0, 300, (len(ids) * CROPS, 4))
+    boxes = rng.integers(1, 150, (len(ids) * CROPS, 4))  # inside images of 300 pixels' height
     return labels, boxes, rng.random(len(ids) * CROPS) < 0.5, targets
 
 

@@ -464,7 +464,7 @@ def test_a_process_that_loads_truncated_images_is_refused(monkeypatch: pytest.Mo
 
 
 def test_decoder_names_versions_and_rule() -> None:
-    assert f"opencv {cv2.__version__} / pillow {PIL.__version__}, rule 1" == DECODER
+    assert f"opencv {cv2.__version__} / pillow {PIL.__version__}, rule 2" == DECODER
 
 
 def test_unreadable_share() -> None:

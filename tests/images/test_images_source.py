@@ -4,6 +4,8 @@ import os
 import pickle
 import shutil
 import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ferkd.images import FolderImages, fingerprint, open_images
+from ferkd.images import FolderImages, decode, fingerprint, kinds, open_images
 from ferkd.system.errors import InputError
 
 FLOWERS = Path(__file__).parents[3] / "shared" / "data" / "flowers" / "val"
@@ -215,9 +217,9 @@ def test_remote_as_local(tmp_path: Path, slash: str) -> None:
     content = [local.read(i) for i in range(8)]
     assert [remote.read(i) for i in range(8)] == content
     copy = pickle.loads(pickle.dumps(remote))
-    assert copy._opened is None
+    assert copy._files._opened == {}
     assert [copy.read(i) for i in range(8)] == content
-    copy._opened = (os.getpid() + 1, None)  # as a forked worker inherits it
+    copy._files._opened = {(os.getpid() + 1, 0): (None, "")}  # as a forked worker inherits it
     assert copy.read(0) == content[0]
 
 
@@ -262,10 +264,85 @@ def test_open_images(tmp_path: Path) -> None:
     assert open_images(bare, targets=False) is bare
 
 
-@pytest.mark.parametrize("spec", ["wds:s3://bucket/{0..9}.tar", "hf:imagenet-1k:train"])
-def test_sources_of_later_versions(spec: str) -> None:
-    with pytest.raises(InputError, match=r"not supported in this version.*folder"):
-        open_images(spec)
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        (("train/cat/a.jpg", "val/cat/a.jpg"), r"folders train, val .*{0}/train .*{0}/val for val"),
+        (("Train/a.jpg", "test/a.jpg"), r"folders Train, test are named as the parts"),
+        (("train/cat/a.jpg", "train/dog/b.jpg"), r"folders train are .*Give {0}/train for"),
+        (("extra/cat/a.jpg", "train/cat/a.jpg", "val/cat/a.jpg"), r"folders train, val"),
+    ],
+)
+def test_the_parts_of_a_data_set_are_not_its_classes(
+    tmp_path: Path, names: tuple[str, ...], remedy: str
+) -> None:
+    fill(tmp_path, *names)
+    with pytest.raises(InputError, match=remedy.format(tmp_path)):
+        FolderImages(tmp_path)
+    assert FolderImages(tmp_path, targets=False).ids == tuple(sorted(names))
+
+
+@pytest.mark.parametrize(
+    "names", [("car/1.jpg", "train/1.jpg"), ("train/1.jpg",), ("car/x/1.jpg", "train/x/1.jpg")]
+)
+def test_trains_are_a_class(tmp_path: Path, names: tuple[str, ...]) -> None:
+    assert "train" in FolderImages(fill(tmp_path, *names)).class_names
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes both spellings for one")
+def test_classes_that_look_the_same_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "e\u0301/a.jpg", "\u00e9/a.jpg")
+    with pytest.raises(InputError, match=r"'e\\u0301' and '\\xe9' look the same"):
+        FolderImages(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "dotted"])
+@pytest.mark.parametrize("inside", ["", "train"])
+def test_archives_keep_the_names_whole(tmp_path: Path, kind: str, inside: str) -> None:
+    names = ("ant/1.jpg", "ant/deep/2.jpg", "bee/1.jpg")
+    fill(tmp_path / "in" / inside, *names)
+    if kind == "tar":
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            for path in (tmp_path / "in").iterdir():
+                archive.add(path, path.name)
+    else:  # a tar file of this function has names that begin with "./"
+        kind = kind.replace("dotted", "tar")
+        shutil.make_archive(str(tmp_path / "a"), kind, tmp_path / "in")
+    images = FolderImages(f"{kind}://{inside}::file://{tmp_path}/a.{kind}")
+    assert images.ids == names
+    assert images.class_names == ("ant", "bee")
+    with ThreadPoolExecutor(4) as pool:  # an archive's one handle is not shared by threads
+        read = list(pool.map(images.read, [0, 1, 2] * 50))
+    assert [data.decode() for data in read] == list(names) * 50
+    assert pickle.loads(pickle.dumps(images)).read(2) == b"bee/1.jpg"
+
+
+def test_kinds_without_their_plugin_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, "a/1.jpg", "a/2.HEIC", "a/3.heif", "b/4.heic", "b/5.jpg", "b/.6.heic")
+    monkeypatch.setattr(kinds, "_has", lambda plugin: False)
+    images = FolderImages(tmp_path)
+    assert images.ids == ("a/1.jpg", "b/5.jpg")
+    assert images.unread == {".heic": 2, ".heif": 1}
+    line = "3 images are passed over (2 .heic, 1 .heif): to read them, pip install pillow-heif"
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path}: {line}"]
+    for path in (tmp_path / "a" / "1.jpg", tmp_path / "b" / "5.jpg"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"no images .*pip install pillow-heif"):
+        FolderImages(tmp_path)
+
+
+def test_kinds_with_their_plugin_are_images(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pixels = np.full((40, 60, 3), (200, 30, 30), np.uint8)
+    pixels[:, :30] = (30, 30, 200)
+    (tmp_path / "a").mkdir()
+    pillow_heif.from_bytes("RGB", (60, 40), pixels.tobytes()).save(tmp_path / "a" / "x.heic")
+    images = FolderImages(tmp_path)
+    assert images.ids == ("a/x.heic",)
+    assert images.unread == {}
+    assert np.abs(decode(images.read(0)).astype(int) - pixels).mean() < 8
 
 
 def test_fingerprint() -> None:

@@ -207,7 +207,7 @@ def write_store(path: Path, teacher: int, *, k=4, values="f32", skip=(), **chang
         logits_of(teacher)[:, :classes], torch.from_numpy(np.repeat(targets, CROPS)), k
     )
     rng = np.random.default_rng(0)
-    boxes = rng.integers(0, 300, (len(IDS) * CROPS, 4))
+    boxes = rng.integers(1, 150, (len(IDS) * CROPS, 4))
     flips = rng.random(len(IDS) * CROPS) < 0.5
     boxes[0] = changes.get("box", boxes[0])
     flips[-1] ^= changes.get("mirrored", False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from typer.main import get_command
 
 from ferkd.cli import app
@@ -213,3 +214,25 @@ def test_store_sizes_states_the_figures_of_its_results():
         f"**{details['weighed']['bytes_per_crop']:.2f} bytes per crop**",
     ):
         assert statement in text, statement
+
+
+def test_weights_of_another_package_are_taken_by_place_and_shape():
+    pretrained = script("pretrained_weights")
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    theirs = {f"layer.{i}": torch.full_like(v, i) for i, v in enumerate(model.parameters())}
+    ours = pretrained.by_place(model, theirs)
+    model.load_state_dict(ours, strict=True)
+    assert [float(v.mean()) for v in model.state_dict().values()] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"0\.bias is \(3,\), layer\.1 \(2,\)"):
+        pretrained.by_place(model, {**theirs, "layer.1": torch.zeros(2)})
+    with pytest.raises(ValueError, match="shorter"):
+        pretrained.by_place(model, {"layer.0": theirs["layer.0"]})
+
+
+@pytest.mark.parametrize(("percent", "count"), [(10, 3), (1, 1), (100, 30)])
+def test_few_labels_are_spread_evenly_over_the_names(tmp_path, tiny_images, percent, count):
+    folder = tiny_images({"a": 30, "b": 5}, size=(8, 8))
+    copied = script("few_labels").main(folder, percent, tmp_path / "few")
+    kept = sorted(file.name for file in (tmp_path / "few" / "a").iterdir())
+    names = sorted(file.name for file in (folder / "a").iterdir())
+    assert kept == names[:: 30 // count] and copied == count + max(1, 5 * percent // 100)

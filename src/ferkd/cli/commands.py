@@ -7,6 +7,7 @@ saved.
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -22,6 +23,7 @@ import typer
 from ferkd import __version__
 from ferkd.cli import bench as cli_bench
 from ferkd.cli import compare as cli_compare
+from ferkd.cli import distill as cli_distill
 from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
 from ferkd.cli import store as cli_store
@@ -56,15 +58,27 @@ recipes_app = typer.Typer(help="Shipped recipes: ls, show, copy.", no_args_is_he
 app.add_typer(recipes_app, name="recipes")
 
 
+# What the user can do about what the system refused.
+_REMEDIES = {
+    errno.ENOENT: "check the path, and make the folder that it is in",
+    errno.ENOTDIR: "a part of this path is a file; give another path",
+    errno.EISDIR: "this is a folder; give a file",
+    errno.EACCES: "give a path that you may use, or change its permissions",
+    errno.EPERM: "give a path that you may use, or change its permissions",
+    errno.EROFS: "this file system is read-only; give a path on another one",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ENOSPC: "the disk is full; make room on it, or give a path on another one",
+    errno.EDQUOT: "the quota is used up; make room, or give a path elsewhere",
+    errno.EMFILE: "too many files are open; raise the limit with ulimit -n",
+}
+
+
 def main() -> None:
     """The entry point of the ``ferkd`` command."""
     debug = "--debug" in sys.argv
     arguments = [expanded(a) for a in sys.argv[1:] if a != "--debug"]
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a name outside the terminal's alphabet costs no result
-        if isinstance(stream, io.TextIOWrapper):
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that it cannot encode costs no result
             stream.reconfigure(errors="backslashreplace")
     log = logging.StreamHandler(sys.stderr)
     log.setFormatter(texts.Lines("%(message)s"))
@@ -188,6 +202,7 @@ def label(
     its last features instead: a label map per image, to train from with method relabel.
     """
     from ferkd.crops import CropDistribution
+    from ferkd.images import refuse_inside_images
     from ferkd.labelling import run as labelling
     from ferkd.labelling.agreement import agreement_of
     from ferkd.labelling.settings import Labelling
@@ -196,6 +211,7 @@ def label(
 
     if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
+    refuse_inside_images(out, images)
     one = "cell" if kind == "map" else "crop"
     begun = time.perf_counter()
     last = labelling.Progress(0, 0, 0, 0.0)
@@ -428,6 +444,7 @@ def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
         to.write_text(text, encoding="utf-8")
 
 
+cli_distill.register(app)
 cli_inspect.register(app)
 cli_plan.register(app)
 cli_store.register(app)

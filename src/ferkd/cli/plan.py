@@ -60,8 +60,8 @@ def plan_command(
     loaded = load_recipe(recipe, set_ or [])
     if teacher_rate is None and teacher is None:
         raise InputError("a teacher's rate is needed: give --teacher-rate, or --teacher to measure")
-    if price is not None and not price >= 0:
-        raise InputError(f"--price {price:g}: give a price of at least 0")
+    if price is not None and not 0 <= price < math.inf:
+        raise InputError(f"--price {price:g}: give a price, a number of at least 0")
     for option, rate in (
         ("--teacher-rate", teacher_rate),
         ("--student-rate", student_rate),

@@ -22,6 +22,7 @@ from ferkd.images import (
     UnreadableImage,
     check_unreadable_share,
     decode,
+    named,
     open_images,
 )
 from ferkd.loading.crop_sources import match
@@ -151,7 +152,8 @@ class CenterCrops:
 
     def _crop(self, row: int) -> NDArray[np.uint8] | UnreadableImage:
         try:
-            image = decode(self.images.read(row), exif=self.exif)
+            with named(self.images.ids[row], self.images.name):
+                image = decode(self.images.read(row), exif=self.exif)
         except UnreadableImage as error:
             return error
         box = center_box(image.shape[0], image.shape[1], self.crop_fraction)

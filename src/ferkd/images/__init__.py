@@ -11,12 +11,17 @@ from .decode import (
     check_unreadable_share,
     decode,
 )
+from .kinds import describe_unread
+from .outputs import refuse_inside_images
 from .pictures import Picture, Pictures
-from .source import FolderImages, ImageSource, fingerprint, open_images
+from .room import named
+from .sources import SOURCES, UNLABELLED, FolderImages, ImageSource, fingerprint, open_images
 
 __all__ = [
     "DECODER",
     "MAX_PIXELS",
+    "SOURCES",
+    "UNLABELLED",
     "FolderImages",
     "ImageSource",
     "Picture",
@@ -26,6 +31,9 @@ __all__ = [
     "UnreadableImage",
     "check_unreadable_share",
     "decode",
+    "describe_unread",
     "fingerprint",
+    "named",
     "open_images",
+    "refuse_inside_images",
 ]

@@ -27,7 +27,7 @@ from ferkd.system.storage import is_url, masked, user_cache
 
 from .decode import DECODER
 from .scaled import image_size
-from .source import ImageSource, fingerprint
+from .sources import ImageSource, fingerprint
 
 Kind = Literal["ram", "disk"]
 

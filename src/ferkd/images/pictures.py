@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from .cache import PixelCache, made_for
 from .decode import UnreadableImage, decode
+from .room import named
 from .scaled import decode_scaled, jpeg_size
-from .source import ImageSource, fingerprint
+from .sources import ImageSource, fingerprint
 
 
 class Picture:
@@ -80,6 +81,10 @@ class Pictures:
 
     def open(self, place: int) -> Picture:
         """The image at ``place`` of the source. Raises UnreadableImage, InputError for no file."""
+        with named(self.source.ids[place], self.source.name):
+            return self._open(place)
+
+    def _open(self, place: int) -> Picture:
         cache = self.cache
         if cache is None:
             data = self.source.read(place)

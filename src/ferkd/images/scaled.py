@@ -9,22 +9,14 @@ from __future__ import annotations
 
 import io
 
-import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from .decode import (
-    MAX_PIXELS,
-    PILLOW_FORMATS,
-    decode,
-    exif_orientation,
-    plain_jpeg,
-    turn,
-)
-
-# OpenCV names these flags for grey and BGR only; with the RGB bit they mean the same.
-_FLAGS = {2: 16, 4: 32, 8: 64}
-_TRANSPOSED = (5, 6, 7, 8)
+from .decode import BYTES_A_PIXEL, MAX_PIXELS, decode, decode_plain
+from .exif import ORIENTATION_TAG, TRANSPOSED, exif_block, exif_orientation, turn
+from .jpeg import plain_jpeg
+from .kinds import TURNED_BY_DECODER, formats
+from .room import room
 
 
 def jpeg_size(data: bytes, *, exif: bool = True) -> tuple[int, int] | None:
@@ -35,7 +27,7 @@ def jpeg_size(data: bytes, *, exif: bool = True) -> tuple[int, int] | None:
     header = plain_jpeg(data)
     if header is None or not 0 < header.height * header.width <= MAX_PIXELS:
         return None
-    if exif and header.orientation in _TRANSPOSED:
+    if exif and header.orientation in TRANSPOSED:
         return header.width, header.height
     return header.height, header.width
 
@@ -48,15 +40,17 @@ def image_size(data: bytes, *, exif: bool = True) -> tuple[int, int] | None:
     if (size := jpeg_size(data, exif=exif)) is not None:
         return size
     try:
-        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
             width, height = image.size
             if isinstance(image, TiffImagePlugin.TiffImageFile):
-                orientation = image.tag_v2.get(0x0112, 1)
+                orientation = image.tag_v2.get(ORIENTATION_TAG, 1)
+            elif image.format in TURNED_BY_DECODER:
+                orientation = 1
             else:
-                orientation = exif_orientation(image.info.get("exif", b""))
+                orientation = exif_orientation(exif_block(image.info))
     except Exception:  # Pillow's readers raise nearly every type on damaged files
         return None
-    return (width, height) if exif and orientation in _TRANSPOSED else (height, width)
+    return (width, height) if exif and orientation in TRANSPOSED else (height, width)
 
 
 def decode_scaled(data: bytes, reduction: int, *, exif: bool = True) -> tuple[np.ndarray, int]:
@@ -72,12 +66,9 @@ def decode_scaled(data: bytes, reduction: int, *, exif: bool = True) -> tuple[np
     orientation = header.orientation if exif else 1
     if orientation != 1 and (header.height % reduction or header.width % reduction):
         return decode(data, exif=exif), 1
-    flags = _FLAGS[reduction] | cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        pixels = None
-    expected = (-(-header.height // reduction), -(-header.width // reduction), 3)
-    if pixels is None or pixels.shape != expected:
-        return decode(data, exif=exif), 1
-    return turn(pixels, orientation), reduction
+    # A progressive file's coefficients are all held whatever the reduction.
+    with room(header.height * header.width, BYTES_A_PIXEL):
+        pixels = decode_plain(data, header, reduction)
+        if pixels is not None:
+            return turn(pixels, orientation), reduction
+    return decode(data, exif=exif), 1

@@ -30,7 +30,9 @@ from ferkd.images import (
     check_unreadable_share,
     decode,
     fingerprint,
+    named,
     open_images,
+    refuse_inside_images,
 )
 from ferkd.labelling.agreement import Agreement, agreement_to_keep, probe
 from ferkd.labelling.maps import MapTeacher, map_teacher
@@ -106,6 +108,7 @@ def label(
     given = wanted.boxes_from if wanted.boxes_from is not None else wanted.add_to
     base = None if given is None else LabelStore.open(given)
     source = open_images(images, targets=wanted.targets)
+    refuse_inside_images(out, source)
     if base is not None:
         refuse_inside(out, [base])
         manifests.check_kind(base.settings, "random", base.path)
@@ -346,7 +349,8 @@ class _Labeller:
             return Unreadable(image_id, reason)
         data = self._source.read(place)
         try:
-            pixels = decode(data, exif=self._settings.images.exif)
+            with named(image_id, self._source.name):
+                pixels = decode(data, exif=self._settings.images.exif)
         except UnreadableImage as error:
             self._plan.check_left_out(image_id, str(error))
             return Unreadable(image_id, str(error))

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ferkd.labelling.maps import grid_boxes
 from ferkd.models.teacher import Teacher
 from ferkd.store import manifest as manifests
 from ferkd.store.reader import MANIFEST, LabelStore
+from ferkd.store.structure import Problem, impossible, table_problems
 from ferkd.store.walk import walk
 from ferkd.system.errors import InputError
 from ferkd.system.settings import check_seed
@@ -27,16 +28,6 @@ from ferkd.system.settings import check_seed
 _LISTED = 20  # problems of one kind that are named; the rest are counted
 _READERS = 2  # threads that read images
 _LEFT_BY_A_JOB = ("lock", "settings.json", "parts")
-
-
-class Problem(NamedTuple):
-    """One thing that is wrong: a file, image or crop of the store, and what is wrong with it."""
-
-    where: str
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.what}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +82,7 @@ def verify_store(
     }
     problems = _some(_file_problems(store))
     if not problems:
-        problems = _some(_table_problems(store))
+        problems = _some(table_problems(store))
     if not problems:
         problems = _some(_record_problems(store))
     if not problems and images is not None:
@@ -188,47 +179,11 @@ def _not_plain(path: Path) -> str | None:
     return None
 
 
-def _table_problems(store: LabelStore) -> Iterator[Problem]:
-    """Ids in order, readable and unique; targets and sizes in range."""
-    table = store.images
-    classes = store.num_classes if store.settings.targets else 0
-    if store.class_names and len(store.class_names) != store.num_classes:
-        yield Problem(
-            MANIFEST, f"names {len(store.class_names)} classes, but has {store.num_classes}"
-        )
-    ends = table["id_end"]
-    last = int(ends[-1]) if len(ends) else 0
-    if (ends[1:] < ends[:-1]).any() or last != store.manifest.ids.rows:
-        yield Problem("images.npy", "column id_end does not rise to the end of ids.npy")
-        return
-    ids, previous, unreadable = store.ids, b"", False
-    for row in range(len(store)):
-        raw = ids.raw(row)
-        if raw <= previous:
-            yield Problem("ids.npy", f"image {row}, {raw!r}, does not come after the one before")
-        try:
-            raw.decode()
-        except UnicodeDecodeError:
-            unreadable = True
-            yield Problem("ids.npy", f"the id of image {row} is not UTF-8: {raw!r}")
-        previous = raw
-    if unreadable:
-        return
-    targets = table["target"]
-    for row in np.flatnonzero((targets < -1) | (targets >= classes) & (targets != -1)).tolist():
-        yield Problem(ids[row], f"target {targets[row]} of {classes} classes")
-    for row in np.flatnonzero((table["height"] == 0) | (table["width"] == 0)).tolist():
-        yield Problem(ids[row], "has no pixels")
-    for skip in store.manifest.skipped:
-        if ids.find(skip.id) >= 0:
-            yield Problem(skip.id, "is in the store, and in the list of images left out")
-
-
 def _record_problems(store: LabelStore) -> Iterator[Problem]:
     """Boxes inside their images; labels that an encoder can have written."""
-    for rows, crops, records in walk(store):
+    for rows, crops, records in walk(store, checked=False):
         table = store.images[rows]
-        wrongs = list(_impossible(store, records, table["height"], table["width"]))
+        wrongs = list(impossible(store.record, records, table["height"], table["width"]))
         if store.settings.crops.is_map:
             wrongs.append(_not_its_cell(store, rows, crops, records))
         for wrong, what in wrongs:
@@ -249,33 +204,6 @@ def _not_its_cell(
     boxes = grid_boxes(table["height"], table["width"], grid.rows, grid.columns)
     wrong = (records["box"] != boxes[of_several, crops]).any(1) | store.record.flips(records)
     return wrong, f"its box is not its cell of the {grid.rows}x{grid.columns} grid"
-
-
-def _impossible(
-    store: LabelStore,
-    records: NDArray[Any],
-    heights: NDArray[np.integer],
-    widths: NDArray[np.integer],
-) -> Iterator[tuple[Any, str]]:
-    """Which of the records [n] break a rule, bool [n], and the rule, for each rule."""
-    top, left, height, width = records["box"].astype(np.int64).T
-    outside = (top + height > heights) | (left + width > widths) | (height < 1) | (width < 1)
-    yield outside, "its box does not lie inside the image"
-    record, names = store.record, records.dtype.names or ()
-    if "flip" in names:
-        yield records["flip"] > 1, "its flip is neither 0 nor 1"
-    if "classes" in names:
-        classes = np.sort(records["classes"], axis=1)
-        yield classes[:, -1] >= record.num_classes, f"a class is not below {record.num_classes}"
-        yield (classes[:, 1:] == classes[:, :-1]).any(1), "a class appears twice"
-    if "gaps" in names:
-        gaps = records["gaps"]
-        yield ~((gaps >= 0) & np.isfinite(gaps)).all(1), "a log-probability is no possible one"
-        if not record.full:
-            yield (gaps[:, 1:] < gaps[:, :-1]).any(1), "its classes are not in order"
-    if "tail" in names:
-        mass = records["tail"][:, 0]
-        yield ~((mass >= 0) & np.isfinite(mass)), "its tail's mass is no possible one"
 
 
 def _image_problems(store: LabelStore, source: ImageSource) -> Iterator[Problem]:

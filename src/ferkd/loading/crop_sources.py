@@ -16,6 +16,7 @@ from ferkd.images import DECODER, ImageSource, Picture, fingerprint
 from ferkd.loading.order import draw_crops
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.store.manifest import IMPORTED_RULE, check_kind
+from ferkd.store.structure import require_table
 from ferkd.system.errors import InputError
 
 logger = logging.getLogger("ferkd")
@@ -237,6 +238,7 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
 
     Images without labels, added since the labelling, are counted in one line of the log.
     """
+    require_table(store)
     rule = store.settings.crops.rule
     if rule.startswith(IMPORTED_RULE):
         logger.warning(

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ferkd.crops import cut, cut_scaled, largest_reduction
 from ferkd.crops.device import Decoded, RawImages, raw_images
-from ferkd.images import Picture, Pictures, Unreadable, UnreadableImage
+from ferkd.images import Picture, Pictures, Unreadable, UnreadableImage, named
 from ferkd.loading.batch import Batch
 from ferkd.loading.crop_sources import Chosen, CropSource, Placed
 from ferkd.loading.order import ImageOrder
@@ -146,7 +146,8 @@ class Steps(Dataset["Batch | Failure"]):
         if self.pictures.scaled:
             reduction = largest_reduction(shown.placed.boxes[i], shown.images.size)
         try:
-            image = Decoded(*picture.pixels(reduction))
+            with named(self.crops.image(int(shown.rows[i]))[1], self.pictures.source.name):
+                image = Decoded(*picture.pixels(reduction))
         except UnreadableImage as error:
             return self._unreadable(self.crops.image(int(shown.rows[i]))[1], error)
         shown.images.add(i, image)

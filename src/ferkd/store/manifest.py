@@ -10,12 +10,13 @@ from typing import Any, Literal, Self
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
     model_validator,
 )
 
 from ferkd.crops import CropDistribution
-from ferkd.store.records import RecordFormat, Summary, Values
+from ferkd.store.records import MAX_CLASSES, RecordFormat, Summary, Values
 from ferkd.system.errors import InputError
 from ferkd.system.settings import Part
 
@@ -138,6 +139,23 @@ class Manifest(Part):
     records: tuple[File, ...]
     skipped: tuple[Skipped, ...]
 
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        record, names = self.settings.record, self.settings.class_names
+        if record.k > record.num_classes or record.num_classes > MAX_CLASSES:
+            raise ValueError(f"top-{record.k} of {record.num_classes} classes")
+        if names and len(names) != record.num_classes:
+            raise ValueError(f"names {len(names)} classes, but has {record.num_classes}")
+        if (held := sum(file.rows for file in self.records)) != self.images.rows:
+            raise ValueError(f"{self.images.rows} images, but records of {held}")
+        listed = [file.name for file in (self.images, self.ids, *self.records)]
+        wanted = [f"records-{number:05d}.npy" for number in range(len(self.records))]
+        if listed != ["images.npy", "ids.npy", *wanted]:
+            raise ValueError(
+                f"does not name the files images.npy, ids.npy and records in order: {listed[:4]}"
+            )
+        return self
+
 
 def check_kind(settings: Settings, kind: Literal["random", "grid"], where: object) -> None:
     """Raise InputError where labels of crops are needed and these are maps, or the reverse."""
@@ -190,8 +208,14 @@ def from_bytes(data: bytes, where: Path | str) -> Manifest:
     body = {key: value for key, value in body.items() if key not in ("format", "version")}
     try:
         return Manifest.model_validate(body)
-    except ValueError as error:
-        raise InputError(f"{where} does not follow the format: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        raise InputError(
+            f"{where} does not follow the format: {f'{place}: ' if place else ''}{what}; fetch the "
+            "store again"
+        ) from None
 
 
 def _canonical(value: Any) -> bytes:

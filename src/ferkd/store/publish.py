@@ -12,10 +12,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ferkd.store import manifest as manifests
+from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import LabelStore
 from ferkd.store.remote import MANIFEST, UNFINISHED, Cache, Expected, download, read_manifest
 from ferkd.system import storage
 from ferkd.system.errors import InputError
+from ferkd.system.files import is_temporary, make_folder, temporary, write_whole
 from ferkd.system.storage import as_local, join, local_path, masked, open_url, reason
 
 PUT_PART = 50 << 20  # the bytes of a part when s3fs uploads a large file in parts
@@ -75,6 +77,7 @@ def fetch(
     Raises InputError.
     """
     folder = local_path(out)
+    refuse_inside_store(folder)
     data = read_manifest(url)
     if data is None:
         raise InputError(f"{masked(url)} holds no label store (no {MANIFEST}); check the URL")
@@ -83,14 +86,15 @@ def fetch(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a new or empty folder")
     contents = {p.name for p in folder.iterdir()} if folder.exists() else set()
-    if contents - {"lock"} and not contents & {MANIFEST, UNFINISHED}:
+    others = {name for name in contents if name != "lock" and not is_temporary(name)}
+    if others and not contents & {MANIFEST, UNFINISHED}:
         raise InputError(f"{folder} holds other files; give a new or empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _locked(folder):
         old, begun = _local(folder / MANIFEST), _local(folder / UNFINISHED)
         if old != data:
             _check_free(str(folder), old, begun, _marker(data), overwrite)
-            (folder / UNFINISHED).write_bytes(_marker(data))
+            write_whole(folder / UNFINISHED, _marker(data))
             (folder / MANIFEST).unlink(missing_ok=True)
             for path in folder.glob("records-*.npy"):
                 if path.name not in {file.name for file in files}:
@@ -98,15 +102,14 @@ def fetch(
         done = 0
         for file in files:
             if file.damage(folder / file.name):
-                part = folder / f"{file.name}.tmp"
+                part = temporary(folder / file.name)
                 download(url, file, part)
                 part.replace(folder / file.name)
             done += file.size
             if progress:
                 progress(done, sum(f.size for f in files))
         if old != data:
-            (folder / f"{MANIFEST}.tmp").write_bytes(data)
-            (folder / f"{MANIFEST}.tmp").replace(folder / MANIFEST)
+            write_whole(folder / MANIFEST, data)
         for left in folder.glob("*.tmp"):  # by a copy that was killed
             left.unlink()
         (folder / UNFINISHED).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, overload
 
 import numpy as np
@@ -14,7 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from ferkd.store import manifest as manifests
 from ferkd.store.remote import MANIFEST, RemoteFolder, location
 from ferkd.store.soft import SoftLabels
+from ferkd.store.structure import REMEDY, require_possible
 from ferkd.system.errors import InputError
+from ferkd.system.files import read_plain
+from ferkd.system.storage import SMALL_FILE
 
 IMAGE = np.dtype(
     [
@@ -51,7 +55,11 @@ class Ids(Sequence[str]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        return self.raw(index % len(self)).decode()
+        raw = self.raw(index % len(self))
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise InputError(f"the id of image {index} is {raw!r}, not UTF-8; {REMEDY}") from None
 
     def find(self, image_id: str) -> int:
         """The row of an image, by bisection (ids are sorted); -1 when it is not there."""
@@ -147,7 +155,15 @@ class LabelStore:
         return nullcontext(self.folder / file.name)
 
     def records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
-        """The raw records at (rows, crops), integers; the two broadcast. Raises IndexError."""
+        """The records at (rows, crops), integers; the two broadcast. Raises IndexError, and
+        InputError for a record that cannot be: a class or a box outside, a NaN."""
+        records = self.raw_records(rows, crops)
+        row = np.broadcast_to(np.asarray(rows), records.shape)
+        require_possible(self, records.reshape(-1), row.reshape(-1))
+        return records
+
+    def raw_records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
+        """As :meth:`records`, whatever they hold."""
         row = _within(rows, len(self), "image rows")
         place = row * self.crops_per_image + _within(crops, self.crops_per_image, "crops")
         # `take` copies whole records; indexing with arrays would copy them field by field.
@@ -207,13 +223,15 @@ class LabelStore:
         where = f"{self.path}/{file.name}"
         with self.local(file) as path:
             try:
+                if (status := path.stat()).st_size != file.size or not S_ISREG(status.st_mode):
+                    raise ValueError(f"it is no plain file of {file.size} bytes")
                 # Not np.load, which also opens zip archives. An empty file cannot be mapped.
                 if file.rows:
                     array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
                 else:
                     with path.open("rb") as opened:
                         array = np.lib.format.read_array(opened, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
+            except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError) as error:
                 raise InputError(
                     f"{where} cannot be read ({error}); fetch the store again"
                 ) from None
@@ -241,7 +259,12 @@ def _manifest(path: Path | RemoteFolder) -> bytes:
         state = "an unfinished" if (path / "settings.json").is_file() else "no"
         remedy = "finish it with ferkd label --resume" if state != "no" else "check the path"
         raise InputError(f"{path} holds {state} label store (no {MANIFEST}); {remedy}")
-    return (path / MANIFEST).read_bytes()
+    try:
+        return read_plain(path / MANIFEST, SMALL_FILE)
+    except OSError as error:
+        raise InputError(
+            f"{path / MANIFEST} cannot be read: {error.strerror}; fetch the store again"
+        ) from None
 
 
 def _within(numbers: ArrayLike, count: int, what: str) -> NDArray[np.int64]:

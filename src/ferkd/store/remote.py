@@ -19,8 +19,9 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from ferkd.store import manifest as manifests
+from ferkd.system import storage
 from ferkd.system.errors import InputError
-from ferkd.system.storage import as_local, join, masked, open_url, read, reason, user_cache
+from ferkd.system.storage import as_local, get, join, masked, read, reason, user_cache
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # there while a store is copied to this place
@@ -230,17 +231,20 @@ def download(url: str, wanted: Expected, target: Path) -> None:
     problem: str | None = None
     for _ in range(2):
         try:
-            file_system, path = open_url(where)
-            file_system.get_file(path, str(target))
+            target.unlink(missing_ok=True)  # a link planted there is not written through
+            get(where, target, wanted.size)
             problem = wanted.damage(target)
         except (InputError, PermissionError, FileNotFoundError) as error:
             problem = reason(error, url)
             break
+        except storage.TooLarge as error:
+            problem = str(error)
         except Exception as error:  # of dozens of unrelated classes: a connection's end
             problem = reason(error, url)
         if problem is None:
             _to_disk(target)
             return
+    target.unlink(missing_ok=True)
     raise InputError(
         f"{masked(where)} cannot be fetched: {problem}; try again, and if it stays so, upload the "
         "store again"

@@ -24,11 +24,19 @@ from numpy.typing import NDArray
 
 from ferkd.images import ImageSource, fingerprint
 from ferkd.store import manifest as manifests
+from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import IMAGE, MANIFEST, Ids, LabelStore
 from ferkd.system.errors import InputError
-from ferkd.system.files import is_temporary, make_folder, sweep, unwritable, whole_file, write_whole
-from ferkd.system.plain import JSON_BYTES, read_bounded
-from ferkd.system.storage import as_local, masked
+from ferkd.system.files import (
+    is_temporary,
+    make_folder,
+    read_plain,
+    sweep,
+    unwritable,
+    whole_file,
+    write_whole,
+)
+from ferkd.system.storage import SMALL_FILE, as_local, masked
 
 _SETTINGS = "settings.json"
 _PARTS = "parts"
@@ -70,6 +78,7 @@ class StoreWriter:
         return -(-self.total // self.settings.part_images)
 
     def __enter__(self) -> Self:
+        refuse_inside_store(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; the label store needs a folder of its own")
         contents = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
@@ -138,10 +147,10 @@ class StoreWriter:
     def _written_settings(self) -> manifests.Settings:
         if (self.path / MANIFEST).exists():
             return LabelStore(self.path).settings
-        data = read_bounded(self.path / _SETTINGS, JSON_BYTES, "label store's settings")
         try:
+            data = read_plain(self.path / _SETTINGS, SMALL_FILE)
             return manifests.Settings.model_validate_json(data)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise InputError(
                 f"{self.path / _SETTINGS} is damaged ({error}); start again with --overwrite"
             ) from None
@@ -255,7 +264,7 @@ class StoreWriter:
         try:
             with np.load(self._part(number), allow_pickle=False) as part:
                 yield part
-        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError) as error:
             raise InputError(
                 f"{self._part(number)} is damaged ({error}); delete it and continue with --resume"
             ) from None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ferkd.calibration.regions import Mining, Region, Regions, mine, scores_of
-from ferkd.images import ImageSource, decode, open_images
+from ferkd.images import FolderImages, ImageSource, decode, describe_unread, open_images
 from ferkd.loading.crop_sources import match, without_labels
 from ferkd.store import LabelStore
 
@@ -126,6 +126,7 @@ def write_page(
                 report.Fact("Classes", str(opened.num_classes)),
                 report.Fact("Teacher", str(opened.settings.teacher.get("spec", "unknown"))),
                 report.Fact("Bytes per crop", f"{figures['bytes_per_crop']:.1f}"),
+                *_unread_fact(source),
             ),
             confidence=confidence(opened, mining, regions or Regions()),
             gallery=None if source is None else gallery(opened, source, mining, pictures),
@@ -136,6 +137,14 @@ def write_page(
         ),
         path,
     )
+
+
+def _unread_fact(source: ImageSource | None) -> tuple[Any, ...]:
+    """A fact about images of kinds that are not read here, where there are any."""
+    from ferkd.study import report
+
+    counts = source.unread if isinstance(source, FolderImages) else {}
+    return (report.Fact("Not read", describe_unread(counts)),) if counts else ()
 
 
 def _crops_fact(figures: dict[str, Any]) -> tuple[str, str]:

@@ -1,4 +1,5 @@
-"""Files that are either whole or absent, whatever happens while they are written."""
+"""Files that are either whole or absent, whatever happens while they are written, and plain files
+of bounded size where others may have put links, devices or pipes."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -92,6 +94,24 @@ def require_room(folder: Path, *sizes: int, what: str) -> None:
     finally:
         for trial in trials:
             trial.unlink(missing_ok=True)
+
+
+def read_plain(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file, ``limit`` at most; a link to one is followed.
+
+    Neither a pipe nor a device is waited for or read: what a file is, is asked of the open file.
+    Raises OSError where it is none, is larger or cannot be read.
+    """
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file, but a device, a pipe or a folder")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit >> 20} MiB")
+    return data
 
 
 def temporary(path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from ferkd.system.errors import InputError
+
+SMALL_FILE = 256 << 20  # a manifest that names a million images left out has a quarter of that
+
+
+class TooLarge(Exception):
+    """A file elsewhere has more bytes than it may have."""
+
 
 # A password may hold a slash or an at sign, so everything up to the last "@" of a word goes.
 _USER = re.compile(r"://([^\s/@:]*:\S*|[^\s/@]*)@")
@@ -138,15 +146,41 @@ def _resolved(path: str | Path) -> Path:
         ) from None
 
 
-def read(url: str) -> bytes | None:
-    """The bytes of a file; None where there is none. Raises InputError."""
-    file_system, path = open_url(url)
-    with clear_errors(f"{url} cannot be read", "check the URL, the network and the credentials"):
+def read(url: str, limit: int = SMALL_FILE) -> bytes | None:
+    """The bytes of a file of at most ``limit``; None where there is none. Raises InputError."""
+    with (
+        clear_errors(f"{url} cannot be read", "check the URL, the network and the credentials"),
+        tempfile.TemporaryDirectory(prefix="ferkd-read-") as folder,
+    ):
+        target = Path(folder) / "file"
         try:
-            data: bytes = file_system.cat_file(path)
+            get(url, target, limit)
         except FileNotFoundError:
             return None
-    return data
+        return target.read_bytes() if target.is_file() else None  # a folder of that name is none
+
+
+def get(url: str, target: Path, limit: int) -> None:
+    """Copy a file to the local path ``target``, which must be free, and stop past ``limit`` bytes:
+    a server may send for ever, whatever it told of the size.
+
+    Raises what the file system raises, TooLarge past the limit.
+    """
+    file_system, path = open_url(url)
+    file_system.get_file(path, str(target), callback=_limited(limit))
+
+
+def _limited(limit: int) -> Any:
+    """An fsspec callback that ends a transfer of more than ``limit`` bytes."""
+    from fsspec.callbacks import Callback
+
+    class Limited(Callback):
+        def relative_update(self, inc: int = 1) -> None:
+            super().relative_update(inc)
+            if self.value > limit:
+                raise TooLarge(f"it has more than {limit} bytes")
+
+    return Limited()
 
 
 def info(url: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 
 from ferkd.evaluating.run import CenterCrops, NonFiniteOutputs, measure, predict
+from ferkd.store.checking import ChecksumCheck
 from ferkd.system.errors import InputError
 from ferkd.system.files import Unwritable, require_room, write_json
 from ferkd.system.interrupt import Interrupt
@@ -84,6 +85,7 @@ class Course:
     ) -> None:
         self.recipe, self.out, self.data, self.trainer = recipe, out, data, trainer
         self.evaluate = evaluate
+        self.check = None if data.store is None else ChecksumCheck(data.store)
         self._progress = progress
         self.figures: dict[str, float] = {}  # of the last evaluation
         self.evaluated = 0  # the step that it was made at
@@ -125,6 +127,8 @@ class Course:
         saved = time.monotonic()
         with closing(cast(Any, trainer.run())) as steps:
             for step in steps:
+                if self.check is not None:
+                    self.check.require()
                 last = step == trainer.steps
                 if last or step % recipe.log_steps == 0:
                     self._log_training()
@@ -251,6 +255,8 @@ class Course:
 
     def _finish(self) -> dict[str, Any]:
         trainer, mining = self.trainer, self.data.mining
+        if self.check is not None:
+            self.check.require(ended=True)
         result: dict[str, Any] = {
             "method": self.recipe.method,
             "student": self.recipe.student.name,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ferkd.evaluating.run import CenterCrops, match_classes
-from ferkd.images import ImageSource, open_images
+from ferkd.images import ImageSource, open_images, refuse_inside_images
 from ferkd.methods.building import Setup, build
 from ferkd.models.student import (
     ModelConfig,
@@ -19,6 +19,7 @@ from ferkd.models.student import (
     check_training,
     normalisation,
 )
+from ferkd.store.place import refuse_inside_store
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
 from ferkd.system.distributed import refuse_several
 from ferkd.system.errors import InputError
@@ -59,6 +60,8 @@ def train(
     """
     refuse_several("training")
     out = local_path(out, "folder for the run")
+    refuse_inside_images(out, recipe.data.images, recipe.data.val)
+    refuse_inside_store(out)
     settings = recipe.to_dict()
     folders.prepare(out, settings, resume=resume, overwrite=overwrite)
     if resume and (out / folders.RESULT).is_file():

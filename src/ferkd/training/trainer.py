@@ -176,7 +176,7 @@ class Trainer:
         """One optimiser step. Nothing here waits for the device."""
         rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         images = self.normalise(self._images(batch))
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

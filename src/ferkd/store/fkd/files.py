@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkd.system.errors import InputError
+from ferkd.system.files import read_plain
 
 MAX_BYTES = 1 << 30  # 500 full softmaxes over 65,536 classes are 131 MB
 
@@ -73,9 +74,7 @@ def read_label_file(path: Path) -> LabelFile:
     anything else than arrays: that is no accident, so an import stops there.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DamagedLabels(f"it is larger than {MAX_BYTES >> 20} MiB")
-        data = path.read_bytes()
+        data = read_plain(path, MAX_BYTES)
     except OSError as error:
         raise DamagedLabels(f"it cannot be read: {error.strerror}") from None
     try:

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from ferkd import __version__
 from ferkd.crops import CropDistribution
-from ferkd.images import DECODER, ImageSource, UnreadableImage, decode, fingerprint, open_images
+from ferkd.images import (
+    DECODER,
+    ImageSource,
+    UnreadableImage,
+    decode,
+    fingerprint,
+    open_images,
+    refuse_inside_images,
+)
 from ferkd.store import manifest as manifests
 from ferkd.store.fkd.convert import (
     EXACT_HALF_CLASSES,
@@ -135,6 +143,7 @@ def import_fkd(
         raise InputError(f"workers {workers} and crops {crops} must be at least 1")
     check_share("max_skipped", max_skipped)
     source = open_images(images, targets=targets)
+    refuse_inside_images(out, source)
     if targets:
         num_classes = _class_count(num_classes, source)
     root = local_path(directory)

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from ferkd.calibration.regions import Regions
+from ferkd.images import refuse_inside_images
 from ferkd.labelling.run import Progress, label
 from ferkd.loading.mixing import Mix
 from ferkd.store import LabelStore
@@ -105,6 +106,9 @@ def run_demo(
     plan = plan or (SCENES if images is None else FOLDER)
     out = local_path(out)
     images = None if images is None else local_path(images, "folder of images")
+    refuse_inside_images(out, images)
+    if images is not None:
+        demo_data.check(images, held_out)
     busy = f"{out} is being written by another ferkd demo; wait for it, or give another --out"
     _claim(out, plan, images, held_out, resume=resume, overwrite=overwrite, look=True)
     with held(out, busy):

@@ -1,0 +1,319 @@
+"""Fine-tuning a pretrained network on class folders with care: never below its own linear probe.
+
+A naive recipe destroys what was paid for: EfficientNet-Lite0 with ImageNet weights gave 87.2 % on
+the flowers by a linear probe at 112 px and 82.2 % after six epochs of AdamW at 5e-4. So the head is
+fitted first, on frozen features; then all layers learn at a low rate that falls with depth; and
+what is kept is the best on the validation images, the probe included.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from ferkd.evaluating.measures import measure
+from ferkd.evaluating.run import CenterCrops, match_classes, predict
+from ferkd.images import open_images
+from ferkd.models.student import ModelConfig, Student, build_student, check_input, normalisation
+from ferkd.models.weights import read_state_dict
+from ferkd.system.compute import Normalise, Precision, resolve_device, resolve_precision
+from ferkd.system.errors import InputError
+from ferkd.system.files import write_json
+from ferkd.system.interrupt import Interrupt
+from ferkd.system.plain import read_json
+from ferkd.training import folder as folders
+from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from ferkd.training.probe import features, fit, head_of
+from ferkd.training.recipe import Recipe, make_recipe
+from ferkd.training.run import build_trainer
+from ferkd.training.trainer import Trainer
+
+_LEAST_STEPS = 20  # between two evaluations
+PROBE, PROBE_WEIGHTS, BEST = "probe.json", "probe.safetensors", "best.safetensors"
+
+log = logging.getLogger("ferkd")
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """Settings of :func:`fine_tune`.
+
+    ``network`` starts from pretrained weights or a file of yours. ``lr`` is the head's; a layer n
+    below it learns at lr * layer_decay^n. The run ends after ``patience`` evaluations, one each
+    ``evaluate_epochs``, without a better accuracy. ``epochs`` 0 keeps the probe. Labels are not
+    smoothed: a teacher's confidence is what it teaches.
+    """
+
+    network: Student
+    images: str
+    val: str
+    image_size: int = 224
+    epochs: float = 6.0
+    batch_size: int = 32
+    lr: float = 3e-4
+    layer_decay: float = 0.75
+    patience: int = 3
+    evaluate_epochs: float = 1.0
+    crop_fraction: float = 0.875
+    workers: int = 2
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+
+    def recipe(self, out: Path) -> Recipe:
+        """The training run that follows the probe, which starts from its weights in ``out``."""
+        start = self.network.model_copy(
+            update={"pretrained": False, "weights": (out / PROBE_WEIGHTS).resolve()}
+        )
+        return make_recipe(
+            {
+                "method": "hard",
+                "seed": self.seed,
+                "data": {
+                    "images": self.images,
+                    "val": self.val,
+                    "image_size": self.image_size,
+                    "batch_size": self.batch_size,
+                    "workers": self.workers,
+                },
+                "student": start.model_dump(mode="json"),
+                "optimizer": {"name": "adamw", "lr": self.lr, "layer_decay": self.layer_decay},
+                "schedule": {"epochs": max(self.epochs, 1e-3), "warmup": 0.1},
+                "loss": {"label_smoothing": 0.0},
+                "ema": 0.99,
+                "device": self.device,
+                "precision": self.precision,
+                "evaluation": {
+                    "every_epochs": self.evaluate_epochs,
+                    "crop_fraction": self.crop_fraction,
+                },
+            }
+        )
+
+
+def fine_tune(
+    settings: FineTuning,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fit a head and fine-tune into the folder ``out``, a run; returns its result.
+
+    The result has ``top1`` (of what is kept), ``probe_top1``, ``kept_step`` (0: the probe),
+    ``nll``, ``ece``, ``steps`` and ``seconds``. An interrupted call continues with ``resume``, on
+    the CPU to the bit. ``progress(done, total, note)`` hears of images and steps. Raises InputError
+    for what cannot be before anything is written.
+    """
+    out = Path(out)
+    recipe = settings.recipe(out)
+    tree = recipe.to_dict()
+    folders.prepare(out, tree, resume=resume, overwrite=overwrite)
+    result = out / folders.RESULT
+    if resume and result.is_file():
+        return read_json(result, "result of a run")
+    begun = time.perf_counter()
+    tell = progress or (lambda done, total, note: None)
+    out.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        folders.clear(out)
+        for name in (PROBE, PROBE_WEIGHTS, BEST):
+            (out / name).unlink(missing_ok=True)
+    folders.write_recipe(out, tree)
+    judge = _Judge(settings)
+    if not (out / PROBE).is_file():
+        _probe(settings, out, judge, begun, tell)
+    probe = read_json(out / PROBE, "linear probe")
+    if settings.epochs <= 0:
+        kept = {"top1": probe["top1"], "nll": probe["nll"], "ece": probe["ece"], "step": 0}
+        steps, seconds = 0, 0.0
+        model = build_student(recipe.student, judge.classes, image_size=settings.image_size)
+        save_weights(out / folders.WEIGHTS, model)
+    else:
+        trainer, _, _ = build_trainer(recipe)
+        kept, seconds = _train(recipe, settings, out, trainer, judge, probe, tell)
+        steps = trainer.step
+        source = BEST if kept["step"] else PROBE_WEIGHTS
+        trainer.model.load_state_dict(read_state_dict(out / source))
+        save_weights(out / folders.WEIGHTS, trainer.model)
+    found = {
+        "student": settings.network.name,
+        "top1": kept["top1"],
+        "probe_top1": probe["top1"],
+        "kept_step": kept["step"],
+        "nll": kept["nll"],
+        "ece": kept["ece"],
+        "steps": steps,
+        "probe_penalty": probe["penalty"],
+        "seconds": probe["seconds"] + seconds,
+        "run": str(out),
+    }
+    write_json(result, found)
+    (out / BEST).unlink(missing_ok=True)
+    return found
+
+
+class _Judge:
+    """Measures a model on the validation images."""
+
+    def __init__(self, settings: FineTuning) -> None:
+        self.train, self.val = open_images(settings.images), open_images(settings.val)
+        self.class_names = self.train.class_names
+        self.classes = len(self.class_names)
+        if self.classes < 2:
+            raise InputError(
+                f"{self.train.name} has {self.classes} class; a classifier needs at least 2 class "
+                "folders"
+            )
+        targets = torch.from_numpy(self.val.targets.astype(np.int64))
+        self.targets = match_classes(
+            targets, self.val.class_names, self.class_names, source=self.val.name
+        )
+        self.crops = self._crops(settings, self.val)
+        self.train_crops = self._crops(settings, self.train)
+
+    def __call__(self, model: torch.nn.Module, normalise: Normalise, dtype: torch.dtype) -> Any:
+        found = predict(model, self.crops, normalise=normalise, dtype=dtype, batch_size=32)
+        return measure(found.logits, self.targets[found.rows])
+
+    def _crops(self, settings: FineTuning, source: Any) -> CenterCrops:
+        return CenterCrops(
+            source,
+            image_size=settings.image_size,
+            crop_fraction=settings.crop_fraction,
+            workers=settings.workers,
+        )
+
+
+def _probe(settings: FineTuning, out: Path, judge: _Judge, begun: float, tell: Progress) -> None:
+    """Fit the head on frozen features; leaves the network with it, its config and its figures."""
+    torch.manual_seed(settings.seed)
+    device = resolve_device(settings.device)
+    dtype = resolve_precision(settings.precision, device)
+    network = settings.network
+    model = build_student(network, judge.classes, image_size=settings.image_size)
+    check_input(model, network.name, settings.image_size, judge.classes)
+    mean, std = normalisation(network, model)
+    model, normalise = model.to(device), Normalise(mean, std, device)
+    head = head_of(model, judge.classes)
+    total = len(judge.train)
+
+    def counted() -> Any:
+        done = 0
+        for batch in judge.train_crops.batches(32):
+            done += len(batch[1])
+            tell(done, total, "images seen by the frozen network")
+            yield batch
+
+    crops = _Heard(judge.train_crops, counted)
+    values, rows = features(model, head, cast(Any, crops), normalise=normalise, dtype=dtype)
+    targets = torch.from_numpy(judge.train.targets.astype(np.int64))[rows]
+    known = targets >= 0
+    weight, bias, penalty = fit(values[known], targets[known], judge.classes)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if head.bias is None:
+            raise InputError(f"the head of {network.name} has no bias; give another network")
+        head.bias.copy_(bias)
+    figures = judge(model, normalise, dtype)
+    save_weights(out / PROBE_WEIGHTS, model)
+    config = ModelConfig(
+        architecture=network.name,
+        num_classes=judge.classes,
+        class_names=judge.class_names,
+        image_size=settings.image_size,
+        mean=mean,
+        std=std,
+        crop_fraction=settings.crop_fraction,
+        model_args=network.model_args,
+    )
+    write_json(out / folders.CONFIG, config.model_dump(mode="json"))
+    seconds = time.perf_counter() - begun
+    write_json(out / PROBE, {**figures, "penalty": penalty, "seconds": seconds})
+    log.info(
+        "linear probe: %.1f %% of the validation images, %.0f s", 100 * figures["top1"], seconds
+    )
+
+
+class _Heard:
+    """Crops whose batches are counted aloud."""
+
+    def __init__(self, crops: CenterCrops, batches: Callable[[], Any]) -> None:
+        self.images, self._batches = crops.images, batches
+
+    def batches(self, batch_size: int) -> Any:
+        return self._batches()
+
+
+def _train(
+    recipe: Recipe,
+    settings: FineTuning,
+    out: Path,
+    trainer: Trainer,
+    judge: _Judge,
+    probe: dict[str, Any],
+    tell: Progress,
+) -> tuple[dict[str, Any], float]:
+    """Train from the probe; the figures and the step of what is kept, and the seconds it took."""
+    kept: dict[str, Any] = {**{k: probe[k] for k in ("top1", "nll", "ece")}, "step": 0}
+    idle, spent = 0, 0.0
+    identity = folders.recipe_hash(recipe.to_dict())
+    checkpoint = out / folders.CHECKPOINT
+    if checkpoint.is_file():
+        state = load_checkpoint(checkpoint)
+        if state["recipe"] != identity:
+            raise InputError(f"{checkpoint} is of another recipe; start anew with --overwrite")
+        trainer.load_state(state)
+        kept, idle, spent = state["kept"], state["idle"], state["spent"]
+    images = len(judge.train)
+    # Of few images an epoch is few steps, after which nothing can be told yet.
+    every = max(_LEAST_STEPS, round(settings.evaluate_epochs * images / settings.batch_size))
+    begun = time.perf_counter() - spent
+
+    def save() -> None:
+        state = trainer.state()
+        state |= {"recipe": identity, "kept": kept, "idle": idle}
+        save_checkpoint(checkpoint, {**state, "spent": time.perf_counter() - begun})
+
+    note = f"steps, probe {probe['top1']:.1%}"
+    with Interrupt() as interrupt, closing(cast(Any, trainer.run())) as steps:
+        saved = time.monotonic()
+        if idle < settings.patience and trainer.step < trainer.steps:
+            for step in steps:
+                tell(step, trainer.steps, note)
+                last = step == trainer.steps
+                if last or step % every == 0:
+                    trainer.mean_loss()  # raises where training has diverged
+                    figures = judge(trainer.best_model, trainer.normalise, trainer.dtype)
+                    note = f"steps, probe {probe['top1']:.1%}, now {figures['top1']:.1%}"
+                    log.info("step %d of %d: %.1f %%", step, trainer.steps, 100 * figures["top1"])
+                    idle += 1
+                    if _better(figures, kept):
+                        kept = {k: figures[k] for k in ("top1", "nll", "ece")} | {"step": step}
+                        idle = 0
+                        save_weights(out / BEST, trainer.best_model)
+                due = time.monotonic() - saved > recipe.checkpoint_seconds
+                if last or due or step % every == 0 or interrupt.requested:
+                    save()
+                    saved = time.monotonic()
+                if interrupt.requested and not last:
+                    log.warning("interrupted at step %d; the state is saved", step)
+                    raise KeyboardInterrupt
+                if idle >= settings.patience:
+                    break
+    return kept, time.perf_counter() - begun
+
+
+def _better(figures: dict[str, float], kept: dict[str, Any]) -> bool:
+    ours, best = (figures["top1"], -figures["nll"]), (kept["top1"], -kept["nll"])
+    return ours > best

@@ -1,0 +1,106 @@
+"""A linear probe: the best head on a network's frozen features, which are computed once."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ferkd.evaluating.run import CenterCrops
+from ferkd.system.compute import Normalise, autocast
+from ferkd.system.errors import InputError
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the squared weights, on standardised features
+_HELD_OUT = 5  # one image in so many chooses the penalty
+_ITERATIONS = 200
+
+
+def head_of(model: nn.Module, classes: int) -> nn.Linear:
+    """The linear layer that ends the network; InputError where there is none of ``classes``."""
+    get_classifier = getattr(model, "get_classifier", None)
+    found = get_classifier() if callable(get_classifier) else None
+    if not isinstance(found, nn.Linear):
+        linear = [part for part in model.modules() if isinstance(part, nn.Linear)]
+        found = linear[-1] if linear else None
+    if found is None or found.out_features != classes:
+        raise InputError(
+            f"{type(model).__name__} does not end in a linear layer of {classes} classes, which "
+            "a linear probe needs; give another network, or a teacher of these classes"
+        )
+    return found
+
+
+def features(
+    model: nn.Module,
+    head: nn.Linear,
+    crops: CenterCrops,
+    *,
+    normalise: Normalise,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """What reaches ``head`` for the central crop of every readable image, in evaluation mode.
+
+    Returns float32 [N, D] on the CPU, and int64 [N]: the images' places in their source.
+    """
+    caught: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        caught.append(cast(Tensor, inputs[0]).detach().float().cpu())
+
+    rows: list[Tensor] = []
+    model.eval()
+    hook = head.register_forward_pre_hook(keep)
+    try:
+        with torch.inference_mode(), autocast(normalise.device, dtype):
+            for pixels, numbers in crops.batches(batch_size):
+                model(normalise(pixels))
+                rows.append(numbers)
+    finally:
+        hook.remove()
+    if not rows:
+        raise InputError(f"{crops.images.name} holds no image that can be read; check the path")
+    return torch.cat(caught).clone(), torch.cat(rows)
+
+
+def fit(values: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor, float]:
+    """Multinomial logistic regression of ``targets`` int64 [N] on ``values`` float [N, D].
+
+    Features are standardised; the penalty is the best of :data:`PENALTIES` on every fifth image,
+    and the fit is then made on all. Returns weights [C, D] and biases [C] for the features as they
+    are, and the penalty. Deterministic.
+    """
+    mean, std = values.mean(0), values.std(0, correction=0).clamp_min(1e-6)
+    scaled = ((values - mean) / std).float()
+    held = torch.arange(len(values)) % _HELD_OUT == _HELD_OUT - 1
+    best, penalty = float("inf"), PENALTIES[1]
+    if bool(held.any()) and len(targets[~held].unique()) == len(targets.unique()):
+        for one in PENALTIES:
+            weight, bias = _regression(scaled[~held], targets[~held], classes, one)
+            loss = float(nn.functional.cross_entropy(scaled[held] @ weight.T + bias, targets[held]))
+            if loss < best:
+                best, penalty = loss, one
+    weight, bias = _regression(scaled, targets, classes, penalty)
+    weight = weight / std
+    return weight, bias - weight @ mean, penalty
+
+
+def _regression(
+    values: Tensor, targets: Tensor, classes: int, penalty: float
+) -> tuple[Tensor, Tensor]:
+    weight = torch.zeros(classes, values.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    search = torch.optim.LBFGS(
+        [weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe", tolerance_change=1e-7
+    )
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        value = nn.functional.cross_entropy(values @ weight.T + bias, targets)
+        value = value + penalty / 2 * weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    search.step(loss)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()

@@ -1,0 +1,262 @@
+"""From a folder to a small model: every phase, resumed to the same result; what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from ferkd.cli import app
+from ferkd.models.student import load_run
+from ferkd.product import distill as product
+from ferkd.product.distill import distill, dry_run
+from ferkd.product.planning import spoken
+from ferkd.product.settings import Settings, parse_budget, parse_student
+from ferkd.store import LabelStore
+from ferkd.system.errors import InputError
+
+TEACHER = "timm/test_resnet?random=0"
+STUDENT = "timm/test_efficientnet?pretrained=false"
+
+
+def patches(root: Path, each: int, seed: int, names: str = "abc") -> Path:
+    rng = np.random.default_rng(seed)
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            pixels = rng.integers(0, 120, (40, 40, 3))
+            pixels[..., number % 3] += 60
+            assert cv2.imwrite(str(root / name / f"{i}.png"), pixels.astype(np.uint8))
+    return root
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    patches(root / "train", 24, 0)
+    patches(root / "val", 6, 1)
+    return root
+
+
+def settings(images: Path, **more: object) -> Settings:
+    common: dict[str, object] = {
+        "images": str(images),
+        "teacher": TEACHER,
+        "student": STUDENT,
+        "image_size": 32,
+        "teacher_image_size": 32,
+        "budget": "10",
+        "workers": 1,
+        "device": "cpu",
+    }
+    return Settings(**{**common, **more})  # type: ignore[arg-type]
+
+
+def test_five_phases_a_report_and_the_promised_keys(images: Path, tmp_path: Path) -> None:
+    out, said, shown = tmp_path / "out", [], []
+    result = distill(
+        settings(images, baseline=True),
+        out,
+        say=said.append,
+        progress=lambda done, total, note: shown.append((done, total)),
+    )
+    assert {"spec", "top1", "probe_top1", "seconds"} <= set(result["teacher"])
+    assert {"crops_per_image", "agreement", "seconds"} <= set(result["labels"])
+    keys = {"name", "top1", "nll", "ece", "parameters", "ms_per_image", "seconds"}
+    assert keys <= set(result["student"]) and "top1" in result["baseline"]
+    assert result["teacher"]["top1"] >= result["teacher"]["probe_top1"]
+    assert json.loads((out / "result.json").read_text())["student"] == result["student"]
+    assert load_run(out / "student")[1].class_names == ("a", "b", "c")
+    # Every phase's command is said, and names the folder of its phase.
+    text = "\n".join(said)
+    for phase, words in {
+        "teacher": "ferkd finetune",
+        "labels": "ferkd label",
+        "student": "ferkd train",
+        "baseline": "ferkd train",
+    }.items():
+        assert f"{words} " in result["commands"][phase] and result["commands"][phase] in text
+    assert all(done <= total * 1.0001 for done, total in shown[-20:])
+    page = (out / "report.html").read_text()
+    assert "<script" not in page and "http" not in page.replace("http://www.w3.org", "")
+    assert f"{result['student']['top1']:.1%}" in page
+    assert result["commands"]["labels"].split()[0] in page
+
+
+def test_the_printed_commands_give_the_same_labels_and_student(
+    images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = distill(settings(images), out, say=lambda line: None)
+    runner = CliRunner()
+    for phase in ("labels", "student"):
+        words = result["commands"][phase].split()[1:]
+        words[words.index("--out") + 1] = str(tmp_path / phase)
+        done = runner.invoke(app, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    manifests = [(p / "labels" / "manifest.json").read_bytes() for p in (out, tmp_path)]
+    assert manifests[0] == manifests[1]
+    weights = [(p / "student" / "weights.safetensors").read_bytes() for p in (out, tmp_path)]
+    assert weights[0] == weights[1]
+
+
+def test_killed_in_each_phase_and_resumed_to_the_same_result(images: Path, tmp_path: Path) -> None:
+    wanted = settings(images)
+    whole = distill(wanted, tmp_path / "whole", say=lambda line: None)
+    out = tmp_path / "cut"
+
+    class Killed(BaseException):
+        pass
+
+    def kill_in(phase: str):
+        def progress(done: float, total: float, note: str) -> None:
+            if f"; {phase}:" in note:
+                raise Killed
+
+        return progress
+
+    for phase in ("teacher", "labels", "student"):
+        with pytest.raises(Killed):
+            distill(
+                wanted,
+                out,
+                resume=out.exists(),
+                progress=kill_in(phase),
+                say=lambda line: None,
+            )
+        if phase == "teacher":  # the plan hangs on measured rates: both take the same
+            assert json.loads((out / "distill.json").read_text())["plan"]["epochs"] == 10
+    again = distill(wanted, out, resume=True, say=lambda line: None)
+    for part, keys in {
+        "teacher": ("top1", "probe_top1"),
+        "labels": ("crops_per_image", "agreement"),
+        "student": ("top1", "nll", "ece", "parameters"),
+    }.items():
+        assert [again[part][k] for k in keys] == [whole[part][k] for k in keys]
+    for folder in ("teacher", "student"):
+        ours, theirs = (
+            (tmp_path / n / folder / "weights.safetensors").read_bytes() for n in ("whole", "cut")
+        )
+        assert ours == theirs
+
+
+def test_unlabelled_images_are_labelled_and_learnt_from(images: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    patches(more, 10, 5)
+    out = tmp_path / "out"
+    said: list[str] = []
+    distill(settings(images, unlabelled=str(more)), out, say=said.append)
+    store = LabelStore.open(out / "labels")
+    assert len(store) == 72 + 30 and int((store.targets < 0).sum()) == 30
+    assert store.class_names == ("a", "b", "c")
+    assert "72 images and 30 without a class of 3 classes" in "\n".join(said)
+
+
+def test_class_folders_alone_are_split_and_the_plan_is_printed(tmp_path: Path) -> None:
+    root = patches(tmp_path / "photos", 20, 0)
+    plan = dry_run(settings(root, held_out=0.25, budget="20"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    text = "\n".join([*plan["look"], *plan["lines"]])
+    assert "45 images of 3 classes" in text and "15 images" in text
+    assert "20 epochs of the student: as asked for" in text and "labels of" in text
+    assert str(tmp_path / "out" / "data" / "split" / "train") in plan["commands"]["teacher"]
+
+
+def test_a_teacher_of_these_classes_is_taken_as_it_is(images: Path, tmp_path: Path) -> None:
+    first = distill(settings(images), tmp_path / "a", say=lambda line: None)
+    teacher = str(tmp_path / "a" / "student")
+    wanted = settings(images, teacher=teacher, fine_tune=False)
+    second = distill(wanted, tmp_path / "b", say=lambda line: None)
+    assert second["teacher"]["probe_top1"] is None
+    assert second["teacher"]["top1"] == pytest.approx(first["student"]["top1"])
+    assert not (tmp_path / "b" / "teacher").exists()
+
+
+# What cannot work
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    root = patches(tmp_path / "photos", 4, 0, names="a")
+    with pytest.raises(InputError, match=r"has 1 class folder \(a\); a classifier needs"):
+        distill(settings(root), tmp_path / "out")
+
+
+def test_a_validation_folder_lacking_a_class_is_refused(images: Path, tmp_path: Path) -> None:
+    val = patches(tmp_path / "val", 3, 0, names="ab")
+    with pytest.raises(InputError, match=r"lacks the class 'c' \(3 classes in"):
+        distill(settings(images, val=str(val)), tmp_path / "out")
+    shutil.copytree(val / "a", val / "c")
+    shutil.copytree(val / "a", val / "d")
+    with pytest.raises(InputError, match="has a class 'd' more"):
+        distill(settings(images, val=str(val)), tmp_path / "out2")
+
+
+def test_other_classes_without_fine_tuning_are_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"1000 classes, but the images have 3.*--no-fine-tune"):
+        distill(settings(images, fine_tune=False), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ("0.001", "too small for anything: 72 images make .* give at least"),
+        ("1s", "a budget of 1s is too small: these 72 images need about"),
+        ("soon", "'soon' is not understood; give a time such as 30m"),
+        ("0m", "no time at all"),
+        ("-3", "must be above 0"),
+        ("nan", "must be above 0"),
+    ],
+)
+def test_budgets_too_small_or_strange(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str, message: str
+) -> None:
+    slow = product.Rates(student=0.1, teacher=0.1, answer=0.1, read=0.1)
+    monkeypatch.setattr(product, "measure_rates", lambda *_: slow)  # of a slow machine
+    with pytest.raises(InputError, match=message):
+        distill(settings(images, budget=budget), tmp_path / "out")
+
+
+def test_an_image_that_is_none_is_left_out_and_many_are_refused(tmp_path: Path) -> None:
+    root = patches(tmp_path / "photos", 60, 0)
+    (root / "a" / "0.png").write_bytes(b"no image")
+    plan = dry_run(settings(root), tmp_path / "out")
+    assert any("1 images cannot be read, such as a/0.png" in line for line in plan["look"])
+    for i in range(20):
+        (root / "b" / f"{i}.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"cannot be read|unreadable"):
+        dry_run(settings(root), tmp_path / "out")
+
+
+def test_folders_in_use_and_changed_settings_are_refused(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    with pytest.raises(InputError, match="not empty and not a distillation's folder"):
+        distill(settings(images), out)
+    (out / "mine.txt").unlink()
+    with pytest.raises(InputError):
+        distill(settings(images, budget="0.001"), out)  # leaves its marker
+    with pytest.raises(InputError, match="already; continue it with --resume"):
+        distill(settings(images), out)
+    with pytest.raises(InputError, match=r"budget was '0\.001', now '10'"):
+        distill(settings(images), out, resume=True)
+
+
+def test_budgets_and_students_are_read() -> None:
+    assert parse_budget("1h30m").seconds == 5400 and parse_budget("90s").seconds == 90
+    assert parse_budget("40").epochs == 40 and parse_budget(None).epochs is None
+    assert parse_student("timm/resnet18").pretrained
+    assert not parse_student("timm/resnet18?pretrained=false").pretrained
+    assert spoken(40) == "40 s" and spoken(600) == "10 min" and spoken(9000) == "2.5 h"
+    for spec, message in {
+        "resnet18": "timm/NAME",
+        "timm/resnet18?pretrained=maybe": "pretrained is true or false",
+        "timm/resnet18?num_classes=3": "num_classes does not go into",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            parse_student(spec)
