@@ -68,6 +68,7 @@ _REMEDIES = {
     errno.EROFS: "this file system is read-only; give a path on another one",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ENOSPC: "the disk is full; make room on it, or give a path on another one",
+    errno.EFBIG: "the file is too large for this disk or the limit (ulimit -f); raise it",
     errno.EDQUOT: "the quota is used up; make room, or give a path elsewhere",
     errno.EMFILE: "too many files are open; raise the limit with ulimit -n",
 }
@@ -95,6 +96,9 @@ def main() -> None:
             raise SystemExit(usage) from None
         if (words := in_plain_words(error)) is not None:
             _fail(f"error: {words}", 2, debug)
+        if isinstance(error, OSError) and error.errno in _REMEDIES:
+            where = f"{error.filename}: " if error.filename else ""
+            _fail(f"error: {where}{error.strerror}; {_REMEDIES[error.errno]}", 2, debug)
         _fail(f"failed: {type(error).__name__}: {error}", 1, debug)
     raise SystemExit(status or 0)
 

@@ -32,7 +32,7 @@ from ferkd.product.planning import BATCH, Plan, Rates, image_sizes, make_plan, m
 from ferkd.product.report import write_report
 from ferkd.product.settings import Settings, network_of, parse_student
 from ferkd.system.errors import InputError
-from ferkd.system.files import write_json, write_whole
+from ferkd.system.files import is_temporary, write_json, write_whole
 from ferkd.system.plain import read_json
 from ferkd.training import train
 from ferkd.training.finetune import FineTuning, fine_tune

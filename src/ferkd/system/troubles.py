@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-
-from ferkd.system.files import in_words
-
-_SYSTEM = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
-)
 _SHARED_MEMORY = ("/torch_", "shared memory", "Bus error", "/dev/shm", "DataLoader worker")
 
 
@@ -21,9 +13,6 @@ def in_plain_words(error: BaseException) -> str | None:
             f"shared memory for loading processes is too small ({text.splitlines()[0]}); use "
             "data.worker_kind=threads, fewer data.workers, or give more (docker run --shm-size=8g)"
         )
-    if isinstance(error, OSError) and error.errno in _SYSTEM:
-        cause, remedy = in_words(error)
-        return f"{error.filename or 'a file'}: {cause}; {remedy}"
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"the device has too little memory ({text.splitlines()[0][:160]}); lower the batch "
