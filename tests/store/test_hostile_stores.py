@@ -23,7 +23,7 @@ def test_a_planted_link_at_a_temporary_name_is_not_written_through(tmp_path, mon
     victim = tmp_path / "victim"
     victim.write_text("precious")
     planted.symlink_to(victim)
-    with pytest.raises(InputError, match="out.json cannot be written: File exists"):
+    with pytest.raises(InputError, match=r"out\.json cannot be written: File exists"):
         write_whole(tmp_path / "out.json", b"new")
     assert victim.read_text() == "precious" and not (tmp_path / "out.json").exists()
 
