@@ -26,6 +26,7 @@ from ferkd.cli import compare as cli_compare
 from ferkd.cli import distill as cli_distill
 from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
+from ferkd.cli import product as cli_product
 from ferkd.cli import store as cli_store
 from ferkd.cli.console import continuing, expanded, meter, say, show, table
 from ferkd.cli.options import (
@@ -451,6 +452,7 @@ def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
 cli_distill.register(app)
 cli_inspect.register(app)
 cli_plan.register(app)
+cli_product.register(app)
 cli_store.register(app)
 cli_bench.register(app)
 cli_compare.register(app)

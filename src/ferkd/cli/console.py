@@ -99,8 +99,8 @@ def say(text: str) -> None:
     print(texts.lines(text), file=sys.stderr, flush=True)
 
 
-def show(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """The result on stdout: one JSON object, or text for people."""
+def show(result: dict[str, Any] | list[Any], text: str, as_json: bool) -> None:
+    """The result on stdout: one JSON value, or text for people."""
     if as_json:  # JSON has an escape of its own for what the terminal cannot show
         text = texts.to_json(
             result, ascii=not (sys.stdout.encoding or "").lower().startswith("utf")

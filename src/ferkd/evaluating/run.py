@@ -101,8 +101,15 @@ class CenterCrops:
             pass
         check_unreadable_share(self.unreadable, len(some))
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images uint8 [b, 3, S, S], rows int64 [b]) for every readable image, in order."""
+    def batches(
+        self, batch_size: int, wanted: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images uint8 [b, 3, S, S], rows int64 [b]) for every readable image, in order; of the
+        places ``wanted`` alone where they are given."""
+        if wanted is not None:
+            self.unreadable = []
+            yield from self._decoded(batch_size, wanted)
+            return
         if self._kept is not None:
             pixels, rows = self._kept
             yield from zip(pixels.split(batch_size), rows.split(batch_size), strict=True)

@@ -438,7 +438,7 @@ class _Work:
     def _export(self) -> Path | None:
         """The exported model; None where this version has no exporter."""
         try:
-            from ferkd.product.export import export  # type: ignore[import-not-found]
+            from ferkd.product.export import export
         except ImportError:
             return None
         self.say(f"deliver $ {self.commands['deliver']}")
