@@ -153,7 +153,7 @@ def test_three_wrong_inputs_for_compare(ferkd, recipe, tmp_path):
     for arguments, said in (
         (("no-such-suite", "--out", tmp_path / "c"), "nor a suite file, nor a shipped suite"),
         ((recipe, "--out", tmp_path / "c"), "suite.budgets: got None"),
-        ((tmp_path,), "holds no"),
+        ((tmp_path,), "no finished run among those given"),
     ):
         status, shown, err = ferkd("compare", *arguments)
         assert (status, shown) == (2, "") and said in err and "Traceback" not in err

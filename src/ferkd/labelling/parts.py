@@ -94,7 +94,7 @@ def keep(part: Part, path: Path) -> None:
     ]
     known = {
         "shown": part.shown,
-        "again": part.rows[whole][1] if some else None,
+        "again": part.rows[whole][1] if some and whole < len(part.rows) else part.again,
         "images": list(zip(part.ids[:whole], part.rows[:whole], part.places[:whole], strict=True)),
         "skipped": left_out,
     }
