@@ -1,6 +1,6 @@
 """A part of each class of an image folder, for the suite flowers-few-labels.
 
-``python docs/results/few_labels.py ../shared/data/flowers/train 10 few-10`` copies every tenth
+``python docs/results/few_labels.py flowers/train 10 few-10`` copies every tenth
 photograph of each class, in the order of their names, to the class folders of ``few-10``: 10 % of
 the labels are known, the same whatever the seed of a run.
 """

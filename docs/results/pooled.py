@@ -50,6 +50,7 @@ PAIRS = {
         *_same("flowers-seeds", "short", ""),
         *_same("flowers-seeds", "long", ""),
         *_same("flowers-teachers", "short", "-weak", "-middle"),
+        *_same("flowers-baselines", "short", "", "-wide"),
     ],
     "Fashion-MNIST": [
         *_same("fashion-thresholds", "one", "", "-40", ferkd="reliable"),

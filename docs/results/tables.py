@@ -1,7 +1,7 @@
-"""The tables of docs/evidence.md, from the results beside this file.
+"""The tables of docs/evidence.md and README.md, from the results beside this file.
 
 ``python docs/results/tables.py`` writes them anew, ``--check`` only says which are not what the
-results say. In the page a table follows a line like::
+results say. In a page a table follows a line like::
 
     <!-- table flowers-small.json budget=short base=hard only=hard,fkd no=reach,nll -->
 
@@ -25,7 +25,7 @@ from typing import Any
 from ferkd.study.compare.summary import paired
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "evidence.md"
+PAGES = (HERE.parent / "evidence.md", HERE.parents[1] / "README.md")
 MARK = re.compile(r"<!-- table (?P<file>\S+?)(?P<options>( \S+=\S+)*) -->")
 
 Rows = dict[str, dict[str, Any]]
@@ -125,15 +125,18 @@ def renewed(lines: list[str]) -> Iterator[str]:
 
 def main() -> int:
     """Write or check; the exit status."""
-    text = PAGE.read_text(encoding="utf-8")
-    new = "".join(f"{line}\n" for line in renewed(text.splitlines()))
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(new, encoding="utf-8")
-        return 0
-    before, after = text.splitlines(), new.splitlines()
-    for line in difflib.unified_diff(before, after, PAGE.name, "the results", lineterm=""):
-        print(line)
-    return int(text != new)
+    differing = 0
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = "".join(f"{line}\n" for line in renewed(text.splitlines()))
+        if "--check" not in sys.argv[1:]:
+            page.write_text(new, encoding="utf-8")
+            continue
+        before, after = text.splitlines(), new.splitlines()
+        for line in difflib.unified_diff(before, after, page.name, "the results", lineterm=""):
+            print(line)
+        differing += text != new
+    return int(differing > 0)
 
 
 if __name__ == "__main__":

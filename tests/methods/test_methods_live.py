@@ -8,8 +8,8 @@ from runs import TEACHER, changed, interrupt_at
 from torch.nn import functional
 from views import view
 
+from ferkd.methods.hard import HardLabels
 from ferkd.methods.live import LiveTeacher, all_classes
-from ferkd.methods.plain import HardLabels
 from ferkd.models.student import Student, build_student
 from ferkd.models.teacher import Inputs, Teacher
 from ferkd.objectives import build as objective

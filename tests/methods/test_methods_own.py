@@ -8,7 +8,7 @@ from runs import STEPS, changed
 from torch.nn import functional
 from views import A_STUDENT, A_TEACHER, view
 
-from ferkd.methods.adversary import Adversary
+from ferkd.methods.meal_v2 import Adversary
 from ferkd.methods.pskd import OwnPredictions
 from ferkd.methods.stored import StoredLabels
 from ferkd.objectives import build as objective

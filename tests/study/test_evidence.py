@@ -33,10 +33,10 @@ def script(name: str, folder: Path = RESULTS) -> ModuleType:
 
 def test_the_tables_are_those_of_the_results(capsys, monkeypatch):
     tables = script("tables")
-    text = tables.PAGE.read_text(encoding="utf-8")
-    assert text.count("<!-- table ") == sum(
-        bool(tables.MARK.fullmatch(line)) for line in text.splitlines()
-    )
+    for page in tables.PAGES:
+        text = page.read_text(encoding="utf-8")
+        marks = [bool(tables.MARK.fullmatch(line)) for line in text.splitlines()]
+        assert 0 < sum(marks) == text.count("<!-- table "), page
     monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
     assert tables.main() == 0, capsys.readouterr().out
 

@@ -11,13 +11,15 @@ from torch import nn
 from ferkd.labelling.run import label
 from ferkd.loading.batch import Batch
 from ferkd.loading.mixing import Mix
-from ferkd.methods.adversary import Adversary
+from ferkd.methods.hard import HardLabels
 from ferkd.methods.live import LiveTeacher
-from ferkd.methods.plain import HardLabels
+from ferkd.methods.meal_v2 import Adversary
 from ferkd.methods.pskd import OwnPredictions
 from ferkd.methods.stored import StoredLabels
 from ferkd.models.teacher import Inputs, Teacher
-from ferkd.objectives import Jeffreys, Kl, SoftCrossEntropy
+from ferkd.objectives.jeffreys import Jeffreys
+from ferkd.objectives.kl import Kl
+from ferkd.objectives.soft_ce import SoftCrossEntropy
 from ferkd.store import SoftLabels
 from ferkd.system.compute import Normalise
 from ferkd.training import train

@@ -145,6 +145,37 @@ def bench_label(
     _show(result, _figures(result, higher_is_better=True), as_json)
 
 
+@bench_app.command("batch")
+def bench_batch(
+    model: Teacher = "timm/tf_efficientnet_lite0?random=0",
+    image_size: ImageSize = 112,
+    batches: Annotated[
+        str, typer.Option(help="Batch sizes, with commas.")
+    ] = "1,2,4,8,16,32,64,128",
+    precision: Precision = "auto",
+    device: Device = "auto",
+    repeats: Repeats = 3,
+    as_json: Json = False,
+) -> None:
+    """Labelling and training by batch size: crops per second."""
+    from ferkd.study.bench.batch import bench_batch as run
+    from ferkd.study.bench.batch import markdown
+
+    try:
+        sizes = [int(part) for part in batches.split(",")]
+    except ValueError:
+        raise InputError(f"--batches {batches!r}: give whole numbers with commas") from None
+    result = run(
+        model=model,
+        image_size=image_size,
+        batches=sizes,
+        precision=precision,
+        device=device,
+        repeats=repeats,
+    )
+    _show(result, markdown(result), as_json)
+
+
 @bench_app.command("loss")
 def bench_loss(
     classes: Annotated[str, typer.Option(help="Classes, several with commas.")] = "1000,21841",

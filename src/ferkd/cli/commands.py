@@ -23,6 +23,7 @@ import typer
 from ferkd import __version__
 from ferkd.cli import bench as cli_bench
 from ferkd.cli import compare as cli_compare
+from ferkd.cli import data as cli_data
 from ferkd.cli import distill as cli_distill
 from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
@@ -43,6 +44,7 @@ from ferkd.cli.options import (
 from ferkd.system import text as texts
 from ferkd.system.errors import InputError
 from ferkd.system.files import writing
+from ferkd.system.launch import SaidByTheFirst, is_first, refuse_several
 from ferkd.system.troubles import in_plain_words
 
 app = typer.Typer(
@@ -87,6 +89,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[log])
     try:
         status = app(arguments, prog_name="ferkd", standalone_mode=False)
+    except SaidByTheFirst:
+        raise SystemExit(2) from None
     except InputError as error:
         _fail(f"error: {error}", 2, debug)
     except BrokenPipeError:  # whoever read the result has read enough
@@ -306,12 +310,20 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a student from a recipe."""
+    """Train a student from a recipe.
+
+    On several processes: torchrun --nproc-per-node N -m ferkd train ..., the batch size being that
+    of all together.
+    """
     from ferkd.training import train as run
     from ferkd.training.progress import on_a_bar
     from ferkd.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_ or [])
+    if not is_first():  # one process speaks for all, but for what only another one knows
+        logging.getLogger("ferkd").setLevel(logging.ERROR)
+        run(loaded, out, resume=resume, overwrite=overwrite)
+        return
     with continuing(), meter("training") as advance:
         progress = on_a_bar(advance, say)
         result = run(loaded, out, resume=resume, overwrite=overwrite, progress=progress)
@@ -404,6 +416,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole pipeline on embedded data or your folder: teacher, labels, students, report."""
+    refuse_several("ferkd demo")
     from ferkd.study.demo.pipeline import run_demo
 
     with continuing():
@@ -456,3 +469,4 @@ cli_product.register(app)
 cli_store.register(app)
 cli_bench.register(app)
 cli_compare.register(app)
+cli_data.register(app)

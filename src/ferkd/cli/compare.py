@@ -11,6 +11,7 @@ import typer
 from ferkd.cli.console import continuing, meter, say, show
 from ferkd.cli.options import Json
 from ferkd.system.errors import InputError
+from ferkd.system.launch import refuse_several
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +47,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare runs, or run a suite of methods on equal budgets and compare them."""
+    refuse_several("ferkd compare")
     from ferkd.study.compare.cells import plain, print_rich, tables
     from ferkd.study.compare.page import write_page
     from ferkd.study.compare.plan import is_suite_folder, read_folder

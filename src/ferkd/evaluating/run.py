@@ -31,6 +31,7 @@ from ferkd.models.student import check_input, load_run
 from ferkd.store import LabelStore
 from ferkd.store.manifest import check_kind
 from ferkd.system.compute import Normalise, Precision, autocast, resolve_device, resolve_precision
+from ferkd.system.distributed import Ranks, gathered, padded_rows_of_all
 from ferkd.system.errors import InputError
 from ferkd.system.plain import read_json
 from ferkd.system.storage import local_path
@@ -65,7 +66,8 @@ class CenterCrops:
     image's shorter side; ``workers`` threads decode; ``exif`` turns images by their EXIF
     orientation. Crops that take at most ``cache_bytes``
     together are kept in memory after the first pass. Unreadable images are skipped and listed in
-    ``unreadable``; too many of them raise InputError.
+    ``unreadable``; too many of them raise InputError. Of several processes each has every
+    ``ranks.world_size``-th image.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class CenterCrops:
         workers: int = 0,
         exif: bool = True,
         cache_bytes: int = CACHE_BYTES,
+        ranks: Ranks | None = None,
     ) -> None:
         self.images, self.exif = images, exif
+        self.ranks = ranks or Ranks()
         self.image_size, self.crop_fraction = image_size, crop_fraction
         self.workers = workers
         self.unreadable: list[Unreadable] = []
@@ -105,14 +109,19 @@ class CenterCrops:
         self, batch_size: int, wanted: Sequence[int] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(images uint8 [b, 3, S, S], rows int64 [b]) for every readable image, in order; of the
-        places ``wanted`` alone where they are given."""
+        places ``wanted`` alone where they are given.
+
+        Of several processes each has its own images (but all of ``wanted``), and all have the
+        whole list of unreadable ones.
+        """
         if wanted is not None:
             self.unreadable = []
             yield from self._decoded(batch_size, wanted)
             return
         if self._kept is not None:
             pixels, rows = self._kept
-            yield from zip(pixels.split(batch_size), rows.split(batch_size), strict=True)
+            if len(rows):
+                yield from zip(pixels.split(batch_size), rows.split(batch_size), strict=True)
             return
         self.unreadable = []
         seen: list[tuple[Tensor, Tensor]] = []
@@ -120,16 +129,21 @@ class CenterCrops:
             if self._keep:
                 seen.append(batch)
             yield batch
+        if self.ranks.world_size > 1:
+            self.unreadable = [skipped for part in gathered(self.unreadable) for skipped in part]
         check_unreadable_share(self.unreadable, len(self.images))
-        for skipped in self.unreadable:
+        for skipped in self.unreadable if self.ranks.rank == 0 else ():
             log.warning("%s: skipped %s (%s)", self.images.name, skipped.id, skipped.reason)
-        if seen:
+        if self._keep:  # nothing at all, too, where a process has no image that can be read
+            nothing = torch.empty((0, 3, 1, 1), dtype=torch.uint8), torch.empty(0, dtype=torch.long)
+            seen = seen or [nothing]
             self._kept = (torch.cat([b[0] for b in seen]), torch.cat([b[1] for b in seen]))
 
     def _decoded(
         self, batch_size: int, wanted: Sequence[int] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        places = range(len(self.images)) if wanted is None else wanted
+        own = range(self.ranks.rank, len(self.images), self.ranks.world_size)
+        places = own if wanted is None else wanted
         chunks = (places[c.start : c.stop] for c in _chunks(len(places), batch_size))
         if self.workers == 0:
             for rows in chunks:
@@ -178,15 +192,23 @@ def predict(
     """The model's logits for the central crop of every image, in eval mode.
 
     The model is used where it is, on the normaliser's device, and returned to its mode. Raises
-    NonFiniteOutputs when logits are not finite, InputError when no image can be read.
+    NonFiniteOutputs when logits are not finite, InputError when no image can be read. Of several
+    processes each asks the model of its own images and is given the answers for all.
     """
     logits, rows = [], []
     for pixels, numbers in crops.batches(batch_size):
         logits.append(_forward(model, pixels, normalise, dtype))
         rows.append(numbers)
-    if not logits:
+    if crops.ranks.world_size == 1 and not logits:
         raise InputError(f"{crops.images.name} holds no image that can be read; check the path")
-    found, where = torch.cat(logits), torch.cat(rows)
+    found = torch.cat(logits) if logits else torch.empty(0)
+    where = torch.cat(rows) if rows else torch.empty(0, dtype=torch.long)
+    if crops.ranks.world_size > 1:
+        found, where = padded_rows_of_all(found), padded_rows_of_all(where)
+        order = where.argsort()
+        found, where = found[order], where[order]
+        if not len(where):
+            raise InputError(f"{crops.images.name} holds no image that can be read; check the path")
     bad = int((~found.isfinite().all(1)).sum())
     if bad:
         raise NonFiniteOutputs(

@@ -1,84 +1,107 @@
-"""Methods: what each way of training a student needs, and the settings that it brings.
+"""Methods: each way of training a student, one file each; see :mod:`ferkd.methods.base`.
 
-All run in the one trainer. A method's loss is an objective ``(logits, view) -> loss``, made by
-:func:`ferkd.methods.building.build`; its card is ``docs/methods/NAME.md``.
+All run in the one trainer. The long form of a method's card is ``docs/methods/NAME.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
+from pydantic import BaseModel, ValidationError
 
-@dataclass(frozen=True)
-class Method:
-    """What a method needs, and the settings that apply where a recipe says nothing.
+from ferkd.methods.base import LossSettings, Method
+from ferkd.system.errors import InputError
+from ferkd.system.plugins import Table
+from ferkd.system.settings import explain
 
-    ``labels``: none, those of stored "crops", or a label "map" an image. ``teacher``: a live one.
-    ``truth``: the class of every image. ``regions``: labels are calibrated by their region.
-    """
-
-    labels: Literal["none", "crops", "map"] = "none"
-    teacher: bool = False
-    truth: bool = False
-    regions: bool = False
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
-# Ordinary training, where each decoded image shows one crop.
-_ONE_CROP = {"crops_per_image": 1}
-
-METHODS: Mapping[str, Method] = {
-    "hard": Method(truth=True, defaults={"data": _ONE_CROP}),
-    "kd": Method(
-        teacher=True,
-        truth=True,
-        defaults={"data": _ONE_CROP, "loss": {"objective": "kl", "label_smoothing": 0.0}},
+METHODS: Table[Method] = Table(
+    what="method",
+    room=__name__,
+    constant="METHOD",
+    group="ferkd.methods",
+    check=lambda thing: (
+        None if isinstance(thing, Method) else "is no ferkd.methods.base.Method; make it one"
     ),
-    "funmatch": Method(
-        teacher=True,
-        defaults={"data": _ONE_CROP, "loss": {"objective": "kl"}, "mix": {"kind": "mixup"}},
-    ),
-    "relabel": Method(labels="map", defaults={"data": _ONE_CROP}),
-    "fkd": Method(labels="crops"),
-    "meal_v2": Method(labels="crops", defaults={"student": {"pretrained": True}}),
-    "ssld": Method(labels="crops", defaults={"loss": {"objective": "jeffreys"}}),
-    "ferkd": Method(labels="crops", regions=True),
-    "ferkd-paper": Method(
-        labels="crops",
-        regions=True,
-        defaults={
-            "regions": {"calibration": "steps", "thresholds": "auto"},
-            "mix": {"kind": "selfmix"},
-        },
-    ),
-    "pskd": Method(truth=True, defaults={"data": _ONE_CROP}),
-}
+)
 
 
 def with_defaults(settings: Any) -> Any:
     """A recipe's settings as written, with what its method sets where they say nothing.
 
-    What is no mapping, or names no known method, comes back as it is, to be refused later.
+    A part that is a finished model, from Python, counts as the keys that it was given. What is no
+    mapping, or names no known method, comes back as it is, to be refused later.
     """
     name = settings.get("method") if isinstance(settings, dict) else None
-    if not isinstance(name, str) or name not in METHODS:
+    try:
+        method = METHODS[name] if isinstance(name, str) else None
+    except InputError:
+        method = None
+    if method is None:
         return settings
     filled = dict(settings)
-    for part, values in METHODS[name].defaults.items():
+    for part, values in method.defaults.items():
         given = filled.get(part, {})
+        if isinstance(given, BaseModel):
+            given = {key: getattr(given, key) for key in given.model_fields_set}
         if not isinstance(given, dict):
-            continue  # a finished part, from Python
+            continue
         if part == "student" and given.get("weights") is not None:
             continue  # it starts from those
         filled[part] = {**values, **given}
     return filled
 
 
+def loss_settings(name: str, given: Any) -> LossSettings:
+    """The part ``loss`` of a recipe for the method ``name``, from a mapping or a finished model.
+
+    Keys that other methods alone read are checked and left out, so that recipes may differ in
+    their method alone. Raises InputError with a line for each mistake.
+    """
+    settings = METHODS[name].settings
+    if isinstance(given, BaseModel):
+        given = {key: getattr(given, key) for key in given.model_fields_set}
+    if not isinstance(given, dict):
+        raise InputError(f"recipe.loss: got {given!r}; must be a mapping of keys to values")
+    known = {key for model in _models() for key in model.model_fields}
+    foreign = given.keys() & known - settings.model_fields.keys()
+    mistakes: list[str] = []
+
+    def checked(model: type[LossSettings], keys: Iterable[str]) -> LossSettings | None:
+        try:
+            return model.model_validate({key: given[key] for key in keys})
+        except ValidationError as error:
+            mistakes.extend(explain(error, model, "recipe.loss"))
+            return None
+
+    ours = checked(settings, given.keys() - foreign)
+    for model in _owners(foreign):
+        checked(model, given.keys() & model.model_fields.keys())
+    if ours is None or mistakes:
+        raise InputError("\n".join(dict.fromkeys(mistakes)))
+    return ours
+
+
+def _models() -> list[type[LossSettings]]:
+    """The settings of all methods; one of another package that fails concerns who asks for it."""
+    models = []
+    for name in METHODS:
+        try:
+            models.append(METHODS[name].settings)
+        except InputError:
+            continue
+    return models
+
+
+def _owners(keys: Iterable[str]) -> list[type[LossSettings]]:
+    """The settings that between them read ``keys``, each key by the first that does."""
+    models = _models()
+    return list(dict.fromkeys(next(m for m in models if key in m.model_fields) for key in keys))
+
+
 def problem(recipe: Any) -> str | None:
     """What keeps a `ferkd.training.recipe.Recipe` from being trained, as one line, or None."""
-    name, mix, method = recipe.method, recipe.mix.kind, METHODS[recipe.method]
+    name, method = recipe.method, METHODS[recipe.method]
     if method.labels == "crops" and recipe.data.store is None:
         return f"method {name} needs data.store, the labels that ferkd label wrote"
     if method.labels == "map" and recipe.data.store is None:
@@ -88,22 +111,9 @@ def problem(recipe: Any) -> str | None:
             f"method {name} needs teacher, named as for ferkd label: the folder of a run, "
             "timm/NAME, package.module:name"
         )
-    if name == "funmatch" and recipe.loss.objective != "kl":
-        return (
-            "method funmatch matches the teacher by loss.objective kl, not "
-            f"{recipe.loss.objective}; leave it out, or use method kd"
-        )
-    if name == "ferkd-paper" and recipe.regions.calibration != "steps":
-        return (
-            "method ferkd-paper calibrates by the paper's rule, regions.calibration steps, not "
-            f"{recipe.regions.calibration}; use method ferkd for it"
-        )
-    if name == "pskd" and mix in ("mixup", "cutmix"):
-        return (
-            f"method pskd keeps a prediction for each image, which mix.kind {mix} would take from "
-            "a mixture of two; use selfmix or none"
-        )
-    if mix == "selfmix" and recipe.data.crops_per_image < 2:
+    if refused := method.refuses(recipe):
+        return refused
+    if recipe.mix.kind == "selfmix" and recipe.data.crops_per_image < 2:
         return (
             "mix.kind selfmix needs data.crops_per_image of at least 2, not "
             f"{recipe.data.crops_per_image}"

@@ -1,4 +1,4 @@
-"""A teacher in the training loop, shown exactly what the student is shown: KD and FunMatch."""
+"""A teacher in the training loop, shown exactly what the student is shown."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ferkd.methods.plain import HardLabels
-from ferkd.objectives import Kl, Objective
+from ferkd.methods.base import View
+from ferkd.methods.hard import HardLabels
+from ferkd.objectives import Objective
+from ferkd.objectives.kl import Kl
 from ferkd.store.soft import TAIL_TEMPERATURES, SoftLabels
+from ferkd.system.distributed import rows_of_all
 
 if TYPE_CHECKING:
     from ferkd.models.teacher import Teacher
-    from ferkd.training.trainer import View
 
 Triple = tuple[float, float, float]
 
@@ -38,9 +40,16 @@ class LiveTeacher:
         self._shift = ((ours[0] - theirs[0]) / theirs[1]).view(shape).to(teacher.device)
         self._finite = torch.ones((), dtype=torch.bool, device=teacher.device)
 
+    @property
+    def whole_batch(self) -> bool:
+        return bool(getattr(self.objective, "whole_batch", False))
+
     def __call__(self, logits: Tensor, view: View) -> Tensor:
         """The loss of the student's ``logits`` [B, C]."""
-        labels = all_classes(self.answers(view.images))
+        answers = self.answers(view.images)
+        if len(answers) < len(logits):  # those of all processes, whose images are elsewhere
+            answers = rows_of_all(answers)
+        labels = all_classes(answers)
         objective = self.objective
         if isinstance(objective, Kl):
             loss = objective.distance(logits, labels) * objective.kd_weight

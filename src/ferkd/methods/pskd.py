@@ -6,14 +6,20 @@ ICCV 2021.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-if TYPE_CHECKING:
-    from ferkd.training.trainer import View
+from ferkd.methods.base import ONE_CROP, LossSettings, Method, Setup, View
+
+
+class Settings(LossSettings):
+    """``own_share``: how much of the target is the student's own prediction in the end."""
+
+    own_share: float = Field(default=0.8, ge=0, lt=1)
 
 
 class OwnPredictions:
@@ -25,6 +31,8 @@ class OwnPredictions:
     crops, ``batch_size`` a step, from 0) a = own_share (e + 1) / E. The predictions, float32
     [images, num_classes] on ``device``, are part of the state.
     """
+
+    whole_batch = True  # it keeps a prediction for every image, whichever process has it next
 
     def __init__(
         self,
@@ -74,3 +82,34 @@ class OwnPredictions:
         self.step = state["step"]
         self.last.copy_(state["last"])
         self.seen.copy_(state["seen"])
+
+
+def _make(settings: Settings, setup: Setup) -> OwnPredictions:
+    return OwnPredictions(
+        setup.images,
+        setup.num_classes,
+        epochs=setup.steps * setup.batch_size / setup.images,
+        batch_size=setup.batch_size,
+        own_share=settings.own_share,
+        device=setup.device,
+    )
+
+
+def _refuses(recipe: Any) -> str | None:
+    if recipe.mix.kind not in ("mixup", "cutmix"):
+        return None
+    return (
+        f"method pskd keeps a prediction for each image, which mix.kind {recipe.mix.kind} would "
+        "take from a mixture of two; use selfmix or none"
+    )
+
+
+METHOD = Method(
+    name="pskd",
+    card=__doc__,
+    make=_make,
+    settings=Settings,
+    truth=True,
+    defaults={"data": ONE_CROP},
+    refuses=_refuses,
+)

@@ -1,19 +1,22 @@
-"""Training from labels that were stored before: FKD, FerKD, ReLabel, SSLD and MEAL V2."""
+"""What the methods share that train from labels stored before."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ferkd.loading.map_crops import kept_classes
+from ferkd.methods.base import Setup, Taught, View
 from ferkd.objectives import Objective
 from ferkd.store.soft import SoftLabels
+from ferkd.system.errors import InputError
 
-if TYPE_CHECKING:
-    from ferkd.training.trainer import View
+_TRIED = 16  # images, and crops of each, that the loss is tried on before a run
 
 LabelKind = Literal["soft", "hard", "smoothing", "renorm"]
 
@@ -25,10 +28,24 @@ class StoredLabels:
     objective: Objective
     kind: LabelKind = "soft"
 
+    @property
+    def whole_batch(self) -> bool:
+        return bool(getattr(self.objective, "whole_batch", False))
+
     def __call__(self, logits: Tensor, view: View) -> Tensor:
         """The loss of ``logits`` [B, C] against the view's stored labels."""
         assert view.labels is not None
         return self.objective(logits, as_kind(view.labels, self.kind), view.targets)
+
+
+def stored(settings: Taught, setup: Setup, kind: LabelKind = "soft") -> StoredLabels:
+    """The loss of stored labels taken as ``kind`` says. Raises InputError where the objective of
+    ``settings`` cannot use the labels that there are."""
+    objective = settings.build()
+    check_truth(settings.objective, objective, setup)
+    loss = StoredLabels(objective, kind)
+    _try(settings.objective, loss, setup)
+    return loss
 
 
 def as_kind(labels: SoftLabels, kind: LabelKind) -> SoftLabels:
@@ -58,3 +75,46 @@ def as_kind(labels: SoftLabels, kind: LabelKind) -> SoftLabels:
         tail=torch.full_like(labels.tail, -math.inf),
         true_log_prob=None if true is None else true - total,
     )
+
+
+def check_truth(name: str, objective: Objective, setup: Setup) -> None:
+    if setup.unlabelled and getattr(objective, "needs_truth", False):
+        raise InputError(
+            f"loss.objective {name} needs the true class of every image, which "
+            f"{setup.unlabelled} of {setup.images} images do not have; use soft_ce, kl or jeffreys"
+        )
+
+
+def _try(name: str, stored: StoredLabels, setup: Setup) -> None:
+    """Let an objective that cannot use these labels say so before the run begins."""
+    store = setup.store
+    if store is None:
+        return
+    if store.settings.crops.is_map:
+        _try_pooled(name, stored, setup)
+        return
+    images = np.unique(np.linspace(0, len(store) - 1, _TRIED).astype(np.int64))
+    crops = np.arange(min(_TRIED, store.crops_per_image))
+    rows, crops = (both.reshape(-1) for both in np.meshgrid(images, crops, indexing="ij"))
+    labels = as_kind(store.labels(rows, crops), stored.kind)
+    targets = torch.from_numpy(store.targets[rows].astype(np.int64))
+    stored.objective(torch.zeros(len(rows), setup.num_classes), labels, targets)
+
+
+def _try_pooled(name: str, stored: StoredLabels, setup: Setup) -> None:
+    """The same of labels as they are pooled from maps, which keep no more than some classes."""
+    classes, kept = setup.num_classes, kept_classes(setup.num_classes)
+    targets = torch.zeros(2, dtype=torch.int64)
+    logits = torch.zeros(2, classes)
+    labels = SoftLabels.from_logits(logits, targets, kept).with_truth(targets)
+    try:
+        stored.objective(logits, labels, targets)
+    except InputError as error:
+        if kept == classes:
+            raise
+        raise InputError(
+            f"loss.objective {name} cannot use the labels of method relabel, which keeps the "
+            f"{kept} most probable of {classes} classes of a crop, whatever the maps hold "
+            f"({str(error).partition(';')[0]}); use another objective or other loss.options, or "
+            "a live teacher (method kd)"
+        ) from error

@@ -1,54 +1,42 @@
-"""Objectives: what a student is trained to minimise, each a callable (logits, labels, targets)."""
+"""Objectives: what a student is trained to minimise, each a callable (logits, labels, targets).
+
+An objective is one file: its settings, which are its options, and its function in one class, named
+``OBJECTIVE``; its card is the class's docstring. Other packages bring theirs by an entry point
+``ferkd.objectives``, and any is found as ``package.module:name``: a class or function that makes
+the callable of its options.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor
 
-from ferkd.objectives.bce import Bce
-from ferkd.objectives.decoupled import Dkd, Nkd
-from ferkd.objectives.dist import Dist
-from ferkd.objectives.jeffreys import Jeffreys
-from ferkd.objectives.kl import Kl
-from ferkd.objectives.lskd import Lskd
-from ferkd.objectives.ofa import Ofa
-from ferkd.objectives.pld import Pld
-from ferkd.objectives.soft_ce import (
-    SoftCrossEntropy,
-    soft_cross_entropy,
-    sparse_cross_entropy,
-)
+from ferkd.objectives.soft_ce import soft_cross_entropy, sparse_cross_entropy
 from ferkd.store.soft import SoftLabels
 from ferkd.system.errors import InputError
+from ferkd.system.plugins import Table
 
 Objective = Callable[[Tensor, SoftLabels, Tensor | None], Tensor]
 
-CARDS: Mapping[str, Callable[..., Objective]] = {
-    "soft_ce": SoftCrossEntropy,
-    "kl": Kl,
-    "jeffreys": Jeffreys,
-    "dkd": Dkd,
-    "nkd": Nkd,
-    "dist": Dist,
-    "bce": Bce,
-    "pld": Pld,
-    "lskd": Lskd,
-    "ofa": Ofa,
-}
+CARDS: Table[Callable[..., Objective]] = Table(
+    what="objective",
+    room=__name__,
+    constant="OBJECTIVE",
+    group="ferkd.objectives",
+    check=lambda thing: (
+        None if callable(thing) else "cannot be called; give a class, or a function of the options"
+    ),
+)
 
 
 def build(name: str, **options: Any) -> Objective:
     """An objective by its name, e.g. ``build("soft_ce", temperature=2.0)``; raises InputError."""
-    if name not in CARDS:
-        near = difflib.get_close_matches(name, CARDS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"unknown objective {name!r}; known: {', '.join(CARDS)}{hint}")
+    card = CARDS[name]
     try:
-        return CARDS[name](**options)
+        return card(**options)
     except ValidationError as error:
         mistakes = (
             f"option {'.'.join(map(str, item['loc']))} of {name}: "
@@ -56,21 +44,8 @@ def build(name: str, **options: Any) -> Objective:
             for item in error.errors()
         )
         raise InputError("; ".join(mistakes)) from None
+    except TypeError as error:  # of a function, which takes no others
+        raise InputError(f"objective {name} does not take the options {options}: {error}") from None
 
 
-__all__ = [
-    "Bce",
-    "Dist",
-    "Dkd",
-    "Jeffreys",
-    "Kl",
-    "Lskd",
-    "Nkd",
-    "Objective",
-    "Ofa",
-    "Pld",
-    "SoftCrossEntropy",
-    "build",
-    "soft_cross_entropy",
-    "sparse_cross_entropy",
-]
+__all__ = ["CARDS", "Objective", "build", "soft_cross_entropy", "sparse_cross_entropy"]

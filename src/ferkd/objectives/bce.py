@@ -32,3 +32,6 @@ class Bce(Part):
             p = (p > self.threshold).float()
         loss = binary_cross_entropy_with_logits(logits.float(), p, reduction="mean")
         return loss if self.mean_classes else loss * labels.num_classes
+
+
+OBJECTIVE = Bce

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor
 
@@ -23,6 +25,8 @@ class Dist(Part):
     [B, C] arrays. Source: Huang et al., "Knowledge Distillation from a Stronger Teacher",
     NeurIPS 2022.
     """
+
+    whole_batch: ClassVar[bool] = True  # a class's correlation runs along it
 
     temperature: float = Field(default=1.0, gt=0.0)
     beta: float = Field(default=1.0, ge=0.0)
@@ -47,3 +51,6 @@ def uncorrelated(a: Tensor, b: Tensor) -> Tensor:
     # As the product of the lengths, but with a gradient where a row is constant.
     lengths = (a.square().sum(1) * b.square().sum(1)).clamp_min(1e-30).sqrt()
     return (1 - (a * b).sum(1) / (lengths + _EPSILON)).mean()
+
+
+OBJECTIVE = Dist

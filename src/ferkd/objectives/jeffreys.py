@@ -28,3 +28,6 @@ class Jeffreys(Part):
         """The mean loss; ``targets`` is not used."""
         p, log_q = sides(logits, labels, self.temperature, self.tail)
         return (forward_kl(p, log_q) + reverse_kl(p, log_q)) / 2
+
+
+OBJECTIVE = Jeffreys

@@ -40,3 +40,6 @@ class Kl(Part):
         """T^2 KL(p_T || q_T), mean over the rows."""
         p, log_q = sides(logits, labels, self.temperature, self.tail)
         return self.temperature**2 * forward_kl(p, log_q)
+
+
+OBJECTIVE = Kl

@@ -50,3 +50,6 @@ class Lskd(Part):
 def standardised(z: Tensor) -> Tensor:
     """(z - mean) / (deviation + 1e-7) of each row of [B, C]; the deviation is that of a sample."""
     return (z - z.mean(1, keepdim=True)) / (z.std(1, keepdim=True) + _EPSILON)
+
+
+OBJECTIVE = Lskd

@@ -40,3 +40,6 @@ class Ofa(Part):
         wanted = (p + m) ** self.eps - m
         loss = -self.kd_weight * (wanted * log_q).sum(1).mean()
         return loss + self.ce_weight * hard_term(logits, y)
+
+
+OBJECTIVE = Ofa

@@ -47,3 +47,6 @@ class Pld(Part):
         left = z.masked_fill(key >= 0, _NEVER).logsumexp(1, keepdim=True)
         suffix = chosen.masked_fill(~ranked, _NEVER).flip(1).logcumsumexp(1).flip(1)
         return (weights * (torch.logaddexp(suffix, left) - chosen)).sum(1).mean()
+
+
+OBJECTIVE = Pld

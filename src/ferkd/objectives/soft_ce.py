@@ -111,3 +111,6 @@ def _difference(q: Tensor, base: Tensor, classes: Tensor, weights: Tensor) -> Te
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
     z = logits.float()
     return z if temperature == 1 else z / temperature
+
+
+OBJECTIVE = SoftCrossEntropy

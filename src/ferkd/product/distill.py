@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def commands(settings: Settings, out: Path, prepared: Prepared) -> dict[str, str
     found["student"] = line("ferkd", "train", out / "student.yaml", "--out", out / "student")
     if settings.baseline:
         found["baseline"] = line("ferkd", "train", out / "baseline.yaml", "--out", out / "baseline")
-    found["deliver"] = line("ferkd", "export", out / "student", "--to", out / "model")
+    if find_spec("ferkd.product.export") is not None:
+        found["deliver"] = line("ferkd", "export", out / "student", "--to", out / "model")
     return found
 
 
@@ -437,10 +439,10 @@ class _Work:
 
     def _export(self) -> Path | None:
         """The exported model; None where this version has no exporter."""
-        try:
-            from ferkd.product.export import export
-        except ImportError:
+        if "deliver" not in self.commands:
             return None
+        from ferkd.product.export import export
+
         self.say(f"deliver $ {self.commands['deliver']}")
         folder = self.out / "model"
         if folder.exists():

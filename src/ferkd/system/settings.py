@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from ferkd.system.errors import InputError
 
@@ -56,11 +56,20 @@ def check_seed(value: int) -> None:
         raise InputError(f"seed is {value}; it must be at least 0 and below 2^63")
 
 
+def explained(error: InputError) -> PydanticCustomError:
+    """A mistake that is said already, line by line, for a validator to raise."""
+    return PydanticCustomError("explained", "{lines}", {"lines": str(error)})
+
+
 def explain(error: ValidationError, model: type[BaseModel], root: str) -> list[str]:
     """One readable line for each mistake, in the order of the keys."""
     lines: dict[str, list[str]] = {}
     hints: dict[str, str] = {}
+    said: list[str] = []
     for item in error.errors():
+        if item["type"] == "explained":
+            said += item["msg"].splitlines()
+            continue
         path, owner = _place(item["loc"], model)
         key = ".".join([root, *path])
         rule = item["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
@@ -77,7 +86,7 @@ def explain(error: ValidationError, model: type[BaseModel], root: str) -> list[s
             if hint := _reading(item["type"], item["input"]):
                 hints[key] = f" ({hint})"
         lines.setdefault(key, []).append(rule)
-    return [f"{key}: {_joined(rules)}{hints.get(key, '')}" for key, rules in lines.items()]
+    return said + [f"{key}: {_joined(rules)}{hints.get(key, '')}" for key, rules in lines.items()]
 
 
 def _reading(kind: str, value: object) -> str | None:

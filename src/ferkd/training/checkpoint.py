@@ -12,7 +12,7 @@ from torch import nn
 from ferkd.system.errors import InputError
 from ferkd.system.files import whole_file, write_whole
 
-VERSION = 2  # 1 knew the images by their names alone
+VERSION = 2  # 1 had the random state of one process, and knew images by their names
 
 
 def save_weights(path: Path, model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,9 +18,11 @@ from torch import Tensor
 
 from ferkd.evaluating.run import CenterCrops, NonFiniteOutputs, measure, predict
 from ferkd.store.checking import ChecksumCheck
+from ferkd.system.distributed import agreed, as_first, by_first
 from ferkd.system.errors import InputError
 from ferkd.system.files import Unwritable, require_room, write_json
 from ferkd.system.interrupt import Interrupt
+from ferkd.system.launch import is_first_here
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import save_checkpoint, save_weights
 from ferkd.training.data import TrainingData
@@ -49,6 +51,7 @@ class Validation:
         self._crops.check()
 
     def __call__(self) -> dict[str, float]:
+        as_first(self._trainer.best_model)  # each process's BatchNorm has seen its own crops
         found = predict(
             self._trainer.best_model,
             self._crops,
@@ -85,7 +88,8 @@ class Course:
     ) -> None:
         self.recipe, self.out, self.data, self.trainer = recipe, out, data, trainer
         self.evaluate = evaluate
-        self.check = None if data.store is None else ChecksumCheck(data.store)
+        store = data.store if is_first_here() else None  # once a machine
+        self.check = None if store is None else ChecksumCheck(store)
         self._progress = progress
         self.figures: dict[str, float] = {}  # of the last evaluation
         self.evaluated = 0  # the step that it was made at
@@ -97,15 +101,16 @@ class Course:
         """Train from ``state`` (None: from the start) to the end."""
         if state is not None:
             self._restore(state)
+        else:
+            self.trainer.diversify()
         self._announce()
         board = self.out / folders.TENSORBOARD if self.recipe.tensorboard else None
         # An evaluation that the state does not know of will be made again.
         known = lambda line: line["kind"] != "eval" or line["step"] <= self.evaluated  # noqa: E731
         path, step = self.out / folders.METRICS, self.trainer.step
-        with (
-            MetricsLog(path, keep=step, known=known, tensorboard=board) as self.metrics,
-            Interrupt() as interrupt,
-        ):
+        first = self.trainer.ranks.rank == 0
+        record = MetricsLog(path, keep=step, known=known, tensorboard=board) if first else None
+        with record or nullcontext() as self.metrics, Interrupt() as interrupt:
             self._train(interrupt)
             if self.evaluate and self.evaluated < self.trainer.step:
                 self._log_evaluation(self.evaluate)
@@ -133,22 +138,23 @@ class Course:
                 if last or step % recipe.log_steps == 0:
                     self._log_training()
                 if last:
-                    self._keep_weights()
+                    by_first(self._keep_weights)
                 elif self.evaluate and step % self.eval_steps == 0:
                     self._log_evaluation(self.evaluate)
                 due = time.monotonic() - saved > recipe.checkpoint_seconds
-                if last or due or interrupt.requested:
-                    self._save(needed=interrupt.requested and not last)
+                due, interrupted = agreed(due and self.metrics is not None, interrupt.requested)
+                if last or due or interrupted:
+                    self._save(needed=interrupted and not last)
                     saved = time.monotonic()
-                if interrupt.requested and not last:
+                if interrupted and not last:
                     log.warning(
                         "interrupted at step %d of %d; the state is saved in %s, continue with "
                         "--resume",
                         *(step, trainer.steps, self.out),
                     )
                     raise KeyboardInterrupt
-        if not (self.out / folders.WEIGHTS).is_file():  # continued from the last step
-            self._keep_weights()
+        if not by_first((self.out / folders.WEIGHTS).is_file):  # continued from the last step
+            by_first(self._keep_weights)
 
     def _announce(self) -> None:
         trainer = self.trainer
@@ -161,12 +167,17 @@ class Course:
             "device": str(trainer.device),
             "precision": str(trainer.dtype).removeprefix("torch."),
             "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "world_size": trainer.ranks.world_size,
         }
-        if self.data.mining is not None:
-            start["regions"] = self.data.mining.describe()
+        if (mining := self.data.mining) is not None:
+            start["regions"] = mining.describe()
+            if mining.note:
+                start["note"] = mining.note
+                log.warning("%s", mining.note)
         if self.data.loader.cache is not None:
             start["cache"] = self.data.loader.cache.describe()
-        self._tell(start)
+        if trainer.ranks.rank == 0:
+            self._tell(start)
 
     @property
     def _epoch(self) -> float:
@@ -196,8 +207,9 @@ class Course:
             "crops": trainer.crops,
             "decodes": self._decodes,
         }
-        self.metrics.write(line)
-        self._tell(line)
+        if self.metrics is not None:
+            self.metrics.write(line)
+            self._tell(line)
 
     def _log_training(self) -> None:
         trainer = self.trainer
@@ -211,6 +223,8 @@ class Course:
         except NonFiniteOutputs:  # the run itself has failed
             raise
         except Exception as error:
+            if self.trainer.ranks.world_size > 1:  # the others wait for this process
+                raise
             log.warning(
                 "the evaluation at step %d failed (%s: %s); training goes on, and the weights are "
                 "kept: measure them later by ferkd evaluate",
@@ -224,6 +238,8 @@ class Course:
     def _save(self, *, needed: bool) -> None:
         """Save the state to continue from; one that is not ``needed`` now may fail."""
         state = self.trainer.state()
+        if self.metrics is None:  # the first process writes
+            return
         self.metrics.sync()
         state["figures"], state["evaluated"] = self.figures, self.evaluated
         state["recipe"] = folders.recipe_hash(self.recipe.to_dict())
@@ -254,6 +270,9 @@ class Course:
             ) from error
 
     def _finish(self) -> dict[str, Any]:
+        return by_first(self._written)
+
+    def _written(self) -> dict[str, Any]:
         trainer, mining = self.trainer, self.data.mining
         if self.check is not None:
             self.check.require(ended=True)
@@ -267,6 +286,7 @@ class Course:
             "decodes": self._decodes,
             "seconds": trainer.seconds,
             "crops_per_second": trainer.crops / trainer.seconds,
+            "world_size": trainer.ranks.world_size,
             "data": self.data.identity,
             "run": str(self.out),
         }
@@ -274,5 +294,9 @@ class Course:
             result["thresholds"] = list(mining.thresholds)
             result["regions"] = mining.shares
             result["rescued"] = mining.rescued
+            if mining.note:
+                result["note"] = mining.note
+        if self.data.store is not None:
+            result["images_without_labels"] = self.data.images_without_labels
         write_json(self.out / folders.RESULT, result)
         return result

@@ -20,6 +20,7 @@ from ferkd.loading.mixing import Mix
 from ferkd.methods import METHODS
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.store.manifest import checksum
+from ferkd.system.distributed import Ranks
 from ferkd.system.errors import InputError
 from ferkd.training.trainer import Mixer
 
@@ -268,13 +269,21 @@ def _identity(found: _Found) -> str:
 
 
 def mixer(
-    mix: Mix, *, crops_per_image: int, seed: int, num_classes: int, label_smoothing: float
+    mix: Mix,
+    *,
+    crops_per_image: int,
+    seed: int,
+    num_classes: int,
+    label_smoothing: float,
+    ranks: Ranks | None = None,
 ) -> Mixer | None:
     """The mixing of a run, by step; None without any. It may write over the images given.
 
     Where a batch has no labels, its smoothed hard targets are mixed: torch's cross-entropy gives
-    each class smoothing / C, so the softened hard label's epsilon is smoothing (C - 1) / C.
+    each class smoothing / C, so the softened hard label's epsilon is smoothing (C - 1) / C. What is
+    mixed is drawn for the whole batch, of which a process of several has its ``ranks``' part.
     """
+    ranks = ranks or Ranks()
     if mix.kind == "none":
         return None
     epsilon = label_smoothing * (num_classes - 1) / num_classes
@@ -286,14 +295,15 @@ def mixer(
             labels = SoftLabels.hard(targets.clamp_min(0), num_classes, epsilon)
         rows, _, height, width = images.shape
         drawn = mix.draw(
-            rows,
+            rows * ranks.world_size,
             height,
             width,
             crops_per_image=crops_per_image,
             generator=np.random.default_rng([seed, step]),
+            ranks=ranks.world_size,
         )
         assert drawn is not None
-        drawn = drawn.to(images.device)
+        drawn = drawn.of_rank(ranks.rank, ranks.world_size).to(images.device)
         larger = torch.where(drawn.shares >= 0.5, targets, targets[drawn.partners])
         return drawn.images(images, in_place=True), drawn.labels(labels), larger
 

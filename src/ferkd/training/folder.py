@@ -69,7 +69,7 @@ def prepare(folder: Path, recipe: dict[str, Any], *, resume: bool, overwrite: bo
         written = read_yaml(path, "recipe")
     except InputError as error:
         raise InputError(f"{error}; the file was changed: restore it") from None
-    differing = differences(written, recipe)
+    differing = differences(resolved(written), recipe)
     if differing:
         raise InputError(
             f"{folder} holds a run of another recipe:\n"
@@ -82,6 +82,16 @@ def prepare(folder: Path, recipe: dict[str, Any], *, resume: bool, overwrite: bo
 def is_trace(name: str) -> bool:
     """Whether a file's name is of what a run that was killed at its start leaves."""
     return name == LOCK or is_temporary(name)
+
+
+def resolved(written: dict[str, Any]) -> dict[str, Any]:
+    """A run's recipe as this release writes it; as it is where this release does not take it."""
+    from ferkd.training.recipe import make_recipe
+
+    try:
+        return make_recipe(written).to_dict()
+    except InputError:
+        return written
 
 
 def _is_ours(path: Path) -> bool:

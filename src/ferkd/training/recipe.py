@@ -16,35 +16,28 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from ferkd import objectives
 from ferkd.calibration.regions import Regions
 from ferkd.crops import CropDistribution
 from ferkd.loading.loader import WorkerKind
 from ferkd.loading.mixing import Mix
-from ferkd.methods import problem, with_defaults
-from ferkd.methods.stored import LabelKind
+from ferkd.methods import METHODS, loss_settings, problem, with_defaults
+from ferkd.methods.base import LossSettings
 from ferkd.models.student import Student
 from ferkd.system.compute import Precision
 from ferkd.system.errors import InputError
 from ferkd.system.plain import parse_yaml, read_yaml, yaml_value
-from ferkd.system.settings import Part, explain
+from ferkd.system.settings import Part, explain, explained
 from ferkd.training.optim import OptimizerConfig
 from ferkd.training.schedule import MOST_EPOCHS, Schedule
-
-Method = Literal[
-    "hard",
-    "kd",
-    "funmatch",
-    "relabel",
-    "fkd",
-    "meal_v2",
-    "ssld",
-    "ferkd",
-    "ferkd-paper",
-    "pskd",
-]
 
 
 class Data(Part):
@@ -92,29 +85,6 @@ class Data(Part):
         return self
 
 
-class Loss(Part):
-    """What is minimised: ``objective`` with its own ``options``, where there is a teacher.
-
-    ``label_smoothing``: the share of the mass that hard labels spread over all classes; unset, it
-    is 0 for kd. ``objective``: unset, it is kl for kd and funmatch and jeffreys for ssld.
-    ``label_kind`` is what fkd makes of the stored labels, ``discriminator`` the weight of
-    meal_v2's second term (0: none), ``own_share`` how much of pskd's target is the student's own
-    prediction in the end.
-    """
-
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
-    objective: str = "soft_ce"
-    options: dict[str, Any] = Field(default_factory=dict)
-    label_kind: LabelKind = "soft"
-    discriminator: float = Field(default=0.0, ge=0)
-    own_share: float = Field(default=0.8, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _objective_exists(self) -> Loss:
-        objectives.build(self.objective, **self.options)  # its InputError is a ValueError
-        return self
-
-
 class Evaluation(Part):
     """When and how the student is evaluated on ``data.val``.
 
@@ -135,11 +105,13 @@ class Recipe(Part):
     student; ``class_map`` says which of its classes the folders are, as ``ferkd label --class-map``
     does), ``regions`` by ferkd and ferkd-paper, ``mix`` by all.
     ``ema`` is the decay of an average of the weights, which is then what is evaluated and kept;
-    ``clip_grad`` the largest norm of the gradient; None turns either off. A state to resume from
+    ``clip_grad`` the largest norm of the gradient; None turns either off. A step's crops are worked
+    through in ``accumulate`` parts, for less memory; ``sync_batchnorm`` normalises over the crops
+    of all processes. A state to resume from
     is saved every ``checkpoint_seconds``, losses are reported every ``log_steps``.
     """
 
-    method: Method
+    method: str
     seed: int = Field(default=0, ge=0, lt=2**63)
     data: Data
     teacher: str | None = None
@@ -148,7 +120,7 @@ class Recipe(Part):
     student: Student = Student()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Schedule
-    loss: Loss = Loss()
+    loss: SerializeAsAny[LossSettings] = Field(default_factory=dict, validate_default=True)
     regions: Regions = Regions()
     mix: Mix = Mix()
     ema: float | None = Field(default=None, ge=0, lt=1)
@@ -157,6 +129,8 @@ class Recipe(Part):
     precision: Precision = "auto"
     channels_last: bool = True
     compile: bool = False
+    accumulate: int = Field(default=1, ge=1)
+    sync_batchnorm: bool = False
     evaluation: Evaluation = Evaluation()
     checkpoint_seconds: float = Field(default=300.0, gt=0)
     log_steps: int = Field(default=20, ge=1)
@@ -166,6 +140,22 @@ class Recipe(Part):
     @classmethod
     def _settings_of_the_method(cls, value: Any) -> Any:
         return with_defaults(value)
+
+    @field_validator("method")
+    @classmethod
+    def _method_is_known(cls, name: str) -> str:
+        _ = METHODS[name]  # its InputError is a ValueError
+        return name
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _loss_of_the_method(cls, value: Any, info: ValidationInfo) -> Any:
+        if "method" not in info.data:
+            return LossSettings()
+        try:
+            return loss_settings(info.data["method"], value)
+        except InputError as error:
+            raise explained(error) from None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ from torch import nn
 
 from ferkd.evaluating.run import CenterCrops, match_classes
 from ferkd.images import ImageSource, open_images, refuse_inside_images
-from ferkd.methods.building import Setup, build
+from ferkd.methods import METHODS
+from ferkd.methods.base import Setup
 from ferkd.models.student import (
     ModelConfig,
     build_student,
@@ -21,9 +23,10 @@ from ferkd.models.student import (
 )
 from ferkd.store.place import refuse_inside_store
 from ferkd.system.compute import Normalise, resolve_device, resolve_precision
-from ferkd.system.distributed import refuse_several
+from ferkd.system.distributed import by_first, gathered, process_group
 from ferkd.system.errors import InputError
 from ferkd.system.files import sweep, write_json
+from ferkd.system.launch import restarts
 from ferkd.system.locks import held
 from ferkd.system.plain import read_json
 from ferkd.system.storage import local_path
@@ -57,36 +60,80 @@ def train(
     anything that the recipe, the folder or the data get wrong, validation images and the disk's
     room included, and where another process writes to ``out``, before anything is written;
     RuntimeError when training diverges.
+
+    The processes of a process group, or those that torchrun started, train together: the batch of
+    a step is that of all, the first one writes and calls ``progress``, all return the result.
     """
-    refuse_several("training")
     out = local_path(out, "folder for the run")
-    refuse_inside_images(out, recipe.data.images, recipe.data.val)
-    refuse_inside_store(out)
+    cuda = resolve_device(recipe.device).type == "cuda"
+    with process_group(cuda), ExitStack() as holding:  # holds the folder, in the first process
+        return _train(recipe, out, resume, overwrite, progress, holding)
+
+
+def _train(
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    progress: Progress | None,
+    holding: ExitStack,
+) -> dict[str, Any]:
     settings = recipe.to_dict()
-    folders.prepare(out, settings, resume=resume, overwrite=overwrite)
-    if resume and (out / folders.RESULT).is_file():
-        return dict(read_json(out / folders.RESULT, "result of a run"))
+
+    def prepared() -> dict[str, Any] | None:
+        check_restart(resume)
+        refuse_inside_images(out, recipe.data.images, recipe.data.val)
+        refuse_inside_store(out)
+        folders.prepare(out, settings, resume=resume, overwrite=overwrite)
+        if resume and (out / folders.RESULT).is_file():
+            return dict(read_json(out / folders.RESULT, "result of a run"))
+        holding.enter_context(held(out, folders.BUSY.format(out)))
+        folders.prepare(out, settings, resume=resume, overwrite=overwrite)  # as it is now
+        return None
+
+    if (finished := by_first(prepared)) is not None:
+        return finished
     if recipe.tensorboard:
         require_tensorboard()
 
-    with held(out, folders.BUSY.format(out)):
-        folders.prepare(out, settings, resume=resume, overwrite=overwrite)  # as it is now
-        trainer, data, config = build_trainer(recipe)
-        validation = _validation(recipe, trainer, config)
+    trainer, data, config = build_trainer(recipe)
+    _check_same_data(data.identity)
+    validation = _validation(recipe, trainer, config)
 
+    def begun() -> dict[str, Any] | None:
         checkpoint = out / folders.CHECKPOINT
         state = load_checkpoint(checkpoint) if resume and checkpoint.is_file() else None
         if state is not None:
             _check_same(state, folders.recipe_hash(settings), data.identity, checkpoint)
-        if validation is not None:
-            validation.check()
         sweep(out)
         check_room(out, trainer, ema=recipe.ema is not None, kept=state is not None)
         if overwrite:
             folders.clear(out)
         folders.write_recipe(out, settings)
         write_json(out / folders.CONFIG, config.model_dump(mode="json"))
-        return Course(recipe, out, data, trainer, validation, progress).go(state)
+        return state
+
+    if validation is not None:
+        validation.check()
+    return Course(recipe, out, data, trainer, validation, progress).go(by_first(begun))
+
+
+def check_restart(resume: bool) -> None:
+    """Refuse a start by torchrun's --max-restarts that would not continue what was begun."""
+    if restarts() and not resume:
+        raise InputError(
+            f"torchrun has started these processes again (restart {restarts()}), and only --resume "
+            "goes on with what was begun; give it from the first start (a missing run is begun)"
+        )
+
+
+def _check_same_data(identity: str) -> None:
+    """Refuse processes that see different images or labels: their batches would not fit."""
+    if len(others := set(gathered(identity))) > 1:
+        raise InputError(
+            f"the processes see {len(others)} different sets of images or labels; give all the "
+            "same files"
+        )
 
 
 def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
@@ -126,8 +173,18 @@ def _check_student(recipe: Recipe, model: nn.Module, data: TrainingData) -> None
 def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: ModelConfig) -> Trainer:
     device = resolve_device(recipe.device)
     dtype = resolve_precision(recipe.precision, device)
-    model = model.to(device)
     loader, schedule = data.loader, recipe.schedule
+    ranks = loader.ranks
+    if ranks.world_size > 1 and device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
+    if recipe.sync_batchnorm and ranks.world_size > 1:
+        if device.type != "cuda":
+            raise InputError(
+                f"sync_batchnorm needs CUDA devices, and the device is {device.type}; set it to "
+                "false (each process then normalises over its own crops)"
+            )
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(device)
     steps = schedule.total_steps(loader.images, loader.batch_size)
     warmup = schedule.warmup_steps(loader.images, loader.batch_size)
 
@@ -151,7 +208,7 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
     return Trainer(
         model,
         loader,
-        build(recipe, setup),
+        METHODS[recipe.method].make(recipe.loss, setup),
         optimizer=build_optimizer(recipe.optimizer, model),
         learning_rate=rate,
         steps=steps,
@@ -162,12 +219,15 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
             crops_per_image=recipe.data.crops_per_image,
             seed=recipe.seed,
             num_classes=data.num_classes,
-            label_smoothing=recipe.loss.label_smoothing,
+            label_smoothing=getattr(recipe.loss, "label_smoothing", 0.0),
+            ranks=ranks,
         ),
         ema=recipe.ema,
         clip_grad=recipe.clip_grad,
         channels_last=recipe.channels_last,
         compile=recipe.compile,
+        accumulate=recipe.accumulate,
+        ranks=ranks,
     )
 
 
@@ -190,6 +250,7 @@ def _validation(recipe: Recipe, trainer: Trainer, config: ModelConfig) -> Valida
         crop_fraction=config.crop_fraction,
         workers=recipe.data.workers,
         exif=config.exif,
+        ranks=trainer.ranks,
     )
     return Validation(crops, targets, trainer, recipe.evaluation.batch_size)
 

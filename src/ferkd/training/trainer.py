@@ -13,48 +13,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 from ferkd.crops.device import RawImages, cut_batch
+from ferkd.methods.base import Loss, View
 from ferkd.store.soft import SoftLabels
 from ferkd.system.compute import Normalise, autocast
+from ferkd.system.distributed import Ranks, gathered, mean_of_all, rows_of_all
+from ferkd.system.errors import InputError
 from ferkd.training.checkpoint import random_state, restore_random_state
 from ferkd.training.ema import Ema
 
-
-@dataclass(frozen=True)
-class View:
-    """What the student is shown at a step, and what is known of it; all on its device.
-
-    ``images`` float32 [B, 3, S, S], normalised and mixed; ``labels`` the stored labels, mixed
-    alike, or mixed hard labels where none are stored, None without either; ``targets`` int64 [B]
-    the ground truth, of the larger part of a mixed row, -1 for none; ``rows`` int64 [B] each
-    row's image (for a mixed row the first of the two) and ``crops`` int64 [B] its crop number.
-    """
-
-    images: Tensor
-    labels: SoftLabels | None
-    targets: Tensor
-    rows: Tensor
-    crops: Tensor
-
-
-# logits float32 [B, C] and the view that they answer -> the loss, a scalar. It may have a state;
-# see Stateful.
-Objective = Callable[[Tensor, View], Tensor]
 # (step, images, labels, targets) -> all three mixed; targets are those of the larger parts.
 Mixer = Callable[[int, Tensor, SoftLabels | None, Tensor], tuple[Tensor, SoftLabels, Tensor]]
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An objective that remembers: its state is saved in checkpoints.
+    """A loss that remembers: its state is saved in checkpoints.
 
     The state is made of tensors, numbers, strings and containers of them only.
     """
@@ -65,10 +50,27 @@ class Stateful(Protocol):
 
 @runtime_checkable
 class Witness(Protocol):
-    """An objective that can say what is wrong where the student is not to blame for a loss that
+    """A loss that can say what is wrong where the student is not to blame for a loss that
     is not finite; None where it is."""
 
     def complaint(self) -> str | None: ...
+
+
+def whole_batch(objective: Loss) -> bool:
+    """Whether an objective must be shown a step's rows together: it relates them to each other,
+    or remembers them.
+
+    An objective says so by ``whole_batch``; without a word it is a mean over rows. Raises
+    InputError for one with a state that does not say: it may be right in parts or not.
+    """
+    says = getattr(objective, "whole_batch", None)
+    if says is None and isinstance(objective, Stateful):
+        raise InputError(
+            f"{type(objective).__name__} has a state and does not say whether it may be shown a "
+            "step in parts; give it whole_batch = True (or False), or train on one process "
+            "without accumulate"
+        )
+    return bool(says)
 
 
 class BatchLike(Protocol):
@@ -108,13 +110,18 @@ class Trainer:
     the gradient. ``model`` is moved
     to the normaliser's device. ``seconds`` counts the time spent in steps, waiting for data
     included and everything that the caller does between steps left out.
+
+    Of several processes of a group each is told its ``ranks`` and given its part of every batch;
+    gradients are averaged, and an objective that needs a step's rows together sees those of all.
+    A step's rows are worked through in ``accumulate`` parts, whose gradients add up: it is the
+    same step with less memory, but for batch normalisation, and none is ever incomplete.
     """
 
     def __init__(
         self,
         model: nn.Module,
         loader: StepLoader,
-        objective: Objective,
+        objective: Loss,
         *,
         optimizer: torch.optim.Optimizer,
         learning_rate: Callable[[int], float],
@@ -126,8 +133,11 @@ class Trainer:
         clip_grad: float | None = None,
         channels_last: bool = True,
         compile: bool = False,
+        accumulate: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
         self.device = normalise.device
+        self.ranks, self.accumulate = ranks or Ranks(), accumulate
         self.model = model.to(self.device)
         if channels_last:
             # Conv weights only change their layout, so this is in place for the optimizer too.
@@ -148,6 +158,8 @@ class Trainer:
         self.crops = 0
         self.seconds = 0.0
         self._losses: list[Tensor] = []
+        self._forward: nn.Module = self.model
+        self._together = False
         if compile:
             self.model.compile()
 
@@ -159,6 +171,15 @@ class Trainer:
     def run(self) -> Iterator[int]:
         """Train from the current step to the last, yielding the number of steps done."""
         self.model.train()
+        if self.ranks.world_size > 1:
+            device_ids = [self.device] if self.device.type == "cuda" else None
+            self._forward = DistributedDataParallel(self.model, device_ids=device_ids)
+            self._together = whole_batch(self.objective)
+        if self.accumulate > 1 and whole_batch(self.objective):
+            raise InputError(
+                f"accumulate is {self.accumulate}, but {type(self.objective).__name__} must see "
+                "the rows of a step together; use accumulate 1, or more processes"
+            )
         with closing(cast(Any, self.loader.batches(self.step, self.steps))) as batches:
             started = time.perf_counter()
             # Starting a torch DataLoader draws from the global generator, which would shift
@@ -189,11 +210,8 @@ class Trainer:
             labels = labels.to(self.device, non_blocking=True)
         if self.mixer is not None:
             images, labels, targets = self.mixer(self.step, images, labels, targets)
-        with autocast(self.device, self.dtype):
-            logits = self.model(images)
-        loss = self.objective(logits.float(), View(images, labels, targets, rows, crops))
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        loss = self._gradients(View(images, labels, targets, rows, crops))
         if self.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
@@ -201,9 +219,55 @@ class Trainer:
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.step)
-        self._losses.append(loss.detach())
+        self._losses.append(loss)
         self.step += 1
-        self.crops += len(batch.targets)
+        self.crops += len(batch.targets) * self.ranks.world_size
+
+    def _gradients(self, view: View) -> Tensor:
+        """Add up the gradients of a step, part by part; its loss on this process's rows."""
+        rows, parts = len(view.targets), self.accumulate
+        if rows % parts:
+            raise InputError(
+                f"{rows} rows of a step do not make {parts} equal parts; let accumulate divide them"
+            )
+        losses = []
+        for number in range(parts):
+            part = view
+            if parts > 1:
+                part = view.part(slice(number * rows // parts, (number + 1) * rows // parts))
+            with self._without_exchange(number < parts - 1):
+                with autocast(self.device, self.dtype):
+                    logits = self._forward(part.images)
+                loss, weight = self._loss(logits.float(), part)
+                counted = loss if weight == parts else loss * (weight / parts)
+                self.scaler.scale(counted).backward()
+            losses.append(loss.detach())
+        return losses[0] if parts == 1 else torch.stack(losses).mean()
+
+    def _without_exchange(self, partial: bool) -> Any:
+        """Gradients of a part that is not the last are not averaged over the processes yet."""
+        if partial and isinstance(self._forward, DistributedDataParallel):
+            return self._forward.no_sync()
+        return nullcontext()
+
+    def _loss(self, logits: Tensor, view: View) -> tuple[Tensor, int]:
+        """The loss, and by what its gradient counts before it is averaged over the processes."""
+        if self.ranks.world_size == 1 or not self._together:
+            return self.objective(logits, view), 1
+        # The rows of all processes, of which only this one's have a gradient: summed over the
+        # processes it is that of the whole, while the exchange takes the mean.
+        mine = self.ranks.part(len(logits) * self.ranks.world_size)
+        everyone = rows_of_all(logits)
+        everyone = torch.cat([everyone[: mine.start], logits, everyone[mine.stop :]])
+        labels = None if view.labels is None else tree_map(rows_of_all, view.labels)
+        whole = replace(
+            view,
+            labels=labels,
+            targets=rows_of_all(view.targets),
+            rows=rows_of_all(view.rows),
+            crops=rows_of_all(view.crops),
+        )
+        return self.objective(everyone, whole), self.ranks.world_size
 
     def _images(self, batch: BatchLike) -> Tensor:
         """The crops of a batch, cut on the device where it brings its images whole."""
@@ -223,7 +287,7 @@ class Trainer:
         if not self._losses:
             return []
         started = time.perf_counter()
-        losses = torch.stack(self._losses).double().cpu()
+        losses = mean_of_all(torch.stack(self._losses).double().cpu())
         self.seconds += time.perf_counter() - started
         finite = losses.isfinite()
         if not bool(finite.all()):
@@ -241,7 +305,10 @@ class Trainer:
         return [float(v) for v in losses]
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on. Raises NonFiniteLoss when diverged."""
+        """Everything that the rest of the run depends on. Raises NonFiniteLoss when diverged.
+
+        Asked of all processes, it is the same on all but for what the first one's is used for.
+        """
         losses = self._read_losses()
         return {
             "step": self.step,
@@ -255,11 +322,14 @@ class Trainer:
             "objective": (
                 self.objective.state_dict() if isinstance(self.objective, Stateful) else None
             ),
-            "random": random_state(),
+            "random": gathered(random_state()),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state`; the rest of the run is then as if it had not stopped."""
+        """Continue from :meth:`state`; the rest of the run is then as if it had not stopped.
+
+        On as many processes; on more or fewer the new ones draw other random numbers (dropout).
+        """
         self.step, self.crops, self.seconds = state["step"], state["crops"], state["seconds"]
         self._losses = [torch.tensor(v, device=self.device) for v in state["losses"]]
         self.model.load_state_dict(state["model"])
@@ -269,4 +339,14 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         if isinstance(self.objective, Stateful):
             self.objective.load_state_dict(state["objective"])
-        restore_random_state(state["random"])
+        random = state["random"]
+        if self.ranks.rank < len(random):
+            restore_random_state(random[self.ranks.rank])
+        else:
+            self.diversify()
+
+    def diversify(self) -> None:
+        """Draw other random numbers than the first process does: masks of dropout and drop path."""
+        if self.ranks.rank:
+            words = [torch.initial_seed(), self.step, self.ranks.rank]
+            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint32)[0]))

@@ -15,7 +15,7 @@ from ferkd.study.compare.trees import flatten
 from ferkd.system.errors import InputError
 from ferkd.system.plain import read_yaml
 from ferkd.training import folder as folders
-from ferkd.training.recipe import Recipe, make_recipe
+from ferkd.training.recipe import Recipe
 
 
 def check_data(suite: Suite, wanted: Sequence[Planned]) -> None:
@@ -92,17 +92,14 @@ def _changed(suite: Suite, run: Planned) -> list[str]:
     path = run.folder / folders.RECIPE
     try:
         old = read_yaml(path, "recipe")
-        known, length = flatten(old), _length(suite, run, old)
+        known, length = flatten(folders.resolved(old)), _length(suite, run, old)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}); restore it, or delete the "
             "run's folder to have it made anew"
         ) from None
     new = suite.recipe(run.method, run.seed, length).to_dict()
-    now, default = flatten(new), _defaults(new["method"])
-    for key in now.keys() - known.keys():
-        if key in default and now[key] == default[key]:
-            known[key] = default[key]
+    now = flatten(new)
     unread = _unread(new["method"]) if known.get("method") == new["method"] else ()
     unread += _unread_of_mixing(now["mix.kind"]) if known.get("mix.kind") == now["mix.kind"] else ()
     known, now = (
@@ -120,11 +117,6 @@ def _unread(name: str) -> tuple[str, ...]:
         "teacher": method.teacher,
         "data.store": method.labels != "none",
         "data.crops.": method.labels != "crops",
-        "loss.label_kind": name == "fkd",
-        "loss.discriminator": name == "meal_v2",
-        "loss.own_share": name == "pskd",
-        "loss.objective": name not in ("hard", "pskd"),
-        "loss.options": name not in ("hard", "pskd"),
     }
     return tuple(key for key, read in reads.items() if not read)
 
@@ -143,9 +135,3 @@ def _length(suite: Suite, run: Planned, old: dict[str, Any]) -> dict[str, Any]:
     if budget.epochs is not None:
         return {"epochs": budget.epochs}
     return {"steps": steps_of(budget, suite.recipe(run.method, run.seed, {"steps": 1}))}
-
-
-def _defaults(method: str) -> dict[str, Any]:
-    """The value of each key where a recipe of ``method`` says nothing."""
-    least = {"data": {"images": "-", "store": "-"}, "teacher": "-", "schedule": {"steps": 1}}
-    return flatten(make_recipe({"method": method, **least}).to_dict())

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from ferkd.methods.base import ONE_CROP, LossSettings, Method, Setup, View
 from ferkd.objectives import soft_cross_entropy
 
-if TYPE_CHECKING:
-    from ferkd.training.trainer import View
+
+class Settings(LossSettings):
+    """``label_smoothing``: the share of the mass that hard labels spread over all classes."""
+
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
 
 
 @dataclass(frozen=True)
@@ -25,3 +29,17 @@ class HardLabels:
         if view.labels is None:
             return cross_entropy(logits, view.targets, label_smoothing=self.label_smoothing)
         return soft_cross_entropy(logits, view.labels)
+
+
+def _make(settings: Settings, setup: Setup) -> HardLabels:
+    return HardLabels(settings.label_smoothing)
+
+
+METHOD = Method(
+    name="hard",
+    card=__doc__,
+    make=_make,
+    settings=Settings,
+    truth=True,
+    defaults={"data": ONE_CROP},
+)

@@ -1,24 +1,30 @@
-"""MEAL V2's discriminator: tells students' predictions from teachers' labels.
+"""MEAL V2: stored labels of several teachers, for a student that is trained already.
 
+A discriminator that tells students' predictions from teachers' labels may stand beside them.
 Source: Shen and Savvides, "MEAL V2", 2020. The released code lets no gradient of it reach the
 student; here the student is trained to be taken for a teacher.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ferkd.methods.stored import StoredLabels
-
-if TYPE_CHECKING:
-    from ferkd.training.trainer import View
+from ferkd.methods.base import Loss, Method, Setup, Taught, View
+from ferkd.methods.stored import StoredLabels, stored
 
 _LEAST = 8  # units of a hidden layer where C / 8 or C / 64 would leave too few
 _FLOOR = -20.0  # log-probabilities below are not told apart
+
+
+class Settings(Taught):
+    """``discriminator`` is the weight of what the student cannot hide; 0: none."""
+
+    discriminator: float = Field(default=0.0, ge=0)
 
 
 class Adversary:
@@ -30,6 +36,8 @@ class Adversary:
     ``lr``), then the student's term is its loss at passing for a teacher. Discriminator and
     optimiser are part of the state.
     """
+
+    whole_batch = True  # one discriminator, that learns from all rows of a step
 
     def __init__(
         self,
@@ -80,3 +88,20 @@ class Adversary:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _make(settings: Settings, setup: Setup) -> Loss:
+    loss = stored(settings, setup)
+    if settings.discriminator == 0:
+        return loss
+    return Adversary(loss, setup.num_classes, weight=settings.discriminator, device=setup.device)
+
+
+METHOD = Method(
+    name="meal_v2",
+    card=__doc__,
+    make=_make,
+    settings=Settings,
+    labels="crops",
+    defaults={"student": {"pretrained": True}},
+)

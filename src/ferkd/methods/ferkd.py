@@ -1,0 +1,19 @@
+"""FerKD: stored labels, calibrated by the region of their crop.
+
+Source: Shen, "FerKD: Surgical Label Adaptation for Efficient Distillation", ICCV 2023; the rule of
+calibration is ours.
+"""
+
+from __future__ import annotations
+
+from ferkd.methods.base import Method, Taught
+from ferkd.methods.stored import stored
+
+METHOD = Method(
+    name="ferkd",
+    card=__doc__,
+    make=stored,
+    settings=Taught,
+    labels="crops",
+    regions=True,
+)
