@@ -6,6 +6,7 @@ import pytest
 import torch
 from runs import TEACHER, changed
 
+from ferkd.calibration.temperature import fit_temperature
 from ferkd.labelling.run import label
 from ferkd.loading import map_crops
 from ferkd.methods.stored import as_kind
@@ -133,3 +134,60 @@ def test_pooled_labels_are_tried_before_the_run(settings, tiny_images, tmp_path,
     with pytest.raises(InputError, match=said):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# The labels' temperature and the truth's share
+
+
+def shown_and_stored(recipe):
+    """The labels of a run's first step as trained on, the same as stored, and the truth."""
+    trainer, data, _ = build_trainer(recipe)
+    seen, ours = [], trainer.objective
+    trainer.objective = lambda logits, view: seen.append(view) or ours(logits, view)
+    next(trainer.run())
+    rows, crops = seen[0].rows.numpy(), seen[0].crops.numpy()
+    return seen[0].labels, data.store.labels(rows, crops), seen[0].targets
+
+
+@pytest.mark.parametrize("method", ["fkd", "ssld", "meal_v2", "ferkd"])
+def test_labels_are_tempered_and_shared_with_the_truth(settings, store, method):
+    """At T = 2 with a quarter of truth: 3/4 softmax(z / 2) + 1/4 onehot, where there is a truth."""
+    recipe = changed(
+        settings,
+        method,
+        store,
+        loss={"label_temperature": 2.0, "truth_share": 0.25},
+        regions={"thresholds": "none"},
+    )
+    shown, stored, truth = shown_and_stored(recipe)
+    known = truth >= 0
+    expected = stored.tempered(2.0).dense()
+    hard = torch.nn.functional.one_hot(truth.clamp_min(0), 3).float()
+    expected[known] = 0.75 * expected[known] + 0.25 * hard[known]
+    assert torch.allclose(shown.dense(), expected, atol=1e-5)
+    assert not torch.allclose(shown.dense(), stored.dense(), atol=1e-2)
+
+
+def test_all_truth_is_the_hard_label_of_the_same_crops(settings, store):
+    recipe = changed(settings, "fkd", store, loss={"truth_share": 1.0})
+    shown, _, truth = shown_and_stored(recipe)
+    assert torch.allclose(shown.dense(), torch.nn.functional.one_hot(truth, 3).float(), atol=1e-6)
+
+
+def test_a_fitted_temperature_is_that_of_the_store_and_kept_in_the_result(
+    settings, photos, tmp_path
+):
+    label(photos, TEACHER + "&image_size=32", tmp_path / "all", crops=5, top_k=None, workers=1)
+    fitted = fit_temperature(LabelStore.open(tmp_path / "all"))
+    loss = {"label_temperature": "fit"}
+    recipe = changed(settings, "fkd", lambda method: str(tmp_path / "all"), loss=loss)
+    shown, stored, _ = shown_and_stored(recipe)
+    assert torch.allclose(shown.dense(), stored.tempered(fitted.value).dense(), atol=1e-6)
+    assert train(recipe, tmp_path / "run")["label_temperature"]["value"] == fitted.value
+
+
+@pytest.mark.parametrize("wanted", [0.5, 3.0])
+def test_a_temperature_that_the_record_does_not_support_is_refused(settings, store, wanted):
+    recipe = changed(settings, "fkd", store, loss={"label_temperature": wanted})
+    with pytest.raises(InputError, match=r"label_temperature .* is not exact for labels of"):
+        build_trainer(recipe)

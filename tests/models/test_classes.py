@@ -38,6 +38,23 @@ def test_wordnet_ids_are_found_among_imagenets_thousand_classes() -> None:
         match_folders(["n01440764", "n99999999"], IMAGENET)
 
 
+def test_as_many_classes_as_imagenet_are_not_imagenets_where_the_names_differ() -> None:
+    class Thousand(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images[:, 0, 0, :1] * torch.arange(1000.0)
+
+    inputs = Inputs(image_size=4)
+    words = [f"{word}, and more" for word in imagenet_names(1000)[1]]  # as Hugging Face names them
+    hub = Teacher(Thousand(), inputs, class_names=words, device="cpu")
+    assert hub.for_folders(["n01440764", "n11939491"]).matching.columns == (0, 985)
+    assert hub.for_folders(["daisy", "goldfish"]).matching.columns == (985, 1)
+    mine = Teacher(Thousand(), inputs, class_names=[f"c{i}" for i in range(1000)], device="cpu")
+    assert mine.for_folders(["c7", "c2"]).matching.columns == (7, 2)
+    for foreign in (["n01440764", "n11939491"], ["daisy", "goldfish"]):
+        with pytest.raises(InputError, match="has 1000 classes, but the images have 2"):
+            mine.for_folders(foreign)
+
+
 def test_what_has_no_names_is_taken_in_order_if_it_is_as_many() -> None:
     found = match_folders(["a", "b", "c", "d"], PLAIN)
     assert (found.columns, found.by) == ((0, 1, 2, 3), "order")

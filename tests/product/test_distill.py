@@ -177,6 +177,27 @@ def test_a_teacher_of_these_classes_is_taken_as_it_is(images: Path, tmp_path: Pa
     assert not (tmp_path / "b" / "teacher").exists()
 
 
+def test_the_command_prints_its_plan_and_how_to_continue(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["distill", str(images), "--out", str(tmp_path / "out"), "--teacher", TEACHER]
+    words += ["--student", STUDENT, "--image-size", "32", "--teacher-image-size", "32"]
+    words += ["--budget", "10", "--device", "cpu"]
+    runner = CliRunner()
+    done = runner.invoke(app, [*words, "--dry-run", "--json"], catch_exceptions=False)
+    plan = json.loads(done.stdout)["plan"]
+    assert (plan["crops"], plan["epochs"], plan["fine_tune"]) == (10, 10, True)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(product, "distill", stop)
+    monkeypatch.setattr("sys.argv", ["ferkd", *words])
+    done = runner.invoke(app, words)
+    assert "Continue with:" in done.stderr and "--budget 10 --device cpu --resume" in done.stderr
+    assert done.exit_code != 0
+
+
 # What cannot work
 
 

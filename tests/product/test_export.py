@@ -96,8 +96,12 @@ def test_the_files_of_an_exported_model(model, run):
 def test_timm_loads_it_with_the_right_preprocessing(model, run, photos):
     network = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
     data = timm.data.resolve_model_data_config(network)
-    assert data["input_size"] == (3, 48, 48) and data["crop_pct"] == 0.875
-    assert data["mean"] == MEAN and data["std"] == STD and data["interpolation"] == "bilinear"
+    assert tuple(data["input_size"]) == (3, 48, 48) and data["crop_pct"] == 0.875
+    assert (
+        tuple(data["mean"]) == MEAN
+        and tuple(data["std"]) == STD
+        and data["interpolation"] == "bilinear"
+    )
     transform = timm.data.create_transform(**data, is_training=False)
     images = open_images(photos)
     batch = torch.stack([transform(Image.open(photos / id).convert("RGB")) for id in images.ids])

@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
+from ferkd.system.errors import InputError
 from ferkd.training.optim import OptimizerConfig, build_optimizer, parameter_groups
 
 
@@ -76,3 +77,46 @@ def test_sgd_momentum_by_hand():
         model.weight.grad = torch.ones_like(model.weight)
         optimizer.step()
     assert model.weight.item() == pytest.approx(1 - 0.1 - 0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("adamw", lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.9, 0.999), fused=True)),
+        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True)),
+    ],
+)
+def test_the_factory_makes_torchs_own_to_the_bit(name, plain):
+    models = []
+    for make in (lambda m: build_optimizer(OptimizerConfig(name=name, lr=0.1), m),
+                 lambda m: plain(parameter_groups(m, 0.05))):  # fmt: skip
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+        optimizer = make(model)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().sum().backward()
+            optimizer.step()
+        models.append(model.state_dict())
+    assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())
+
+
+def test_any_optimiser_of_timm_by_name():
+    """Lion's step is the rate in the gradient's direction: 1 (1 - .1 * .5) - .1, and 1 - .1."""
+    model = nn.Linear(1, 1)
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+        parameter.grad = torch.full_like(parameter, 2.0)
+    build_optimizer(OptimizerConfig(name="lion", lr=0.1, weight_decay=0.5), model).step()
+    assert (model.weight.item(), model.bias.item()) == pytest.approx((0.85, 0.9))
+    made = build_optimizer(OptimizerConfig(name="lookahead_lamb", options={"eps": 1e-3}), model)
+    assert type(made).__name__ == "Lookahead" and made.param_groups[0]["eps"] == 1e-3
+
+
+def test_an_optimiser_that_cannot_be_is_named():
+    with pytest.raises(ValueError, match="timm has no optimiser 'adamww'; did you mean 'adamw'"):
+        OptimizerConfig(name="adamww")
+    with pytest.raises(ValueError, match="adahessian needs second derivatives"):
+        OptimizerConfig(name="adahessian")
+    with pytest.raises(InputError, match=r"optimizer lion with the options .* cannot be made"):
+        build_optimizer(OptimizerConfig(name="lion", options={"depth": 3}), nn.Linear(1, 1))

@@ -55,6 +55,7 @@ def inspect(
         ("classes", result["classes"]),
         ("teacher", result["teacher"].get("spec")),
         ("teacher right", "no ground truth" if right is None else f"{right:.1%} of the crops"),
+        *_temperature(result["label_temperature"]),
         ("bytes per crop", f"{result['bytes_per_crop']:.2f}"),
         ("calibration", result["calibration"]),
         *([] if weight is None else [("  mean weight of soft labels", f"{weight:.3f}")]),
@@ -68,6 +69,15 @@ def inspect(
         ),
     ]
     show(result, table(rows), as_json)
+
+
+def _temperature(fitted: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The temperature at which the labels are likeliest for the truth, as a table row."""
+    if fitted is None:
+        return []
+    words = f"{fitted['value']:.2f} [{fitted['low']:.2f}, {fitted['high']:.2f}]"
+    gain = f"NLL of the truth {fitted['nll']:.3f}, at 1 {fitted['nll_at_1']:.3f}"
+    return [("likeliest temperature", f"{words}, {gain}")]
 
 
 def _planted(found: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ferkd.calibration.regions import Mining, Region, Regions, mine
+from ferkd.calibration.regions import Mining, Region, Regions, blend, mine
 from ferkd.crops import CUT_RULE, CropDistribution, random_boxes
 from ferkd.images import DECODER, ImageSource, Picture, fingerprint
 from ferkd.loading.order import draw_crops
@@ -168,6 +168,10 @@ class LabelledImages:
 class StoredCrops:
     """The crops of a label store, calibrated by regions; discarded crops are never drawn.
 
+    ``temperature`` is that of the stored labels, before they are calibrated: regions and
+    reliabilities stay those of the labels as stored. ``truth_share`` of every label is then the
+    ground truth, where an image has one.
+
     Raises InputError for a store of label maps, and as :class:`LabelledImages` does.
     """
 
@@ -180,8 +184,11 @@ class StoredCrops:
         *,
         regions: Regions | None = None,
         seed: int = 0,
+        temperature: float = 1.0,
+        truth_share: float = 0.0,
     ) -> None:
         self.store, self.seed = store, seed
+        self.temperature, self.truth_share = temperature, truth_share
         self._labelled = LabelledImages(images, store, "random")
         self.mining: Mining | None = mine(store, regions) if regions else None
 
@@ -218,11 +225,16 @@ class StoredCrops:
         assert chosen.records is not None
         m = chosen.crops.shape[1]
         labels = self.store.decode(chosen.records.reshape(-1), np.repeat(chosen.rows, m))
-        if self.mining is None:
-            return labels, None
+        labels = labels.tempered(self.temperature)
         targets = torch.from_numpy(np.repeat(chosen.targets, m))
-        labels = self.mining.calibrate(labels, targets, chosen.rows, chosen.crops)
-        return labels, self.mining.regions[chosen.rows[:, None], chosen.crops]
+        regions = None
+        if self.mining is not None:
+            labels = self.mining.calibrate(labels, targets, chosen.rows, chosen.crops)
+            regions = self.mining.regions[chosen.rows[:, None], chosen.crops]
+        if self.truth_share > 0:
+            stored = torch.full((len(labels),), 1 - self.truth_share)
+            labels = blend(labels, targets, stored, 0.0)
+        return labels, regions
 
 
 def without_labels(images: ImageSource, store: LabelStore) -> int:

@@ -6,14 +6,14 @@ calibration is ours.
 
 from __future__ import annotations
 
-from ferkd.methods.base import Method, Taught
-from ferkd.methods.stored import stored
+from ferkd.methods.base import Method
+from ferkd.methods.stored import StoredSettings, stored
 
 METHOD = Method(
     name="ferkd",
     card=__doc__,
     make=stored,
-    settings=Taught,
+    settings=StoredSettings,
     labels="crops",
     regions=True,
 )

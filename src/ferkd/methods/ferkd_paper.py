@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ferkd.methods.base import Method, Taught
-from ferkd.methods.stored import stored
+from ferkd.methods.base import Method
+from ferkd.methods.stored import StoredSettings, stored
 
 
 def _refuses(recipe: Any) -> str | None:
@@ -24,7 +24,7 @@ METHOD = Method(
     name="ferkd-paper",
     card=__doc__,
     make=stored,
-    settings=Taught,
+    settings=StoredSettings,
     labels="crops",
     regions=True,
     defaults={

@@ -5,11 +5,11 @@ Source: Shen and Xing, "A Fast Knowledge Distillation Framework for Visual Recog
 
 from __future__ import annotations
 
-from ferkd.methods.base import Method, Setup, Taught
-from ferkd.methods.stored import LabelKind, StoredLabels, stored
+from ferkd.methods.base import Method, Setup
+from ferkd.methods.stored import LabelKind, StoredLabels, StoredSettings, stored
 
 
-class Settings(Taught):
+class Settings(StoredSettings):
     """``label_kind`` is what is made of the stored labels; see `ferkd.methods.stored.as_kind`."""
 
     label_kind: LabelKind = "soft"

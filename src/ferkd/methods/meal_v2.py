@@ -14,14 +14,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ferkd.methods.base import Loss, Method, Setup, Taught, View
-from ferkd.methods.stored import StoredLabels, stored
+from ferkd.methods.base import Loss, Method, Setup, View
+from ferkd.methods.stored import StoredLabels, StoredSettings, stored
 
 _LEAST = 8  # units of a hidden layer where C / 8 or C / 64 would leave too few
 _FLOOR = -20.0  # log-probabilities below are not told apart
 
 
-class Settings(Taught):
+class Settings(StoredSettings):
     """``discriminator`` is the weight of what the student cannot hide; 0: none."""
 
     discriminator: float = Field(default=0.0, ge=0)

@@ -5,11 +5,11 @@ Source: Cui et al., "Beyond Self-Supervision", 2021.
 
 from __future__ import annotations
 
-from ferkd.methods.base import Method, Taught
-from ferkd.methods.stored import stored
+from ferkd.methods.base import Method
+from ferkd.methods.stored import StoredSettings, stored
 
 
-class Settings(Taught):
+class Settings(StoredSettings):
     """Jeffreys' divergence unless another objective is set."""
 
     objective: str = "jeffreys"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ferkd.loading.map_crops import kept_classes
@@ -36,6 +37,17 @@ class StoredLabels:
         """The loss of ``logits`` [B, C] against the view's stored labels."""
         assert view.labels is not None
         return self.objective(logits, as_kind(view.labels, self.kind), view.targets)
+
+
+class StoredSettings(Taught):
+    """Settings of a method that trains on the stored labels of crops.
+
+    ``label_temperature`` T makes softmax(z / T) of each stored label, "fit" the T that makes the
+    labels likeliest for the ground truth; ``truth_share`` of every label is the ground truth.
+    """
+
+    label_temperature: Annotated[float, Field(gt=0)] | Literal["fit"] = 1.0
+    truth_share: float = Field(default=0.0, ge=0, le=1)
 
 
 def stored(settings: Taught, setup: Setup, kind: LabelKind = "soft") -> StoredLabels:

@@ -58,20 +58,42 @@ def match_folders(
     """
     if class_map is not None:
         return _mapped(folders, known, class_map)
-    wordnet = all(_WORDNET_ID.fullmatch(folder) for folder in folders)
-    if known.names and None not in _places(folders, known.names):
-        return _by_name(folders, known)
-    if wordnet and known.aliases:
-        return _by_alias(folders, known)
-    if known.names and not wordnet:
-        return _by_name(folders, known)
-    if len(folders) == known.count:  # nothing tells the order: the labels' agreement will
-        return Matching(tuple(range(known.count)), "order")
-    for names in known.aliases:
+    for names in (known.names, *known.aliases):
         columns = _places(folders, names)
-        if None not in columns:
-            return Matching(tuple(c for c in columns if c is not None), "name")
-    raise InputError(_count(folders, known))
+        if folders and None not in columns:
+            found = tuple(c for c in columns if c is not None)
+            if found == tuple(range(known.count)):
+                return Matching(found, "order")
+            ids = all(_WORDNET_ID.fullmatch(folder) for folder in folders)
+            return Matching(found, "WordNet id" if ids else "name")
+    _refuse_unless_countable(folders, known)
+    # Nothing tells the order: the labels' agreement with the ground truth will.
+    return Matching(tuple(range(known.count)), "order")
+
+
+def _refuse_unless_countable(folders: Sequence[str], known: Known) -> None:
+    """Raise InputError unless folders that no name matches may be the classes by their order."""
+    wordnet = all(_WORDNET_ID.fullmatch(folder) for folder in folders)
+    if len(folders) != known.count:
+        if wordnet and known.aliases:
+            places = zip(folders, _places(folders, known.aliases[0]), strict=True)
+            foreign = [folder for folder, place in places if place is None]
+            raise InputError(
+                f"the WordNet ids {_some(foreign)} are none of the {known.count} ImageNet classes "
+                f"of {known.who}; leave these folders out, or give a --class-map FILE"
+            )
+        raise InputError(_count(folders, known))
+    if not known.names or wordnet:
+        return
+    pairs = zip(known.names, folders, strict=True)
+    index, (own, theirs) = next(
+        (i, pair) for i, pair in enumerate(pairs) if _plain(pair[0]) != _plain(pair[1])
+    )
+    raise InputError(
+        f"class {index} is {own!r} for {known.who}, but {theirs!r} for the images; give a teacher "
+        "for these classes, rename the folders, say which is which by --class-map FILE, or "
+        "--no-targets if the folders are not the teacher's classes"
+    )
 
 
 def orders(folders: Sequence[str], count: int) -> dict[str, tuple[int, ...]]:
@@ -217,41 +239,6 @@ def _class_of(wanted: str | int, folder: str, known: Known) -> int:
             f"{known.count - 1}"
         )
     return number
-
-
-def _by_name(folders: Sequence[str], known: Known) -> Matching:
-    columns = _places(folders, known.names)
-    if None not in columns:
-        found = tuple(c for c in columns if c is not None)
-        whole = found == tuple(range(known.count))
-        return Matching(found, "order" if whole else "name")
-    if len(folders) != known.count:
-        raise InputError(_count(folders, known))
-    plain = zip(known.names, folders, strict=True)
-    index, (own, theirs) = next(
-        (i, pair) for i, pair in enumerate(plain) if _plain(pair[0]) != _plain(pair[1])
-    )
-    raise InputError(
-        f"class {index} is {own!r} for {known.who}, but {theirs!r} for the images; give a teacher "
-        "for these classes, rename the folders, say which is which by --class-map FILE, or "
-        "--no-targets if the folders are not the teacher's classes"
-    )
-
-
-def _by_alias(folders: Sequence[str], known: Known) -> Matching:
-    ids = known.aliases[0]
-    columns = _places(folders, ids)
-    foreign = [f for f, c in zip(folders, columns, strict=True) if c is None]
-    if not foreign:
-        found = tuple(c for c in columns if c is not None)
-        whole = found == tuple(range(known.count))
-        return Matching(found, "order" if whole else "WordNet id")
-    if len(folders) == known.count:  # a network of these very classes, which has no names
-        return Matching(tuple(range(known.count)), "order")
-    raise InputError(
-        f"the WordNet ids {_some(foreign)} are none of the {known.count} ImageNet classes of "
-        f"{known.who}; leave these folders out, or give a --class-map FILE"
-    )
 
 
 def _places(folders: Sequence[str], names: Sequence[str]) -> list[int | None]:

@@ -175,6 +175,11 @@ class Teacher:
 
     def _known(self) -> Known:
         aliases = imagenet_names(self.num_classes)
+        if self.class_names and aliases:
+            # As many classes as ImageNet, but are they these? Its own words come first, or its ids.
+            own = [name.partition(",")[0] for name in self.class_names]
+            same = max(sum(a == b for a, b in zip(own, names, strict=True)) for names in aliases)
+            aliases = aliases if same > self.num_classes / 2 else ()
         return Known(f"teacher {self.spec}", self.num_classes, self.class_names, aliases)
 
     def _taken(self, logits: Tensor) -> Tensor:

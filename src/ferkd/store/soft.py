@@ -305,6 +305,43 @@ class SoftLabels:
         other = self.partner.dense(temperature, tail)
         return self.share[:, None] * out + (1 - self.share)[:, None] * other
 
+    def tempered(self, temperature: float) -> SoftLabels:
+        """The labels softmax(z / temperature) in place of softmax(z), exactly.
+
+        Labels of all classes take any temperature, top-k labels those at which the mass of their
+        tail is recorded (1, 2 and 4). Raises InputError for others, and ValueError for mixed ones.
+        """
+        if self.partner is not None:
+            raise ValueError("these labels are mixed already; temper before mixing")
+        if temperature == 1:
+            return self
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature is {temperature:g}; it must be above 0 and finite")
+        some = self.k - self.truth_slot < self.num_classes
+        if some and temperature not in TAIL_TEMPERATURES:
+            raise InputError(
+                f"temperature {temperature:g} is not exact for labels of some of "
+                f"{self.num_classes} classes, which record the mass of the others at "
+                f"{', '.join(f'{t:g}' for t in TAIL_TEMPERATURES)}; use one of these, or label "
+                "with all classes (--top-k 0)"
+            )
+        mass = self._tail_mass(temperature) if temperature in TAIL_TEMPERATURES else self.tail[:, 0]
+        scaled = self.log_probs / temperature
+        total = torch.logaddexp(scaled.logsumexp(1), mass)
+        further = [
+            mass if t == 1 or temperature < 1 else self._tail_mass(temperature * t)
+            for t in TAIL_TEMPERATURES
+        ]
+        true = self.true_log_prob
+        return replace(
+            self,
+            log_probs=scaled - total[:, None],
+            tail=torch.stack(
+                [own - total / t for own, t in zip(further, TAIL_TEMPERATURES, strict=True)], 1
+            ),
+            true_log_prob=None if true is None else true / temperature - total,
+        )
+
     def mixed(self, partner: SoftLabels, share: Tensor) -> SoftLabels:
         """share * self + (1 - share) * partner, row by row; ``share`` float32 [B] in [0, 1]."""
         if self.partner is not None or partner.partner is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ferkd.calibration.regions import Mining, Region, Regions, mine, scores_of
+from ferkd.calibration.temperature import fit_temperature
 from ferkd.images import FolderImages, ImageSource, decode, describe_unread, open_images
 from ferkd.loading.crop_sources import match, without_labels
 from ferkd.store import LabelStore
@@ -38,6 +39,7 @@ def inspect(
     known = opened.targets >= 0
     counts, edges = np.histogram(scores[~np.isnan(scores)], bins=20, range=(0, 1))
     crops = len(opened) * opened.crops_per_image
+    fitted = None if settings.crops.is_map else fit_temperature(opened)
     result: dict[str, Any] = {
         "store": str(opened.path),
         "images": len(opened),
@@ -57,6 +59,7 @@ def inspect(
         "images_without_ground_truth": mining.without_target,
         "images_with_all_crops_discarded": mining.rescued,
         "teacher_right": float(correct[known].mean()) if known.any() else None,
+        "label_temperature": None if fitted is None else asdict(fitted),
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "suspicious": _suspicious(opened),
     }

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -296,6 +297,8 @@ class Course:
             result["rescued"] = mining.rescued
             if mining.note:
                 result["note"] = mining.note
+        if self.data.temperature is not None:
+            result["label_temperature"] = asdict(self.data.temperature)
         if self.data.store is not None:
             result["images_without_labels"] = self.data.images_without_labels
         write_json(self.out / folders.RESULT, result)

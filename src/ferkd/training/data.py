@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ferkd.calibration.regions import Mining
+from ferkd.calibration.temperature import FittedTemperature, fit_temperature
 from ferkd.images import ImageSource, PixelCache, open_images
 from ferkd.images.content import content
 from ferkd.loading.crop_sources import CropSource, FreshCrops, StoredCrops, without_labels
@@ -45,6 +46,7 @@ class TrainingData:
     unlabelled: int = 0
     store: LabelStore | None = None
     teacher: Teacher | None = None
+    temperature: FittedTemperature | None = None  # of the labels, where it was fitted
     images_without_labels: int = 0  # in the folder, but unknown to the store: not trained on
 
 
@@ -82,6 +84,7 @@ def open_data(recipe: Recipe) -> TrainingData:
         int((found.targets < 0).sum()),
         found.store,
         found.teacher,
+        found.temperature,
         0 if found.store is None else without_labels(found.images, found.store),
     )
 
@@ -100,6 +103,7 @@ class _Found:
     mining: Mining | None = None
     store: LabelStore | None = None
     teacher: Teacher | None = None
+    temperature: FittedTemperature | None = None
 
 
 def _from_images(recipe: Recipe) -> _Found:
@@ -205,14 +209,22 @@ def _stored(recipe: Recipe) -> _Found:
     is_map = store.settings.crops.is_map
     images = open_images(wanted.images, targets=store.settings.targets)
     crops: CropSource
-    mining = None
+    mining = fitted = None
     if is_map:
         from ferkd.loading.map_crops import MapCrops
 
         crops = MapCrops(images, store, distribution=wanted.crops, seed=recipe.seed)
     else:
         regions = recipe.regions if method.regions else None
-        crops = stored = StoredCrops(images, store, regions=regions, seed=recipe.seed)
+        temperature, fitted = _label_temperature(recipe, store)
+        crops = stored = StoredCrops(
+            images,
+            store,
+            regions=regions,
+            seed=recipe.seed,
+            temperature=temperature,
+            truth_share=getattr(recipe.loss, "truth_share", 0.0),
+        )
         mining = stored.mining
     return _Found(
         images,
@@ -224,7 +236,32 @@ def _stored(recipe: Recipe) -> _Found:
         exif=store.settings.images.exif,
         mining=mining,
         store=store,
+        temperature=fitted,
     )
+
+
+def _label_temperature(recipe: Recipe, store: LabelStore) -> tuple[float, FittedTemperature | None]:
+    """The temperature of the stored labels that the loss asks for, and how it was fitted."""
+    wanted = getattr(recipe.loss, "label_temperature", 1.0)
+    fitted = None
+    if wanted == "fit":
+        fitted = fit_temperature(store)
+        if fitted is None:
+            raise InputError(
+                f"loss.label_temperature fit needs ground truth, and labels that tell their tail, "
+                f"which {store.path} does not hold; set a number"
+            )
+        wanted = fitted.value
+        logger.info(
+            "labels are taken at temperature %.3f [%.3f, %.3f], where they are likeliest for the "
+            "ground truth",
+            *(wanted, fitted.low, fitted.high),
+        )
+    try:
+        store.labels([0], [0]).tempered(wanted)
+    except InputError as error:
+        raise InputError(f"loss.label_temperature {store.path}: {error}") from None
+    return wanted, fitted
 
 
 def _crops(wanted: Data) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
+from ferkd.system.errors import InputError
+from ferkd.system.plugins import did_you_mean
 from ferkd.system.settings import Part
 
 # Of torchvision's transformers, which have no such method; its own training spares them too.
@@ -17,17 +19,27 @@ _EMBEDDINGS = ("class_token", "pos_embedding", "relative_position_bias_table")
 class OptimizerConfig(Part):
     """The optimiser; ``lr`` is the peak of the schedule.
 
-    ``momentum`` is used by sgd, ``betas`` by adamw. With ``layer_decay`` d a layer n layers below
-    the head learns at ``lr`` * d^n, for fine-tuning: early layers keep what they know. Norm
-    weights, biases and the embeddings of transformers are never decayed.
+    ``name`` is any of timm's (``lamb``, ``lion``, ``adan``, ``muon``, ``lookahead_adamw``); sgd is
+    without Nesterov's momentum, which timm's ``nesterov`` has. ``momentum`` and ``betas`` are used
+    by those that have them, ``options`` are further arguments of its own. With ``layer_decay`` d
+    a layer n layers below the head learns at ``lr`` * d^n, for fine-tuning: early layers keep what
+    they know. Norm weights, biases and the embeddings of transformers are never decayed.
     """
 
-    name: Literal["sgd", "adamw"] = "adamw"
+    name: str = "adamw"
     lr: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: float | None = Field(default=None, gt=0, le=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in ("adamw", "sgd"):  # which spare a recipe the seconds that timm takes
+            _info(name)  # its InputError is a ValueError
+        return name
 
 
 def parameter_groups(
@@ -62,6 +74,36 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     """The optimiser of ``model``'s trainable parameters, fused where torch has a fused kernel."""
     groups = parameter_groups(model, config.weight_decay, config.layer_decay)
     fused = all(p.device.type in ("cuda", "cpu") for g in groups for p in g["params"])
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+    # timm's sgd has Nesterov's momentum; its "momentum" is torch's plain one.
+    name = {"sgd": "momentum"}.get(config.name, config.name)
+    options = dict(config.options)
+    if name in ("adamw", "momentum"):
+        options.setdefault("fused", fused)
+    if _info(name).num_betas == len(config.betas):
+        options.setdefault("betas", config.betas)
+    from timm.optim import create_optimizer_v2
+
+    try:
+        return create_optimizer_v2(
+            cast(Any, groups), name, lr=config.lr, momentum=config.momentum, **options
+        )
+    except (ImportError, AssertionError, TypeError, ValueError) as error:
+        raise InputError(
+            f"optimizer {config.name} with the options {config.options} cannot be made: {error}"
+        ) from error
+
+
+def _info(name: str) -> Any:
+    """What timm knows of an optimiser. Raises InputError for one that it, or training, lacks."""
+    from timm.optim import get_optimizer_info, list_optimizers
+
+    try:
+        info = get_optimizer_info(name.lower().removeprefix("lookahead_"))
+    except ValueError:
+        known = cast(list[str], list_optimizers())
+        raise InputError(f"timm has no optimiser {name!r}; {did_you_mean(name, known)}") from None
+    if info.second_order:
+        raise InputError(
+            f"optimiser {name} needs second derivatives, which training does not take; name another"
+        )
+    return info
