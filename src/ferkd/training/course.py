@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -75,8 +75,8 @@ def check_room(out: Path, trainer: Trainer, *, ema: bool, kept: bool) -> None:
     require_room(out, *[checkpoint] * (1 if kept else 2), weights, what="a run's state and weights")
 
 
-class Course:
-    """The outer loop of the run in ``out``, which its caller holds."""
+class Run:
+    """The outer loop of the run in ``out``, which ``holding`` holds until it is closed."""
 
     def __init__(
         self,
@@ -86,7 +86,9 @@ class Course:
         trainer: Trainer,
         evaluate: Validation | None,
         progress: Progress | None,
+        holding: ExitStack,
     ) -> None:
+        self.holding = holding
         self.recipe, self.out, self.data, self.trainer = recipe, out, data, trainer
         self.evaluate = evaluate
         store = data.store if is_first_here() else None  # once a machine
@@ -98,26 +100,11 @@ class Course:
         steps_per_epoch = loader.images / loader.batch_size
         self.eval_steps = trainer.steps if every is None else max(1, round(every * steps_per_epoch))
 
-    def go(self, state: dict[str, Any] | None) -> dict[str, Any]:
-        """Train from ``state`` (None: from the start) to the end."""
-        if state is not None:
-            self._restore(state)
-        else:
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from ``state`` (None: from the start)."""
+        if state is None:
             self.trainer.diversify()
-        self._announce()
-        board = self.out / folders.TENSORBOARD if self.recipe.tensorboard else None
-        # An evaluation that the state does not know of will be made again.
-        known = lambda line: line["kind"] != "eval" or line["step"] <= self.evaluated  # noqa: E731
-        path, step = self.out / folders.METRICS, self.trainer.step
-        first = self.trainer.ranks.rank == 0
-        record = MetricsLog(path, keep=step, known=known, tensorboard=board) if first else None
-        with record or nullcontext() as self.metrics, Interrupt() as interrupt:
-            self._train(interrupt)
-            if self.evaluate and self.evaluated < self.trainer.step:
-                self._log_evaluation(self.evaluate)
-            return self._finish()
-
-    def _restore(self, state: dict[str, Any]) -> None:
+            return
         try:
             self.trainer.load_state(state)
             self.figures, self.evaluated = state["figures"], state["evaluated"]
@@ -128,7 +115,32 @@ class Course:
                 f"({cause}); delete it to start the run anew with --resume"
             ) from error
 
-    def _train(self, interrupt: Interrupt) -> None:
+    def steps(self, interrupt: Interrupt) -> Iterator[int]:
+        """Train to the last step, yielding after each what it was; logs, evaluates and saves.
+
+        Raises KeyboardInterrupt once the state is saved.
+        """
+        self._announce()
+        board = self.out / folders.TENSORBOARD if self.recipe.tensorboard else None
+        # An evaluation that the state does not know of will be made again.
+        known = lambda line: line["kind"] != "eval" or line["step"] <= self.evaluated  # noqa: E731
+        path, step = self.out / folders.METRICS, self.trainer.step
+        first = self.trainer.ranks.rank == 0
+        record = MetricsLog(path, keep=step, known=known, tensorboard=board) if first else None
+        with record or nullcontext() as self.metrics:
+            yield from self._train(interrupt)
+            if self.evaluate and self.evaluated < self.trainer.step:
+                self._log_evaluation(self.evaluate)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the result, and return it."""
+        return by_first(self._written)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self.holding.close()
+
+    def _train(self, interrupt: Interrupt) -> Iterator[int]:
         trainer, recipe = self.trainer, self.recipe
         saved = time.monotonic()
         with closing(cast(Any, trainer.run())) as steps:
@@ -154,6 +166,7 @@ class Course:
                         *(step, trainer.steps, self.out),
                     )
                     raise KeyboardInterrupt
+                yield step
         if not by_first((self.out / folders.WEIGHTS).is_file):  # continued from the last step
             by_first(self._keep_weights)
 
@@ -269,9 +282,6 @@ class Course:
                 f"{error}. The trained weights are in {elsewhere} instead: move them, and measure "
                 "them by ferkd evaluate"
             ) from error
-
-    def _finish(self) -> dict[str, Any]:
-        return by_first(self._written)
 
     def _written(self) -> dict[str, Any]:
         trainer, mining = self.trainer, self.data.mining

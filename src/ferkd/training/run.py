@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +26,14 @@ from ferkd.system.compute import Normalise, resolve_device, resolve_precision
 from ferkd.system.distributed import by_first, gathered, process_group
 from ferkd.system.errors import InputError
 from ferkd.system.files import sweep, write_json
+from ferkd.system.interrupt import Interrupt
 from ferkd.system.launch import restarts
 from ferkd.system.locks import held
 from ferkd.system.plain import read_json
 from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint
-from ferkd.training.course import Course, Progress, Validation, check_room
+from ferkd.training.course import Progress, Run, Validation, check_room
 from ferkd.training.data import TrainingData, mixer, open_data
 from ferkd.training.metrics import require_tensorboard
 from ferkd.training.optim import build_optimizer
@@ -64,20 +65,43 @@ def train(
     The processes of a process group, or those that torchrun started, train together: the batch of
     a step is that of all, the first one writes and calls ``progress``, all return the result.
     """
+    with process_group(resolve_device(recipe.device).type == "cuda"):
+        run = begin(recipe, out, resume=resume, overwrite=overwrite, progress=progress)
+        if not isinstance(run, Run):
+            return run
+        with closing(run), Interrupt() as interrupt:
+            for _ in run.steps(interrupt):
+                pass
+            return run.finish()
+
+
+def begin(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    progress: Progress | None,
+    data: TrainingData | None = None,
+) -> Run | dict[str, Any]:
+    """A run before its next step, its folder made and held; the result of one that is finished.
+
+    ``data`` is what another recipe opened, where the two share it. Raises as :func:`train` does.
+    """
     out = local_path(out, "folder for the run")
-    cuda = resolve_device(recipe.device).type == "cuda"
-    with process_group(cuda), ExitStack() as holding:  # holds the folder, in the first process
-        return _train(recipe, out, resume, overwrite, progress, holding)
+    with ExitStack() as holding:  # of the folder, in the first process
+        return _begin(recipe, out, resume, overwrite, progress, data, holding)
 
 
-def _train(
+def _begin(
     recipe: Recipe,
     out: Path,
     resume: bool,
     overwrite: bool,
     progress: Progress | None,
+    data: TrainingData | None,
     holding: ExitStack,
-) -> dict[str, Any]:
+) -> Run | dict[str, Any]:
     settings = recipe.to_dict()
 
     def prepared() -> dict[str, Any] | None:
@@ -96,7 +120,7 @@ def _train(
     if recipe.tensorboard:
         require_tensorboard()
 
-    trainer, data, config = build_trainer(recipe)
+    trainer, data, config = build_trainer(recipe, data)
     _check_same_data(data.identity)
     validation = _validation(recipe, trainer, config)
 
@@ -115,7 +139,11 @@ def _train(
 
     if validation is not None:
         validation.check()
-    return Course(recipe, out, data, trainer, validation, progress).go(by_first(begun))
+    state = by_first(begun)
+    run = Run(recipe, out, data, trainer, validation, progress, holding)
+    run.restore(state)
+    run.holding = holding.pop_all()  # the folder is the run's from here on
+    return run
 
 
 def check_restart(resume: bool) -> None:
@@ -136,9 +164,11 @@ def _check_same_data(identity: str) -> None:
         )
 
 
-def build_trainer(recipe: Recipe) -> tuple[Trainer, TrainingData, ModelConfig]:
+def build_trainer(
+    recipe: Recipe, data: TrainingData | None = None
+) -> tuple[Trainer, TrainingData, ModelConfig]:
     """What a run trains with, at its first step: nothing is written. Raises InputError."""
-    data = open_data(recipe)
+    data = open_data(recipe) if data is None else data
     torch.manual_seed(recipe.seed)
     size = recipe.data.image_size
     model = build_student(recipe.student, data.num_classes, image_size=size)
