@@ -201,11 +201,25 @@ def label(
     work: Annotated[
         Path | None, typer.Option(help="Local folder to label in, for an --out URL.")
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="0/4 to 3/4: this process's of 4; torchrun and SLURM tell it."),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="processes, or ray: --ray-workers tasks on a Ray cluster.")
+    ] = "processes",
+    ray_workers: Annotated[int, typer.Option(help="Of --engine ray; a device each.")] = 2,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Join the parts that shards have written, no more.")
+    ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Label random crops of every image with a teacher.
+
+    Several processes label together into one --out that all see: start each with a --shard of its
+    own, or by torchrun or SLURM. Run a shard again to do what is missing.
 
     With --kind map the whole image is shown once, and a convolutional teacher labels each cell of
     its last features instead: a label map per image, to train from with method relabel.
@@ -214,9 +228,11 @@ def label(
     from ferkd.images import refuse_inside_images
     from ferkd.labelling import run as labelling
     from ferkd.labelling.agreement import agreement_of
+    from ferkd.labelling.engines import label_by_ray
     from ferkd.labelling.settings import Labelling
     from ferkd.store.publish import label_out
-    from ferkd.system.storage import masked
+    from ferkd.store.sharing import Shard
+    from ferkd.system.storage import is_url, masked
 
     if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
@@ -255,16 +271,35 @@ def label(
             exif=not no_exif,
             max_unreadable=max_unreadable,
         )
-        store = labelling.label(
-            images,
-            teacher,
-            folder,
-            wanted,
-            recheck=recheck,
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        mine = Shard.from_environment() if shard is None else Shard.parse(shard)
+        together = mine is not None or finish or engine != "processes"
+        if together and (overwrite or recheck or is_url(out)):
+            raise InputError(
+                "several processes label into one local folder that all see, and continue it; "
+                "leave out --overwrite and --recheck, and publish the finished store to a URL"
+            )
+        if finish:
+            store = labelling.finish(images, folder, targets=not no_targets)
+        elif engine != "processes":
+            store = label_by_ray(images, teacher, folder, wanted, engine, ray_workers)
+        elif mine is not None:
+            found = labelling.label_shard(images, teacher, folder, mine, wanted, progress=progress)
+            if found is None:
+                waiting = {"shard": f"{mine.index}/{mine.count}", "finished": False}
+                show(waiting, f"shard {waiting['shard']} is done; other shards are not", as_json)
+                return
+            store = found
+        else:
+            store = labelling.label(
+                images,
+                teacher,
+                folder,
+                wanted,
+                recheck=recheck,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+            )
         agreement = agreement_of(store)
         skipped = [s.model_dump() for s in store.manifest.skipped]
         result = {

@@ -7,6 +7,7 @@ batch never crosses into another part, so a store's bytes do not depend on where
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,8 +46,9 @@ from ferkd.store import manifest as manifests
 from ferkd.store.derive import chunks, refuse_inside
 from ferkd.store.reader import LabelStore
 from ferkd.store.records import MAX_SIDE, RecordFormat
+from ferkd.store.sharing import Shard, SharedWriter
 from ferkd.store.soft import SoftLabels
-from ferkd.store.writer import StoreWriter, has_labels, listing
+from ferkd.store.writer import StoreWriter, begun_settings, has_labels, listing
 from ferkd.system.errors import InputError
 from ferkd.system.interrupt import Interrupt
 from ferkd.system.threads import ahead
@@ -104,7 +106,67 @@ def label(
     rounding of another batch composition. Both pass over the images that the store left out, and
     refuse images other than those it labelled.
     """
+    store = _label(
+        images, teacher, out, settings, None, resume, recheck, overwrite, progress, **options
+    )
+    assert store is not None  # one process alone finishes its store
+    return store
+
+
+def label_shard(
+    images: str | Path | ImageSource,
+    teacher: str | Path | nn.Module | Teacher | Committee,
+    out: str | Path,
+    shard: Shard,
+    settings: Labelling | None = None,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> LabelStore | None:
+    """Label one process's shard of a store that several write together into ``out``.
+
+    All are given the same images, teacher and settings, as in :func:`label`. An unfinished store is
+    continued. Parts of shards whose process has died are labelled too. Returns the finished store,
+    or None where parts are left to other processes: the last of them finishes it. Raises
+    InputError.
+    """
+    return _label(images, teacher, out, settings, shard, True, False, False, progress, **options)
+
+
+def finish(images: str | Path | ImageSource, out: str | Path, targets: bool = True) -> LabelStore:
+    """Join the parts that several processes have written into the finished store.
+
+    Raises InputError where parts are missing, or for other images.
+    """
+    source = open_images(images, targets=targets)
+    settings = begun_settings(out)
+    if settings.images.listing != listing(source.ids):
+        raise InputError(f"the images of {source.name} are not those that {out} was begun with")
+    with SharedWriter(out, settings, len(source), shard=Shard()) as writer:
+        if missing := writer.missing():
+            raise InputError(
+                f"{len(missing)} of the {writer.parts} parts of {out} are not labelled yet (first: "
+                f"{missing[0]}); run the shards that were to write them again"
+            )
+        return writer.finish()
+
+
+def _label(
+    images: str | Path | ImageSource,
+    teacher: str | Path | nn.Module | Teacher | Committee,
+    out: str | Path,
+    settings: Labelling | None,
+    shard: Shard | None,
+    resume: bool,
+    recheck: bool,
+    overwrite: bool,
+    progress: Callable[[Progress], None] | None,
+    **options: Any,
+) -> LabelStore | None:
     wanted = replace(settings or Labelling(), **options)
+    if shard is not None and wanted.device == "auto" and torch.cuda.is_available():
+        place = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+        wanted = replace(wanted, device=f"cuda:{place}")  # one process a device
     given = wanted.boxes_from if wanted.boxes_from is not None else wanted.add_to
     base = None if given is None else LabelStore.open(given)
     source = open_images(images, targets=wanted.targets)
@@ -149,8 +211,11 @@ def label(
     agreement = None
     if wanted.check_agreement and wanted.targets and by_cell is None:
         agreement = agreement_to_keep(loaded, source)
+    count = len(source)
     with (
-        StoreWriter(out, recorded, len(source), resume=resume, overwrite=overwrite) as writer,
+        StoreWriter(out, recorded, count, resume=resume, overwrite=overwrite)
+        if shard is None
+        else SharedWriter(out, recorded, count, shard=shard) as writer,
         worker_threads(wanted.workers) as pool,
     ):
         if recheck:
@@ -172,13 +237,13 @@ def label(
                 progress(Progress(images_done, len(source), crops_in_all, elapsed, parts))
 
         tell(0)
-        for number in missing:
-            place, kept = writer.part_range(number), writer.begun(number)
+        for number in writer.claimed():
+            members, kept = writer.part_range(number), writer.begun(number)
             part = labeller.begin(kept)
             crops_done -= len(part.flat())  # of an earlier run: no work of this one
             try:
                 with Interrupt() as interrupt:
-                    labeller.label(part, place, kept, interrupt, tell)
+                    labeller.label(part, members, kept, interrupt, tell)
             except KeyboardInterrupt:
                 images_done = done + len(part.flat()) // plan.new
                 log.warning(
@@ -197,10 +262,13 @@ def label(
             crops_done += len(part.ids) * plan.new
             parts += 1
             tell(0)
-            if agreement is not None and (parts & (parts - 1) == 0 or number == missing[-1]):
+            if agreement is not None and parts & (parts - 1) == 0:
                 agreement.check()
-        if agreement is not None and missing:
+        if agreement is not None and parts:
+            agreement.check()
             agreement.warn()
+        if shard is not None and writer.missing():
+            return None
         if not writer.finished():
             skips = _listed(writer.skipped())
             check_unreadable_share(skips, len(source), max_unreadable, option=_LIMIT)

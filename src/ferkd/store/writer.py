@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ferkd.images import ImageSource, fingerprint
 from ferkd.store import manifest as manifests
+from ferkd.store.claims import refuse_shared
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import IMAGE, MANIFEST, Ids, LabelStore
 from ferkd.system.errors import InputError
@@ -52,6 +53,8 @@ class StoreWriter:
     ``overwrite``; without either it is refused, as is any folder that is not a label store.
     """
 
+    _shared = False  # with other processes, see ferkd.store.sharing
+
     def __init__(
         self,
         path: str | Path,
@@ -71,6 +74,7 @@ class StoreWriter:
         self.total = total
         self._resume, self._overwrite = resume, overwrite
         self._lock = FileLock(self.path / _LOCK)
+        self._patience = 0.0  # seconds to wait for another process's lock
 
     @property
     def parts(self) -> int:
@@ -89,7 +93,7 @@ class StoreWriter:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=self._patience)
         except Timeout:
             raise InputError(
                 f"{self.path} is being written by another process; wait for it or stop it, then "
@@ -98,6 +102,8 @@ class StoreWriter:
         except OSError as error:
             raise unwritable(self.path, error) from error
         try:
+            if not self._shared:
+                refuse_shared(self.path)
             self._prepare()
         except BaseException:
             self._unlock()
@@ -118,7 +124,9 @@ class StoreWriter:
                 (self.path / _LOCK).unlink()
 
     def _prepare(self) -> None:
-        sweep(self.path)
+        if not self._shared:  # else others may be writing
+            sweep(self.path)
+            sweep(self.path / _PARTS)
         begun = (self.path / MANIFEST).exists() or (self.path / _SETTINGS).exists()
         if begun and self._overwrite:
             # In this order a kill leaves the old store, or its folder with the new settings and
@@ -138,22 +146,13 @@ class StoreWriter:
             self._write_settings()
         if not self.finished():
             make_folder(self.path / _PARTS)
-            sweep(self.path / _PARTS)
 
     def _write_settings(self) -> None:
         text = json.dumps(self.settings.model_dump(mode="json"), indent=1, ensure_ascii=False)
         write_whole(self.path / _SETTINGS, text.encode())
 
     def _written_settings(self) -> manifests.Settings:
-        if (self.path / MANIFEST).exists():
-            return LabelStore(self.path).settings
-        try:
-            data = read_plain(self.path / _SETTINGS, SMALL_FILE)
-            return manifests.Settings.model_validate_json(data)
-        except (ValueError, OSError) as error:
-            raise InputError(
-                f"{self.path / _SETTINGS} is damaged ({error}); start again with --overwrite"
-            ) from None
+        return begun_settings(self.path)
 
     def _check_same(self, old: manifests.Settings) -> None:
         before, now = old.flat(), self.settings.flat()
@@ -186,6 +185,10 @@ class StoreWriter:
         return (
             [] if self.finished() else [p for p in range(self.parts) if not self._part(p).exists()]
         )
+
+    def claimed(self) -> Iterator[int]:
+        """The parts that are this process's to write: all that are missing."""
+        yield from self.missing()
 
     def part_range(self, part: int) -> range:
         """The images, by their place among those offered, that belong to a part."""
@@ -329,6 +332,22 @@ def has_labels(path: str | Path) -> bool:
     if local is None:
         return False
     return (local / MANIFEST).exists() or any((local / _PARTS).glob("*.npz"))
+
+
+def begun_settings(store: str | Path) -> manifests.Settings:
+    """The settings of a finished or unfinished store. Raises InputError."""
+    folder = Path(store)
+    if (folder / MANIFEST).exists():
+        return LabelStore(folder).settings
+    if not (folder / _SETTINGS).exists():
+        raise InputError(f"{folder} holds no labels; check the path")
+    try:
+        data = read_plain(folder / _SETTINGS, SMALL_FILE)
+        return manifests.Settings.model_validate_json(data)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{folder / _SETTINGS} is damaged ({error}); start again with --overwrite"
+        ) from None
 
 
 def listing(ids: Sequence[str]) -> str:

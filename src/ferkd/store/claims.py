@@ -1,0 +1,39 @@
+"""The locks by which processes share the parts of a store, seen from outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ferkd.system.errors import InputError
+
+CLAIMS = "parts"  # the folder of the parts holds their claims too
+
+
+def names_of_shards(store: Path) -> list[str]:
+    """The locks of the shards that have been begun and not ended: "shard-1-of-4"."""
+    return sorted(path.stem for path in (store / CLAIMS).glob("shard-*-of-*.lock"))
+
+
+def held(lock: Path) -> bool:
+    """Whether a process holds a lock."""
+    probe = FileLock(lock)
+    try:
+        probe.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    probe.release()
+    return False
+
+
+def refuse_shared(store: Path) -> None:
+    """Raise InputError where shards of a store are being written."""
+    at_work = [name for name in names_of_shards(store) if held(store / CLAIMS / f"{name}.lock")]
+    if at_work:
+        raise InputError(
+            f"{store} is being written by another process ({at_work[0]}); wait for it or stop it, "
+            "then continue with --resume"
+        )
