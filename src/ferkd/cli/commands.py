@@ -35,7 +35,6 @@ from ferkd.cli.options import (
     Json,
     Overwrite,
     Precision,
-    RecipeName,
     Resume,
     TopK,
     Values,
@@ -336,8 +335,11 @@ def _bytes_per_crop(store: Any) -> float:
 
 @app.command()
 def train(
-    recipe: RecipeName,
-    out: Annotated[Path, typer.Option(help="A new folder for the run.")],
+    recipes: Annotated[
+        list[str],
+        typer.Argument(help="A YAML file, or a shipped recipe's name; several share one loader."),
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder for the run; of several, for each.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, e.g. optimizer.lr=0.01.")
     ] = None,
@@ -345,24 +347,43 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train a student from a recipe.
+    """Train a student from a recipe, or several from one loader.
+
+    Recipes that train on the same batches read and decode them once; their runs lie in OUT/NAME.
 
     On several processes: torchrun --nproc-per-node N -m ferkd train ..., the batch size being that
     of all together.
     """
-    from ferkd.training import train as run
+    from ferkd.training import train as train_one
+    from ferkd.training import train_together
     from ferkd.training.progress import on_a_bar
     from ferkd.training.recipe import load_recipe
 
-    loaded = load_recipe(recipe, set_ or [])
+    loaded = {Path(recipe).stem: load_recipe(recipe, set_ or []) for recipe in recipes}
+    if len(loaded) < len(recipes):
+        raise InputError(
+            f"{len(recipes)} recipes have {len(loaded)} names; runs are named by their recipes, "
+            "so give files of different names"
+        )
+
+    def run(**options: Any) -> dict[str, Any]:
+        if len(loaded) > 1:
+            return train_together(loaded, out, resume=resume, overwrite=overwrite, **options)
+        (only,) = loaded.values()
+        return train_one(only, out, resume=resume, overwrite=overwrite, **options)
+
     if not is_first():  # one process speaks for all, but for what only another one knows
         logging.getLogger("ferkd").setLevel(logging.ERROR)
-        run(loaded, out, resume=resume, overwrite=overwrite)
+        run()
         return
     with continuing(), meter("training") as advance:
-        progress = on_a_bar(advance, say)
-        result = run(loaded, out, resume=resume, overwrite=overwrite, progress=progress)
-    show(result, _trained(result, out, loaded.data.val), as_json)
+        result = run(progress=on_a_bar(advance, say))
+    each = result if len(loaded) > 1 else {"": result}
+    said = [
+        _trained(one, out / name, loaded[name or next(iter(loaded))].data.val)
+        for name, one in each.items()
+    ]
+    show(result, "\n\n".join(said), as_json)
 
 
 def _trained(result: dict[str, Any], out: Path, val: str | None) -> str:

@@ -277,6 +277,7 @@ class StoreWriter:
         if not self.finished():
             if missing := self.missing():
                 raise RuntimeError(f"parts {missing[:5]} are not written yet")
+            sweep(self.path)
             write_whole(self.path / MANIFEST, manifests.to_bytes(self._join()))
         shutil.rmtree(self.path / _PARTS, ignore_errors=True)
         (self.path / _SETTINGS).unlink(missing_ok=True)
