@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when a hub library is first imported; no test downloads
 torch.set_num_threads(1)
+# A shared machine stands still for longer than any deadline.
+settings.register_profile("ferkd", deadline=None)
+settings.load_profile("ferkd")
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,7 @@ PAIRS = {
         *_same("demo", "800 steps", ""),
         *_same("scenes-noise-first", "one", "-0", "-40"),
         *_same("scenes-noise", "one", "-0", "-40"),
+        *_same("scenes-baselines", "short", "", "-wide"),
         *_same("scenes-where", "short", ""),
         *_same("scenes-where", "one", "", "-crops-2", "-small", "-large", "-weak"),
         *_same("scenes-where", "one", "-close", "-wide"),

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 from pictures import write_noise
 
-from ferkd import label
+from ferkd import evaluate, label, train
 from ferkd.images import FolderImages, ImageSource, open_images
 from ferkd.images.sources import SOURCES
 from ferkd.system.errors import InputError
+from ferkd.training.recipe import Recipe
 
 FLOWERS = Path(__file__).parents[3] / "shared" / "data" / "flowers" / "val"
 CLASSES = ("1e3", "no", "null")  # names that YAML and pandas would take for something else
@@ -173,6 +174,43 @@ def test_flowers_have_the_same_crops_labels_and_targets_in_every_form(tmp_path: 
         assert np.array_equal(found.images, wanted.images)  # sizes, targets, fingerprints
         rows = np.arange(8)[:, None], np.arange(3)
         assert np.array_equal(found.records(*rows), wanted.records(*rows)), form
+
+
+def test_training_and_evaluation_are_those_of_the_folder(
+    folder: FolderImages, tmp_path: Path
+) -> None:
+    lists, shards = as_list("csv")(folder, tmp_path / "list"), as_shards(folder, tmp_path / "tar")
+    results = []
+    for images, val in ((folder.name, folder.name), (shards, lists)):
+        recipe = Recipe.model_validate(
+            {
+                "method": "hard",
+                "data": {
+                    "images": images, "val": val, "image_size": 32, "batch_size": 4, "workers": 0,
+                    "cache": "disk", "cache_dir": str(tmp_path / "pixels"),
+                },
+                "student": {
+                    "name": "timm/resnet10t", "pretrained": False,
+                    "model_args": {"channels": [8, 8, 16, 16], "stem_width": 8},
+                },
+                "schedule": {"steps": 3},
+                "device": "cpu",
+            }
+        )  # fmt: skip
+        out = tmp_path / f"run-{len(results)}"
+        train(recipe, out)
+        found = evaluate(out, val, workers=0, device="cpu")
+        results.append((found["nll"], found["per_class"]))
+    assert results[0] == results[1]
+    assert tuple(results[0][1]) == CLASSES
+
+
+@pytest.mark.parametrize("what", ["demo", "distill"])
+def test_commands_that_divide_a_folder_say_so(what: str, tmp_path: Path, command_line: Any) -> None:
+    spec = ["--images", "hf:birds"] if what == "demo" else ["list:l.csv"]
+    status, _, said = command_line(what, *spec, "--out", str(tmp_path / "o"))
+    assert status == 2
+    assert "is no folder, and" in said
 
 
 # --- shards ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from runs import changed
 
 from ferkd import objectives
+from ferkd.images import decode, open_images, sources
 from ferkd.methods import METHODS
 from ferkd.store.soft import SoftLabels
 from ferkd.study.compare.suite import make_suite
@@ -74,7 +75,32 @@ METHOD = Method(
     defaults={"data": {"crops_per_image": 2}},
 )
 '''
+NOISE = '''"""Images of noise, made as they are read: noise:COUNT."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+
+class NoiseImages:
+    def __init__(self, spec, targets):
+        count = int(spec.partition(":")[2])
+        self.name, self.ids = spec, tuple(f"{i:03}.png" for i in range(count))
+        self.class_names = ("even", "odd") if targets else ()
+        self.targets = np.arange(count, dtype=np.int32) % 2 if targets else np.full(count, -1)
+
+    def __len__(self):
+        return len(self.ids)
+
+    def read(self, index):
+        pixels = np.random.default_rng(index).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "png")
+        return file.getvalue()
+'''
 FILES = {
+    "extras/noise.py": NOISE,
     "extras/__init__.py": "",
     "extras/brier.py": BRIER,
     "extras/halves.py": HALVES,
@@ -84,6 +110,7 @@ FILES = {
     "Tag: py3-none-any\n",
     "extras-1.0.dist-info/entry_points.txt": "[ferkd.objectives]\nbrier = extras.brier:OBJECTIVE\n"
     "broken = extras.broken:OBJECTIVE\nkl = extras.brier:OBJECTIVE\n"
+    "[ferkd.sources]\nnoise = extras.noise:NoiseImages\n"
     "[ferkd.methods]\nhalves = extras.halves:METHOD\nno_method = extras.brier:OBJECTIVE\n",
 }
 
@@ -104,20 +131,24 @@ def site(tmp_path_factory):
     return folder / "site"
 
 
+TABLES = (METHODS, objectives.CARDS, sources._ALL)
+
+
 @pytest.fixture
 def extras(site, monkeypatch):
     """The package is installed: found by its entry points."""
     monkeypatch.syspath_prepend(site)
-    for table in (METHODS, objectives.CARDS):
+    for table in TABLES:
         vars(table).pop("_others", None)
     yield
-    for table in (METHODS, objectives.CARDS):
+    for table in TABLES:
         vars(table).pop("_others", None)
 
 
 def test_each_is_one_file(extras):
     """The count of files that an objective and a method take, beside the package's own."""
     assert [name for name in FILES if name.endswith(".py") and "broken" not in name] == [
+        "extras/noise.py",
         "extras/__init__.py",
         "extras/brier.py",
         "extras/halves.py",
@@ -185,3 +216,11 @@ def test_a_name_of_ferkds_own_stays_its_own(extras, caplog):
     assert type(objectives.build("kl")).__name__ == "Kl"
     assert list(objectives.CARDS).count("kl") == 1
     assert "objective kl of extras has the name of one of ferkd's" in caplog.text
+
+
+@pytest.mark.parametrize("spec", ["noise:5", "extras.noise:NoiseImages:5"])
+def test_images_of_another_package(extras, spec):
+    images = open_images(spec)
+    assert len(images) == 5 and images.targets.tolist() == [0, 1, 0, 1, 0]
+    assert decode(images.read(1)).shape == (9, 9, 3)
+    assert open_images(spec, targets=False).targets.tolist() == [-1] * 5

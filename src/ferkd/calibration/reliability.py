@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from ferkd.calibration.ranks import order_statistics, row_chunks
 
@@ -56,19 +57,7 @@ def isotonic(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArr
     Pool-adjacent-violators; source: Barlow et al., "Statistical inference under order
     restrictions", 1972.
     """
-    means: list[float] = []
-    masses: list[float] = []
-    lengths: list[int] = []
-    for value, weight in zip(values, weights, strict=True):
-        means.append(float(value))
-        masses.append(float(weight))
-        lengths.append(1)
-        while len(means) > 1 and means[-2] >= means[-1]:
-            mass = masses[-2] + masses[-1]
-            means[-2:] = [(means[-2] * masses[-2] + means[-1] * masses[-1]) / mass]
-            masses[-2:] = [mass]
-            lengths[-2:] = [lengths[-2] + lengths[-1]]
-    return np.repeat(means, lengths)
+    return np.asarray(isotonic_regression(values, weights=weights).x, np.float64)
 
 
 def wilson(rate: NDArray[np.float64], n: NDArray[np.float64]) -> tuple[NDArray, NDArray]:

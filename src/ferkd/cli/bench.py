@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ferkd.cli.console import show, table
+from ferkd.cli.help import Commands
 from ferkd.cli.options import Device, Json, Precision
 from ferkd.system.errors import InputError
 
@@ -20,7 +21,9 @@ ImageSize = Annotated[int, typer.Option(help="Side of the crops in pixels.")]
 Teacher = Annotated[str, typer.Option(help="Spec; ?random=0 takes untrained weights.")]
 StoredCrops = Annotated[int, typer.Option(help="Stored crops per image.")]
 
-bench_app = typer.Typer(help="Benchmarks: ratios measured side by side.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Benchmarks: ratios measured side by side.", no_args_is_help=True, cls=Commands
+)
 
 
 def register(app: typer.Typer) -> None:

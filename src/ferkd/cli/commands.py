@@ -25,11 +25,13 @@ from ferkd.cli import bench as cli_bench
 from ferkd.cli import compare as cli_compare
 from ferkd.cli import data as cli_data
 from ferkd.cli import distill as cli_distill
+from ferkd.cli import doctor as cli_doctor
 from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
 from ferkd.cli import product as cli_product
 from ferkd.cli import store as cli_store
 from ferkd.cli.console import continuing, expanded, meter, say, show, table
+from ferkd.cli.help import Commands, Ferkd
 from ferkd.cli.options import (
     Device,
     Json,
@@ -50,13 +52,15 @@ app = typer.Typer(
     name="ferkd",
     help="Stored soft-label distillation: label crops once with a heavy teacher, train many "
     "small students from the labels.",
-    epilog="--debug, anywhere on the line, shows a traceback with an error.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Ferkd,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(help="Shipped recipes: ls, show, copy.", no_args_is_help=True)
+recipes_app = typer.Typer(
+    help="Shipped recipes: ls, show, copy.", no_args_is_help=True, cls=Commands
+)
 app.add_typer(recipes_app, name="recipes")
 
 
@@ -78,6 +82,9 @@ _REMEDIES = {
 
 def main() -> None:
     """The entry point of the ``ferkd`` command."""
+    # Read when torch is loaded, which happens later: threads that wait for each other let go of
+    # their cores. Where other work shares these, spinning makes two threads slower than one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
     arguments = [expanded(a) for a in sys.argv[1:] if a != "--debug"]
     for stream in (sys.stdout, sys.stderr):
@@ -519,6 +526,7 @@ def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
 
 
 cli_distill.register(app)
+cli_doctor.register(app)
 cli_inspect.register(app)
 cli_plan.register(app)
 cli_product.register(app)

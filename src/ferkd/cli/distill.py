@@ -58,9 +58,11 @@ def distill(
 
     Example: ferkd distill photos --out small --budget 30m
     """
+    from ferkd.images import refuse_other_sources
     from ferkd.product import distill as product
     from ferkd.product.settings import Settings
 
+    refuse_other_sources(images, "distill")
     settings = Settings(
         images=str(images.expanduser().absolute()),
         teacher=teacher,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ferkd.cli.console import continuing, meter, say, show, table
+from ferkd.cli.help import Commands
 from ferkd.cli.options import Device, Json, Overwrite, Resume, Store, Values, Workers
 from ferkd.system.errors import InputError
 
@@ -16,7 +17,9 @@ Out = Annotated[Path, typer.Option(help="A new folder for the labels.")]
 StoreTopK = Annotated[int | None, typer.Option(help="Classes kept per crop.")]
 StoreValues = Annotated[str | None, typer.Option(help="Number type: u8, f16 or f32.")]
 
-import_app = typer.Typer(help="Bring labels of other systems over.", no_args_is_help=True)
+import_app = typer.Typer(
+    help="Bring labels of other systems over.", no_args_is_help=True, cls=Commands
+)
 
 
 def register(app: typer.Typer) -> None:

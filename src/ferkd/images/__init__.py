@@ -15,7 +15,16 @@ from .kinds import describe_unread
 from .outputs import refuse_inside_images
 from .pictures import Picture, Pictures
 from .room import named
-from .sources import SOURCES, UNLABELLED, FolderImages, ImageSource, fingerprint, open_images
+from .sources import (
+    SOURCES,
+    UNLABELLED,
+    FolderImages,
+    ImageSource,
+    fingerprint,
+    is_folder,
+    open_images,
+    refuse_other_sources,
+)
 
 __all__ = [
     "DECODER",
@@ -33,7 +42,9 @@ __all__ = [
     "decode",
     "describe_unread",
     "fingerprint",
+    "is_folder",
     "named",
     "open_images",
     "refuse_inside_images",
+    "refuse_other_sources",
 ]

@@ -18,6 +18,7 @@ from ferkd.images import (
     decode,
     fingerprint,
     open_images,
+    refuse_other_sources,
 )
 from ferkd.images.decode import Unreadable
 from ferkd.product.settings import Settings
@@ -163,6 +164,7 @@ def _read(source: ImageSource, workers: int, tell: Callable[[int], None]) -> _Re
 
 def _folders(settings: Settings, work: Path) -> tuple[Path, Path]:
     """The class folders to learn from and to validate on."""
+    refuse_other_sources(settings.images, "distill")
     images = Path(settings.images).expanduser()
     inner = {name: images / name for name in ("train", "val") if (images / name).is_dir()}
     if settings.val is not None:

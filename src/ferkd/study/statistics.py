@@ -1,6 +1,6 @@
 """The few statistics that reports state: means over seeds, AUROC, intervals, object shares.
 
-NumPy only, no plotting, so that other commands can use the same figures.
+No plotting, so that other commands can use the same figures.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 
@@ -104,45 +105,13 @@ def object_share(crops: ArrayLike, objects: ArrayLike) -> Floats:
     return np.divide(inside, area, out=np.full(inside.shape, np.nan), where=area > 0)
 
 
-def student_t_cdf(t: float, degrees: int) -> float:
-    """P(T <= t) of Student's distribution with ``degrees`` (1 or more) degrees of freedom.
-
-    The finite sums for whole degrees of freedom, Abramowitz and Stegun 26.7.3 and 26.7.4.
-    """
-    if degrees < 1:
-        raise ValueError(f"{degrees} degrees of freedom: at least 1 is needed")
-    angle = math.atan2(t, math.sqrt(degrees))
-    cos, odd = math.cos(angle), degrees % 2 == 1
-    # Odd: cos + 2/3 cos^3 + 2*4/(3*5) cos^5 …; even: 1 + 1/2 cos^2 + 1*3/(2*4) cos^4 …
-    term = cos if odd else 1.0
-    total = 0.0 if degrees == 1 else term
-    for k in range(3 if odd else 2, degrees - 1, 2):
-        term *= cos * cos * (k - 1) / k
-        total += term
-    inside = math.sin(angle) * total
-    if odd:
-        inside = 2 / math.pi * (angle + inside)
-    return (1 + inside) / 2
-
-
 def student_t_quantile(probability: float, degrees: int) -> float:
-    """The t with P(T <= t) = ``probability`` (0 < p < 1), to about nine digits."""
+    """The t with P(T <= t) = ``probability``, T Student's with ``degrees`` degrees of freedom."""
     if not 0 < probability < 1:
         raise ValueError(f"probability {probability}: it must lie between 0 and 1")
-    if probability < 0.5:
-        return -student_t_quantile(1 - probability, degrees)
-    low, high = 0.0, 1.0
-    while student_t_cdf(high, degrees) < probability:
-        low, high = high, 2 * high
-    for _ in range(200):
-        middle = (low + high) / 2
-        if not low < middle < high:
-            break
-        if student_t_cdf(middle, degrees) < probability:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    if degrees < 1:
+        raise ValueError(f"{degrees} degrees of freedom: at least 1 is needed")
+    return float(stdtrit(degrees, probability))
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:

@@ -63,20 +63,30 @@ class Table(Mapping[str, T], Generic[T]):
     """All things of one kind by name.
 
     ``room`` is the package whose modules each may hold one, as the constant ``constant``; its name
-    is its attribute ``name``, or else the module's. ``group`` is that of the entry points by which
-    other packages add theirs. Besides, any is found as ``package.module:name``. ``check`` says what
-    is wrong with a thing from elsewhere, or None. Things are imported when they are asked for.
+    is its attribute ``name``, or else the module's. Or ``own`` names them. ``group`` is that of the
+    entry points by which other packages add theirs. Besides, any is found as
+    ``package.module:name``. ``check`` says what is wrong with a thing from elsewhere, or None.
+    Things are imported when they are asked for.
     """
 
     def __init__(
-        self, what: str, room: str, constant: str, group: str, check: Callable[[Any], str | None]
+        self,
+        what: str,
+        group: str,
+        check: Callable[[Any], str | None],
+        *,
+        room: str = "",
+        constant: str = "",
+        own: dict[str, T] | None = None,
     ) -> None:
         self.what, self.room, self.constant = what, room, constant
-        self.group, self.check = group, check
+        self.group, self.check, self._given = group, check, own
 
     @cached_property
     def own(self) -> dict[str, T]:
         """Those of the room."""
+        if self._given is not None:
+            return self._given
         found: dict[str, T] = {}
         for entry in pkgutil.iter_modules(importlib.import_module(self.room).__path__):
             module = importlib.import_module(f"{self.room}.{entry.name}")

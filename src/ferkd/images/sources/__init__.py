@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ferkd.images.sources.hub import HubImages
 from ferkd.images.sources.shards import ShardImages
 from ferkd.images.sources.source import ImageSource, fingerprint
 from ferkd.system.errors import InputError
+from ferkd.system.plugins import Table
 
 # PREFIX: of a spec -> what opens it, of the whole spec and `targets`. Others may add to it.
 SOURCES: dict[str, Callable[[str, bool], ImageSource]] = {
@@ -20,13 +22,24 @@ SOURCES: dict[str, Callable[[str, bool], ImageSource]] = {
     "list": ListImages,
     "wds": ShardImages,
 }
+# With those of other packages, by their entry points.
+_ALL: Table[Callable[[str, bool], ImageSource]] = Table(
+    what="image source",
+    group="ferkd.sources",
+    check=lambda thing: (
+        None if callable(thing) else "cannot be called; give what opens (spec, targets)"
+    ),
+    own=SOURCES,
+)
+_OBJECT = re.compile(r"(?P<object>[A-Za-z_][\w.]*:(?P<name>[A-Za-z_]\w*)):(?P<rest>(?!//).*)")
 
 
 def open_images(spec: str | Path | ImageSource, *, targets: bool = True) -> ImageSource:
     """Open an image source from what a user writes.
 
     spec: a folder, an fsspec URL of a folder (`s3://bucket/train`), PREFIX:... as `SOURCES` names
-    them (hf:, list:, wds:), or a source already open, which comes back as it is; targets: False
+    them (hf:, list:, wds:) or another package by an entry point ``ferkd.sources``,
+    package.module:name:REST, or a source already open, which comes back as it is; targets: False
     for no ground truth. Raises InputError.
     """
     if not isinstance(spec, str | Path):
@@ -35,16 +48,27 @@ def open_images(spec: str | Path | ImageSource, *, targets: bool = True) -> Imag
                 f"{spec.name} is already open with its ground truth: open it with targets=False"
             )
         return spec
-    kind, _, rest = str(spec).partition(":")
-    if kind in SOURCES and not rest.startswith("//"):
-        return SOURCES[kind](str(spec), targets)
+    text = str(spec)
+    if not is_folder(spec):
+        return _ALL[text.partition(":")[0]](text, targets)
+    if (named := _OBJECT.fullmatch(text)) and not Path(text).exists():
+        return _ALL[named["object"]](f"{named['name']}:{named['rest']}", targets)
     return FolderImages(spec, targets=targets)
 
 
 def is_folder(spec: str | Path) -> bool:
     """Whether a spec names a folder of images and no source of another kind."""
     kind, _, rest = str(spec).partition(":")
-    return kind not in SOURCES or rest.startswith("//")
+    return kind not in _ALL or rest.startswith("//")
+
+
+def refuse_other_sources(spec: str | Path, what: str) -> None:
+    """Raise InputError for a spec that names no folder, where ``what`` divides a local one."""
+    if not is_folder(spec):
+        raise InputError(
+            f"{spec} is no folder, and {what} divides the class folders of one into training and "
+            "validation images; give a folder, or use ferkd label and ferkd train"
+        )
 
 
 __all__ = [
@@ -55,4 +79,5 @@ __all__ = [
     "fingerprint",
     "is_folder",
     "open_images",
+    "refuse_other_sources",
 ]
