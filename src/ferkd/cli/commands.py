@@ -15,6 +15,7 @@ import shlex
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,16 +156,37 @@ def label(
             help="timm/NAME, torchvision/NAME, hf/…, a run, a module; A,B@0.5 for several."
         ),
     ],
-    out: Annotated[str, typer.Option(help="A new folder for the labels, or an fsspec URL.")],
+    out: Annotated[
+        str | None, typer.Option(help="A new folder for the labels, or an fsspec URL.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Add a signal to this finished store, of its very crops.")
+    ] = None,
+    signal: Annotated[
+        str | None, typer.Option(help="The signal's name [labels, or features].")
+    ] = None,
     kind: Annotated[
-        str, typer.Option(help="crops, or map: one label map per image (ReLabel).")
+        str,
+        typer.Option(help="crops; map: one label map per image (ReLabel); features of crops."),
     ] = "crops",
+    layer: Annotated[
+        str, typer.Option(help="Features: penultimate, output or a submodule's name.")
+    ] = "penultimate",
+    normalised: Annotated[
+        bool, typer.Option("--normalised", help="Features: each of length 1.")
+    ] = False,
+    per: Annotated[str, typer.Option(help="Features: of each crop, or of the whole image.")] = (
+        "crop"
+    ),
     crops: Annotated[int | None, typer.Option(help="Random crops per image [50].")] = None,
     top_k: TopK = 5,
     values: Values = "auto",
     scale: Annotated[
         tuple[float, float] | None,
         typer.Option(help="Crop area, share of the image [0.08 1].", show_default=False),
+    ] = None,
+    crops_from: Annotated[
+        Path | None, typer.Option(help="Label the crops of this file (JSON or Parquet).")
     ] = None,
     boxes_from: Annotated[
         str | None, typer.Option(help="Label the very crops of this store, by another teacher.")
@@ -242,13 +264,20 @@ def label(
 
     if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
-    refuse_inside_images(out, images)
+    if (out is None) == (into is None):
+        raise InputError("give one of --out, for a new store, and --into, for a signal more")
+    if out is not None:
+        refuse_inside_images(out, images)
     one = "cell" if kind == "map" else "crop"
     begun = time.perf_counter()
     last = labelling.Progress(0, 0, 0, 0.0)
     with (
         continuing(),
-        label_out(out, work=work, resume=resume, overwrite=overwrite) as folder,
+        (
+            label_out(out, work=work, resume=resume, overwrite=overwrite)
+            if out is not None
+            else nullcontext(into or Path())
+        ) as folder,
         meter("labelling") as advance,
     ):
 
@@ -259,10 +288,16 @@ def label(
 
         wanted = Labelling(
             kind=kind,  # type: ignore[arg-type]
+            into=into is not None,
+            signal=signal,
+            layer=layer,
+            normalised=normalised,
+            per=per,  # type: ignore[arg-type]
             crops=crops,
             top_k=top_k or None,
             values=values,
             distribution=None if scale is None else CropDistribution(scale=scale),
+            crops_from=crops_from,
             boxes_from=boxes_from,
             add_to=add_to,
             image_size=image_size,
@@ -279,10 +314,11 @@ def label(
         )
         mine = Shard.from_environment() if shard is None else Shard.parse(shard)
         together = mine is not None or finish or engine != "processes"
-        if together and (overwrite or recheck or is_url(out)):
+        if together and (overwrite or recheck or into or is_url(out)):
             raise InputError(
                 "several processes label into one local folder that all see, and continue it; "
-                "leave out --overwrite and --recheck, and publish the finished store to a URL"
+                "leave out --overwrite, --recheck and --into, and publish the finished store to a "
+                "URL"
             )
         if finish:
             store = labelling.finish(images, folder, targets=not no_targets)
@@ -306,7 +342,7 @@ def label(
                 overwrite=overwrite,
                 progress=progress,
             )
-        agreement = agreement_of(store)
+        agreement = agreement_of(store) if kind != "features" else None
         skipped = [s.model_dump() for s in store.manifest.skipped]
         result = {
             "images": len(store),
@@ -317,7 +353,8 @@ def label(
             "crops_per_second": last.crops_per_second,
             "bytes_per_crop": _bytes_per_crop(store),
             "agreement": agreement,
-            "store": masked(out),
+            "signals": list(store.manifest.signals),
+            "store": masked(out or into),
         }
     for skip in skipped:
         say(f"left out {texts.name(skip['id'])}: {texts.name(skip['reason'])}")
@@ -326,7 +363,9 @@ def label(
         f"{result['store']} ({result['bytes_per_crop']:.1f} bytes per {one}, "
         f"{last.crops_per_second:.0f} {one}s/s)"
     )
-    if agreement is not None:
+    if kind == "features":
+        text += f"\nsignals: {', '.join(store.manifest.signals)}"
+    elif agreement is not None:
         text += f"\nthe labels agree with the class folders in {agreement:.1%} of the {one}s"
     else:
         text += (

@@ -383,7 +383,7 @@ def store_agreement(
             f"the labels {store.path} have {store.num_classes} classes, the model {num_classes}; "
             "give labels of the model's classes"
         )
-    check_kind(store.settings, "random", store.path)
+    check_kind(store.geometry, "random", store.path)
     places = match(images, store)
     count = min(crops, store.crops_per_image)
     sums = {"agreement": 0.0, "kl": 0.0}
@@ -393,7 +393,7 @@ def store_agreement(
         boxes, flips = store.boxes(*index), store.flips(*index)
         pixels = np.empty((len(rows), count, image_size, image_size, 3), np.uint8)
         for i, row in enumerate(rows):
-            image = decode(images.read(int(places[row])), exif=store.settings.images.exif)
+            image = decode(images.read(int(places[row])), exif=store.geometry.images.exif)
             for j in range(count):
                 cut(image, boxes[i, j], bool(flips[i, j]), image_size, out=pixels[i, j])
         batch = torch.from_numpy(pixels).flatten(0, 1).permute(0, 3, 1, 2)

@@ -100,8 +100,9 @@ def _table(
         ends = np.arange(0, len(values) + 1, store.record.k, dtype=np.int32)
         return pa.ListArray.from_arrays(pa.array(ends), values)
 
-    labels = store.record.decode(records, store.images["target"][rows] >= 0)
-    targets = np.asarray(store.images["target"][rows], np.int64)
+    boxes = store.boxes(rows, crops)
+    labels = store.record.decode(records, store.truth(rows) >= 0)
+    targets = store.truth(rows)
     unknown = targets < 0
     true = labels.prob_of(torch.from_numpy(targets)).numpy()
     several, of_several = np.unique(rows, return_inverse=True)
@@ -109,8 +110,8 @@ def _table(
     columns = [
         ids.take(pa.array(of_several)),
         pa.array(crops.astype(np.int32)),
-        *(pa.array(side.astype(np.int32)) for side in records["box"].T),
-        pa.array(store.record.flips(records)),
+        *(pa.array(side.astype(np.int32)) for side in boxes.T),
+        pa.array(store.flips(rows, crops)),
         called(targets, unknown),
         lists(called(labels.classes.numpy().reshape(-1))),
         lists(pa.array(labels.log_probs.exp().numpy().reshape(-1))),

@@ -20,7 +20,6 @@ from ferkd.loading.loader import Loader
 from ferkd.loading.mixing import Mix
 from ferkd.methods import METHODS
 from ferkd.store import LabelStore, SoftLabels
-from ferkd.store.manifest import checksum
 from ferkd.system.distributed import Ranks
 from ferkd.system.errors import InputError
 from ferkd.training.trainer import Mixer
@@ -190,7 +189,7 @@ def open_store(recipe: Recipe) -> LabelStore:
     if wanted.store is None:
         raise InputError(f"recipe.data.store: missing; method {recipe.method} needs labels")
     store = LabelStore.open(wanted.store)
-    is_map = store.settings.crops.is_map
+    is_map = store.geometry.crops.is_map
     if is_map != (method.labels == "map"):
         held, needed, remedy = ("label maps", "the labels of crops", "without --kind map")
         if not is_map:
@@ -206,7 +205,7 @@ def open_store(recipe: Recipe) -> LabelStore:
 def _stored(recipe: Recipe) -> _Found:
     """The crops of a label store, or fresh crops of images with label maps."""
     method, wanted, store = METHODS[recipe.method], recipe.data, open_store(recipe)
-    is_map = store.settings.crops.is_map
+    is_map = store.geometry.crops.is_map
     images = open_images(wanted.images, targets=store.settings.targets)
     crops: CropSource
     mining = fitted = None
@@ -222,6 +221,7 @@ def _stored(recipe: Recipe) -> _Found:
             store,
             regions=regions,
             seed=recipe.seed,
+            features=method.features,
             temperature=temperature,
             truth_share=getattr(recipe.loss, "truth_share", 0.0),
         )
@@ -232,8 +232,8 @@ def _stored(recipe: Recipe) -> _Found:
         store.class_names,
         store.num_classes,
         store.targets,
-        labels=checksum(store.manifest),
-        exif=store.settings.images.exif,
+        labels=store.identity,
+        exif=store.geometry.images.exif,
         mining=mining,
         store=store,
         temperature=fitted,

@@ -44,7 +44,7 @@ def export_fkd(
     first dot), and for ids that are no paths inside of the folder.
     """
     store, target = LabelStore.open(store), local_path(directory)
-    check_kind(store.settings, "random", store.path)
+    check_kind(store.geometry, "random", store.path)
     kept = store.record.k if k is None else k
     if not 1 <= kept <= store.record.k:
         raise InputError(f"k is {k}; {store.path} holds {store.record.k}: give 1 to that")
@@ -87,15 +87,17 @@ def _check_half(store: LabelStore) -> None:
 
 
 def _export_file(store: LabelStore, row: int, k: int, dtype: type[np.floating]) -> list[Any]:
-    records = store.records(row, np.arange(store.crops_per_image))
-    image = store.images[row]
-    coords = coords_of(records["box"].astype(np.int64), image["height"], image["width"], dtype)
+    every = np.arange(store.crops_per_image)
+    records, image = store.records(row, every), store.images[row]
+    coords = coords_of(
+        store.boxes(row, every).astype(np.int64), image["height"], image["width"], dtype
+    )
     labels = store.record.decode(records)
     log_probs, order = labels.log_probs.sort(dim=1, descending=True, stable=True)
     classes = labels.classes.gather(1, order)
     pairs = torch.stack([classes[:, :k].double(), log_probs[:, :k].double().exp()], 1)
     coordinates = torch.from_numpy(coords)
-    return [coordinates, torch.from_numpy(store.record.flips(records)), pairs.to(coordinates.dtype)]
+    return [coordinates, torch.from_numpy(store.flips(row, every)), pairs.to(coordinates.dtype)]
 
 
 def _export_paths(store: LabelStore, split: str) -> list[str]:
