@@ -27,6 +27,7 @@ from ferkd.store import manifest as manifests
 from ferkd.store import writer as writers
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
+from ferkd.system.files import temporary
 
 
 def test_a_store_gives_back_what_was_written(tmp_path):
@@ -90,7 +91,7 @@ def test_nothing_depends_on_the_number_of_interruptions(tmp_path):
         with StoreWriter(tmp_path / "killed", store_settings(), 5, resume=number > 0) as writer:
             assert writer.missing() == list(range(number, 3))
             write_part(writer, writer.missing()[0])
-            (tmp_path / "killed/parts/000002.npz.tmp").write_bytes(b"half")
+            temporary(tmp_path / "killed/parts/000002.npz").write_bytes(b"half")
     with StoreWriter(tmp_path / "killed", store_settings(), 5, resume=True) as writer:
         writer.finish()
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")

@@ -11,6 +11,7 @@ import errno
 import io
 import logging
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -28,8 +29,9 @@ from ferkd.cli import distill as cli_distill
 from ferkd.cli import doctor as cli_doctor
 from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
+from ferkd.cli import product as cli_product
 from ferkd.cli import store as cli_store
-from ferkd.cli.console import meter, say, show, table
+from ferkd.cli.console import continuing, expanded, meter, say, show, table
 from ferkd.cli.help import Commands, Ferkd
 from ferkd.cli.options import (
     Device,
@@ -43,7 +45,9 @@ from ferkd.cli.options import (
 )
 from ferkd.system import text as texts
 from ferkd.system.errors import InputError
+from ferkd.system.files import writing
 from ferkd.system.launch import SaidByTheFirst, is_first, refuse_several
+from ferkd.system.troubles import in_plain_words
 
 app = typer.Typer(
     name="ferkd",
@@ -71,6 +75,7 @@ _REMEDIES = {
     errno.EROFS: "this file system is read-only; give a path on another one",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ENOSPC: "the disk is full; make room on it, or give a path on another one",
+    errno.EFBIG: "the file is too large for this disk or the limit (ulimit -f); raise it",
     errno.EDQUOT: "the quota is used up; make room, or give a path elsewhere",
     errno.EMFILE: "too many files are open; raise the limit with ulimit -n",
 }
@@ -82,7 +87,7 @@ def main() -> None:
     # their cores. Where other work shares these, spinning makes two threads slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    arguments = [expanded(a) for a in sys.argv[1:] if a != "--debug"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that it cannot encode costs no result
             stream.reconfigure(errors="backslashreplace")
@@ -101,6 +106,8 @@ def main() -> None:
     except Exception as error:
         if (usage := _usage(error)) is not None:
             raise SystemExit(usage) from None
+        if (words := in_plain_words(error)) is not None:
+            _fail(f"error: {words}", 2, debug)
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             where = f"{error.filename}: " if error.filename else ""
             _fail(f"error: {where}{error.strerror}; {_REMEDIES[error.errno]}", 2, debug)
@@ -265,6 +272,7 @@ def label(
     begun = time.perf_counter()
     last = labelling.Progress(0, 0, 0, 0.0)
     with (
+        continuing(),
         (
             label_out(out, work=work, resume=resume, overwrite=overwrite)
             if out is not None
@@ -414,11 +422,41 @@ def train(
         logging.getLogger("ferkd").setLevel(logging.ERROR)
         run()
         return
-    with meter("training") as advance:
+    with continuing(), meter("training") as advance:
         result = run(progress=on_a_bar(advance, say))
     each = result if len(loaded) > 1 else {"": result}
-    shown = [table([(k, _short(v)) for k, v in one.items()]) for one in each.values()]
-    show(result, "\n\n".join(shown), as_json)
+    said = [
+        _trained(one, out / name, loaded[name or next(iter(loaded))].data.val)
+        for name, one in each.items()
+    ]
+    show(result, "\n\n".join(said), as_json)
+
+
+def _trained(result: dict[str, Any], out: Path, val: str | None) -> str:
+    """The result of a run in words, and what comes next."""
+    figures = [
+        f"{words} {result[key]:{form}}"
+        for key, words, form in (
+            ("top1", "top-1", ".2%"),
+            ("nll", "NLL", ".3f"),
+            ("ece", "ECE", ".3f"),
+        )
+        if key in result
+    ]
+    measured = f": {', '.join(figures)}" if figures else ", not evaluated"
+    lines = [
+        f"{result['student']} trained by {result['method']} for {result['epochs']:.4g} epochs "
+        f"({result['steps']} steps, {result['seconds']:.0f} s, "
+        f"{result['crops_per_second']:.0f} crops/s){measured}"
+    ]
+    if "regions" in result:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in result["regions"].items())
+        lines.append(f"regions: {shares}")
+    lines += [
+        f"the run is in {out}",
+        f"next: {shlex.join(['ferkd', 'evaluate', str(out), val or 'IMAGES'])}",
+    ]
+    return "\n".join(lines)
 
 
 @app.command()
@@ -483,16 +521,17 @@ def demo(
     refuse_several("ferkd demo")
     from ferkd.study.demo.pipeline import run_demo
 
-    result = run_demo(
-        out,
-        images=images,
-        seeds=seeds,
-        held_out=held_out,
-        resume=resume,
-        overwrite=overwrite,
-        say=say,
-        meter=meter,
-    )
+    with continuing():
+        result = run_demo(
+            out,
+            images=images,
+            seeds=seeds,
+            held_out=held_out,
+            resume=resume,
+            overwrite=overwrite,
+            say=say,
+            meter=meter,
+        )
     show(result, result.pop("table"), as_json)
 
 
@@ -521,13 +560,15 @@ def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
     text = shipped_recipe(name)
     if to.exists() and not overwrite:
         raise InputError(f"{to} exists; give another file or --overwrite")
-    to.write_text(text, encoding="utf-8")
+    with writing(to):
+        to.write_text(text, encoding="utf-8")
 
 
 cli_distill.register(app)
 cli_doctor.register(app)
 cli_inspect.register(app)
 cli_plan.register(app)
+cli_product.register(app)
 cli_store.register(app)
 cli_bench.register(app)
 cli_compare.register(app)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ferkd.cli.console import meter, say, show, table
+from ferkd.cli.console import continuing, meter, say, show, table
 from ferkd.cli.help import Commands
 from ferkd.cli.options import Device, Json, Overwrite, Resume, Store, Values, Workers
 from ferkd.system.errors import InputError
@@ -90,7 +90,7 @@ def merge(
     given: Any = _numbers("--weights", weights) if weights else None
     if accuracies:
         given = accuracy_weights(_numbers("--accuracies", accuracies))
-    with meter("merging") as advance:
+    with continuing(), meter("merging") as advance:
         merged = run(
             stores,
             out or into,  # type: ignore[arg-type]
@@ -120,7 +120,7 @@ def subset(
     """Write a smaller store without labelling again."""
     from ferkd.store.derive import subset as run
 
-    with meter("writing") as advance:
+    with continuing(), meter("writing") as advance:
         made = run(
             store,
             out,
@@ -144,7 +144,7 @@ def publish(
     """Upload a store, its manifest last, so that no reader sees half of it."""
     from ferkd.store.publish import publish as run
 
-    with meter("uploading") as advance:
+    with continuing(resume=False), meter("uploading") as advance:
         where = run(store, url, signals=signal, overwrite=overwrite, progress=advance)
     show({"store": where}, f"published to {where}", as_json)
 
@@ -159,7 +159,7 @@ def fetch(
     """Download a store; continues an interrupted download."""
     from ferkd.store.publish import fetch as run
 
-    with meter("downloading") as advance:
+    with continuing(resume=False), meter("downloading") as advance:
         fetched = run(url, out, signals=signal, overwrite=overwrite, progress=advance)
     _show_store(fetched, as_json)
 
@@ -275,7 +275,7 @@ def import_fkd(
     """Import the FKD authors' label files; nothing pickled in them is executed."""
     from ferkd.store.fkd.importing import import_fkd as run
 
-    with meter("importing") as advance:
+    with continuing(), meter("importing") as advance:
         report = run(
             directory,
             images,

@@ -13,6 +13,7 @@ from ferkd.store.reader import LabelStore
 from ferkd.store.walk import walk
 from ferkd.system.errors import InputError
 from ferkd.system.files import whole_file
+from ferkd.system.storage import local_path
 
 if TYPE_CHECKING:
     import pyarrow
@@ -42,7 +43,7 @@ def export_parquet(
         raise InputError(
             "writing Parquet needs pyarrow, which is not installed; pip install 'ferkd[exchange]'"
         ) from None
-    store, path = LabelStore.open(store), Path(file)
+    store, path = LabelStore.open(store), local_path(file, "file")
     if classes not in ("names", "ids"):
         raise InputError(f"classes is {classes!r}; it must be names or ids")
     if classes == "names" and len(store.class_names) != store.num_classes:

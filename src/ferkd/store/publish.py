@@ -18,8 +18,8 @@ from ferkd.store.reader import LabelStore, split_signals
 from ferkd.store.remote import MANIFEST, UNFINISHED, Cache, Expected, download, read_manifest
 from ferkd.system import storage
 from ferkd.system.errors import InputError
-from ferkd.system.files import temporary, write_whole
-from ferkd.system.storage import as_local, join, masked, open_url, reason
+from ferkd.system.files import is_temporary, make_folder, temporary, write_whole
+from ferkd.system.storage import as_local, join, local_path, masked, open_url, reason
 
 PUT_PART = 50 << 20  # the bytes of a part when s3fs uploads a large file in parts
 
@@ -93,7 +93,7 @@ def fetch(
     Another store in ``out`` is refused without ``overwrite``, a folder of other files always.
     Raises InputError.
     """
-    folder, (place, named) = Path(out), split_signals(url)
+    folder, (place, named) = local_path(out), split_signals(url)
     url = str(place)
     if named and signals is None:
         signals = named.split(",")
@@ -108,9 +108,10 @@ def fetch(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a new or empty folder")
     contents = {p.name for p in folder.iterdir()} if folder.exists() else set()
-    if contents - {"lock"} and not contents & {MANIFEST, UNFINISHED}:
+    others = {name for name in contents if name != "lock" and not is_temporary(name)}
+    if others and not contents & {MANIFEST, UNFINISHED}:
         raise InputError(f"{folder} holds other files; give a new or empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _locked(folder):
         old, begun = _local(folder / MANIFEST), _local(folder / UNFINISHED)
         extended = None if overwrite else _extended(old, manifest, str(folder))

@@ -31,7 +31,15 @@ from ferkd.store.claims import refuse_shared
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import IMAGE, MANIFEST, Ids, LabelStore, StoredSignal
 from ferkd.system.errors import InputError
-from ferkd.system.files import read_plain, temporary, whole_file, write_whole
+from ferkd.system.files import (
+    is_temporary,
+    make_folder,
+    read_plain,
+    sweep,
+    unwritable,
+    whole_file,
+    write_whole,
+)
 from ferkd.system.storage import SMALL_FILE, as_local, masked
 
 _SETTINGS = "settings.json"
@@ -88,8 +96,8 @@ class StoreWriter:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; the label store needs a folder of its own")
         contents = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
-        left_by_a_kill = {_LOCK, temporary(Path(_SETTINGS)).name}
-        if contents - left_by_a_kill and not contents & {MANIFEST, _SETTINGS}:
+        others = {name for name in contents if name != _LOCK and not is_temporary(name)}
+        if others and not contents & {MANIFEST, _SETTINGS}:
             raise InputError(
                 f"{self.path} holds other files; give --out a new or empty folder for the labels"
             )
@@ -102,10 +110,7 @@ class StoreWriter:
                 "continue with --resume"
             ) from None
         except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be written ({error.strerror}); make room or give yourself "
-                "the permission, or give another folder"
-            ) from error
+            raise unwritable(self.path, error) from error
         try:
             if not self._shared:
                 refuse_shared(self.path)
@@ -129,6 +134,10 @@ class StoreWriter:
                 (self.path / _LOCK).unlink()
 
     def _prepare(self) -> None:
+        if not self._shared:  # else others may be writing
+            sweep(self.path)
+            sweep(self.work)
+            sweep(self.work / _PARTS)
         begun = (self.path / MANIFEST).exists() or (self.work / _SETTINGS).exists()
         if begun and self._overwrite:
             # In this order a kill leaves the old store, or its folder with the new settings and
@@ -147,7 +156,7 @@ class StoreWriter:
         else:
             self._write_settings()
         if not self.finished():
-            (self.work / _PARTS).mkdir(exist_ok=True)
+            make_folder(self.work / _PARTS)
 
     def _write_settings(self) -> None:
         text = json.dumps(self.settings.model_dump(mode="json"), indent=1, ensure_ascii=False)
@@ -280,6 +289,7 @@ class StoreWriter:
         if not self.finished():
             if missing := self.missing():
                 raise RuntimeError(f"parts {missing[:5]} are not written yet")
+            sweep(self.path)
             write_whole(self.path / MANIFEST, manifests.to_bytes(self._join()))
         shutil.rmtree(self.work / _PARTS, ignore_errors=True)
         (self.work / _SETTINGS).unlink(missing_ok=True)

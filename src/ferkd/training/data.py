@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from ferkd.calibration.regions import Mining
 from ferkd.calibration.temperature import FittedTemperature, fit_temperature
 from ferkd.images import ImageSource, PixelCache, open_images
+from ferkd.images.content import content
 from ferkd.loading.crop_sources import CropSource, FreshCrops, StoredCrops, without_labels
 from ferkd.loading.loader import Loader
 from ferkd.loading.mixing import Mix
@@ -41,6 +41,7 @@ class TrainingData:
     num_classes: int
     mining: Mining | None
     identity: str  # changes with the images, their classes, the labels and the teacher
+    exif: bool = True  # whether images are turned by their EXIF orientation
     unlabelled: int = 0
     store: LabelStore | None = None
     teacher: Teacher | None = None
@@ -77,7 +78,8 @@ def open_data(recipe: Recipe) -> TrainingData:
         found.class_names,
         found.num_classes,
         found.mining,
-        _identity(found.images.ids, found.targets, found.labels),
+        _identity(found),
+        found.exif,
         int((found.targets < 0).sum()),
         found.store,
         found.teacher,
@@ -294,9 +296,12 @@ def _cache(wanted: Data, found: _Found) -> PixelCache | None:
     )
 
 
-def _identity(ids: Sequence[str], targets: np.ndarray, labels: str) -> str:
-    digest = hashlib.sha256("\0".join([*ids, labels]).encode())
-    digest.update(np.ascontiguousarray(targets, dtype="<i4").tobytes())
+def _identity(found: _Found) -> str:
+    """What the data are, in one number. Labels name their images by content already; without a
+    store the images are read for it (see ferkd.images.content)."""
+    held = content(found.images) if found.store is None else ""
+    digest = hashlib.sha256("\0".join([*found.images.ids, found.labels, held]).encode())
+    digest.update(np.ascontiguousarray(found.targets, dtype="<i4").tobytes())
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from ferkd.store.fkd.match import SUFFIX, cut_at_dot
 from ferkd.store.manifest import check_kind
 from ferkd.store.reader import LabelStore
 from ferkd.system.errors import InputError
+from ferkd.system.files import make_folder, writing
+from ferkd.system.storage import local_path
 
 Progress = Callable[[int, int], None]  # images done, of all
 
@@ -40,7 +43,7 @@ def export_fkd(
     precision cannot hold, for ids that share a file name under FKD's rule (the name up to its
     first dot), and for ids that are no paths inside of the folder.
     """
-    store, target = LabelStore.open(store), Path(directory)
+    store, target = LabelStore.open(store), local_path(directory)
     check_kind(store.geometry, "random", store.path)
     kept = store.record.k if k is None else k
     if not 1 <= kept <= store.record.k:
@@ -52,13 +55,16 @@ def export_fkd(
     paths = _export_paths(store, split)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target} exists and is not an empty folder; give a new one")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         folder = work / "labels"  # not `work` itself, which only its owner may enter
         for row, path in enumerate(paths):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            torch.save(_export_file(store, row, kept, _DTYPES[dtype]), folder / path)
+            make_folder((folder / path).parent)
+            buffer = io.BytesIO()  # a full disk would show in torch's own words
+            torch.save(_export_file(store, row, kept, _DTYPES[dtype]), buffer)
+            with writing(target / path):
+                (folder / path).write_bytes(buffer.getvalue())
             if progress:
                 progress(row + 1, len(paths))
         folder.mkdir(exist_ok=True)

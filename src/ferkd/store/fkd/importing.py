@@ -47,6 +47,7 @@ from ferkd.store.soft import SoftLabels
 from ferkd.store.writer import StoreWriter, listing
 from ferkd.system.errors import InputError
 from ferkd.system.settings import check_share
+from ferkd.system.storage import local_path
 from ferkd.system.text import name as visible
 
 RULE = (
@@ -145,7 +146,7 @@ def import_fkd(
     refuse_inside_images(out, source)
     if targets:
         num_classes = _class_count(num_classes, source)
-    root = Path(directory)
+    root = local_path(directory)
     match = match_labels(label_files(root), source)
     layout = _probe(root, [path for _, path in match.pairs], kind, num_classes, crops)
     record = RecordFormat.choose(layout.k, layout.num_classes, values, tail="mass")
