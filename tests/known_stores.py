@@ -51,14 +51,16 @@ def write_part(writer: StoreWriter, part: int, ids=IDS, skip: str | None = None)
     table = np.zeros(len(rows), IMAGE)
     table["target"], table["height"], table["width"] = targets[rows], 300, 65535
     table["fingerprint"] = [2**63 + r for r in rows]
-    fmt = writer.settings.record.format
-    records = fmt.encode(labels[torch.from_numpy(flat)], boxes[flat], flips[flat])
+    records = writer.settings.record.format.encode(labels[torch.from_numpy(flat)])
+    of_crops = boxes[flat].reshape(-1, CROPS, 4), flips[flat].reshape(-1, CROPS)
     skipped = [
         manifests.Skipped(id=skip, reason="broken")
         for i in writer.part_range(part)
         if ids[i] == skip
     ]
-    writer.write(part, [ids[i] for i in rows], table, records.reshape(-1, CROPS), skipped)
+    writer.write(
+        part, [ids[i] for i in rows], table, *of_crops, records.reshape(-1, CROPS), skipped
+    )
 
 
 def write_store(path: Path, ids=IDS, **options) -> LabelStore:

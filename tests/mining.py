@@ -46,11 +46,10 @@ def write_large(path: Path, images: int) -> LabelStore:
         if isinstance(getattr(parts[0], name), torch.Tensor)
     }
     labels = dataclasses.replace(parts[0], **joined)
-    boxes, flips = np.tile([0, 0, 100, 100], (count, 1)), np.zeros(count, bool)
-    filled = np.lib.format.open_memmap(path / "records-00000.npy", mode="r+")
+    filled = np.lib.format.open_memmap(path / "labels-00000.npy", mode="r+")
     for start in range(0, images, _IMAGES_OF_A_CLASS):
         turned = (labels.classes + start // _IMAGES_OF_A_CLASS) % CLASSES
-        block = record.encode(dataclasses.replace(labels, classes=turned), boxes, flips)
+        block = record.encode(dataclasses.replace(labels, classes=turned))
         rows = min(_IMAGES_OF_A_CLASS, images - start)
         filled[start : start + rows] = block.reshape(-1, CROPS)[:rows]
     filled.flush()

@@ -33,6 +33,7 @@ def write_store(
     overwrite: bool = False,
     grid: manifests.Crops | None = None,
     wrong: str = "",
+    signal: str | None = None,
     **settings: Any,
 ) -> LabelStore:
     """A store of ``ids`` with random logits, every third image without a ground truth.
@@ -68,12 +69,15 @@ def write_store(
     logits = torch.from_numpy(rng.normal(0, 3, (len(ids) * crops, classes)))
     targets = torch.from_numpy(np.repeat(table["target"], crops).astype(np.int64))
     labels = SoftLabels.from_logits(logits, targets, k)
-    records = form.encode(labels, boxes.reshape(-1, 4), flips.reshape(-1)).reshape(-1, crops)
+    records = form.encode(labels).reshape(-1, crops)
     wanted = manifests.Settings(**described)
-    with StoreWriter(path, wanted, len(ids), resume=resume, overwrite=overwrite) as writer:
+    with StoreWriter(
+        path, wanted, len(ids), signal=signal, resume=resume, overwrite=overwrite
+    ) as writer:
         for part in writer.missing():
             rows = np.array(writer.part_range(part))
-            writer.write(part, [ids[r] for r in rows], table[rows], records[rows], [])
+            of_crops = boxes[rows], flips[rows], records[rows]
+            writer.write(part, [ids[r] for r in rows], table[rows], *of_crops, [])
         return writer.finish()
 
 

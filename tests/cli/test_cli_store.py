@@ -118,7 +118,7 @@ def test_publishing_and_fetching(ferkd, folder, store, tmp_path):
     assert status == 2 and "--overwrite" in refused["message"]
     status, found = ferkd("fetch", url, "--out", tmp_path / "fetched")
     assert status == 0 and found["images"] == 9
-    for name in ("manifest.json", "records-00000.npy"):
+    for name in ("manifest.json", "labels-00000.npy"):
         assert (tmp_path / "fetched" / name).read_bytes() == (store / name).read_bytes()
     shutil.rmtree(tmp_path / "fetched")
     direct = f"memory://{tmp_path.name}/direct"

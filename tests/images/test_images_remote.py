@@ -65,9 +65,9 @@ def label(folder: Path, out: Path, *, crops: int = 3, classes: int = 2) -> Label
     logits = torch.from_numpy(np.random.default_rng(0).normal(size=(len(images) * crops, classes)))
     targets = torch.from_numpy(np.repeat(images.targets, crops).astype(np.int64))
     labels = SoftLabels.from_logits(logits, targets, classes)
-    records = settings.record.format.encode(labels, boxes.reshape(-1, 4), flips.reshape(-1))
+    records = settings.record.format.encode(labels)
     with StoreWriter(out, settings, len(images)) as writer:
-        writer.write(0, list(images.ids), table, records.reshape(-1, crops), [])
+        writer.write(0, list(images.ids), table, boxes, flips, records.reshape(-1, crops), [])
         return writer.finish()
 
 

@@ -13,8 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import write_noise
 
-from ferkd.images import FolderImages, decode, fingerprint, kinds, open_images
+from ferkd import label
+from ferkd.images import (
+    FolderImages,
+    decode,
+    fingerprint,
+    kinds,
+    open_images,
+    spelt_otherwise,
+)
+from ferkd.loading.crop_sources import match
 from ferkd.system.errors import InputError
 
 FLOWERS = Path(__file__).parents[3] / "shared" / "data" / "flowers" / "val"
@@ -294,6 +304,25 @@ def test_classes_that_look_the_same_are_refused(tmp_path: Path) -> None:
     fill(tmp_path, "e\u0301/a.jpg", "\u00e9/a.jpg")
     with pytest.raises(InputError, match=r"'e\\u0301' and '\\xe9' look the same"):
         FolderImages(tmp_path)
+
+
+def test_names_spelt_otherwise_are_told_apart() -> None:
+    said = spelt_otherwise(["a.jpg", "e\u0301.jpg"], ["\u00e9.jpg", "a.jpg"])
+    assert r"'e\u0301.jpg' and '\xe9.jpg' look the same" in said
+    assert spelt_otherwise(["b.jpg", "e\u0301.jpg"], ["\u00e9.jpg", "a.jpg"]) == ""
+    assert spelt_otherwise(["a.jpg"], ["a.jpg"]) == ""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS takes both spellings for one")
+def test_labels_of_images_that_were_copied_with_other_accents(tmp_path: Path) -> None:
+    for name, letter in (("here", "e\u0301"), ("there", "\u00e9")):
+        write_noise(tmp_path / name, {f"{letter}/1.png": (20, 30), "x/2.png": (20, 30)})
+    options = {"crops": 1, "image_size": 32, "check_agreement": False, "device": "cpu"}
+    store = label(
+        tmp_path / "here", "timm/resnet10t?random=1&num_classes=2", tmp_path / "s", **options
+    )
+    with pytest.raises(InputError, match=r"'e\\u0301' and '\\xe9' look the same.*convmv"):
+        match(open_images(tmp_path / "there"), store)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "dotted"])

@@ -184,7 +184,7 @@ def test_a_map_store_holds_the_head_at_each_cell(folder, tmp_path):
         assert (store.boxes(row, np.arange(16)) == boxes).all()
         assert not store.flips(row, np.arange(16)).any()
     written = json.loads((tmp_path / "s" / "manifest.json").read_text(encoding="utf-8"))
-    assert written["settings"]["crops"] == {
+    assert written["geometry"]["settings"]["crops"] == {
         "kind": "grid",
         "count": 16,
         "rows": 4,
@@ -242,7 +242,7 @@ def test_what_makes_no_sense_for_a_map_is_refused_before_anything_is_written(fol
             label(folder, teacher(), tmp_path / "s", kind="map", **option)
     with pytest.raises(InputError, match=r"2 teachers for one label map.*ferkd merge"):
         label(folder, Committee([teacher(), teacher(seed=1)]), tmp_path / "s", kind="map")
-    with pytest.raises(InputError, match="kind is 'maps'; it must be crops or map"):
+    with pytest.raises(InputError, match="kind is 'maps'; it must be crops, map or features"):
         label(folder, teacher(), tmp_path / "s", kind="maps")
     for option in ({"boxes_from": made}, {"add_to": made, "crops": 20}):
         with pytest.raises(InputError, match=r"holds label maps .4x4 cells"):

@@ -57,13 +57,14 @@ def with_other_crops(store: LabelStore, out: Path, change: str) -> LabelStore:
     with StoreWriter(out, store.settings, len(store)) as writer:
         for part in writer.missing():
             rows = np.array(writer.part_range(part))
-            records = store.records(rows[:, None], np.arange(store.crops_per_image)).copy()
+            where = rows[:, None], np.arange(store.crops_per_image)
+            boxes, flips = store.boxes(*where), store.flips(*where)
             if change == "halved":
-                records["box"][..., 2:] = np.maximum(records["box"][..., 2:] // 2, 1)
+                boxes[..., 2:] = np.maximum(boxes[..., 2:] // 2, 1)
             else:
-                records["flip"] ^= 1
+                flips = ~flips
             ids = [store.ids[int(r)] for r in rows]
-            writer.write(part, ids, store.images[rows], records, [])
+            writer.write(part, ids, store.images[rows], boxes, flips, store.records(*where), [])
         return writer.finish()
 
 
@@ -89,7 +90,7 @@ def test_another_teacher_labels_the_crops_of_a_store(folder, tmp_path):
         **OPTIONS,
     )
     assert same_crops(first, second) and second.settings.crops == first.settings.crops
-    assert bytes_of(second.path)["records-00000.npy"] == bytes_of(fresh.path)["records-00000.npy"]
+    assert bytes_of(second.path)["labels-00000.npy"] == bytes_of(fresh.path)["labels-00000.npy"]
     manifest = (first.path / "manifest.json").read_bytes()
     assert second.settings.teacher["boxes_from"] == {
         "teacher": "teacher 0",

@@ -62,7 +62,7 @@ def test_a_whole_store_is_whole(images, tmp_path):
     found = verify_store(labelled(images, tmp_path / "s"), images=images, teacher=teacher())
     assert found.ok and found.problems == ()
     figures = found.figures
-    assert (figures["images"], figures["crops_per_image"], figures["files"]) == (5, 6, 4)
+    assert (figures["images"], figures["crops_per_image"], figures["files"]) == (5, 6, 6)
     assert figures["bytes"] == sum(p.stat().st_size for p in (tmp_path / "s").iterdir())
     assert (figures["images_compared"], figures["images_without_labels"]) == (5, 0)
     assert figures["replayed_crops"] == 30 and figures["argmax_agreement"] == 1.0
@@ -83,8 +83,8 @@ def test_the_replays_error_is_that_of_the_encoding(images, tmp_path, values, top
 
 def test_every_changed_byte_is_found(tmp_path, monkeypatch):
     """One random bit of each byte of each file is flipped in turn."""
-    monkeypatch.setattr(writers, "FILE_BYTES", 100)  # several files of records
-    path = write_store(tmp_path / "s", k=2, crops=2, ids=IDS[:3]).path
+    monkeypatch.setattr(writers, "FILE_BYTES", 1)  # several files of records
+    path = write_store(tmp_path / "s", k=2, crops=3, ids=IDS[:3]).path
     rng = np.random.default_rng(0)
     tried: dict[str, int] = {}
     for file in sorted(path.iterdir()):
@@ -100,7 +100,8 @@ def test_every_changed_byte_is_found(tmp_path, monkeypatch):
     assert verify_store(path).ok
     assert set(tried) == {
         *("manifest.json", "images.npy", "ids.npy"),
-        *(f"records-{number:05d}.npy" for number in range(2)),
+        *(f"{name}-{number:05d}.npy" for name in ("boxes", "labels") for number in range(2)),
+        "flips.npy",
     }
     assert sum(tried.values()) > 2000 and min(tried.values()) > 128
 
@@ -119,7 +120,7 @@ def test_other_damage_is_found_in_every_file(tmp_path, monkeypatch):
         # Another store's manifest is whole; then the other files are not those that it names.
         if name == "manifest.json":
             assert swapped[0] == "images.npy" and len(swapped) > 1
-        elif name == "ids.npy":  # the same ids: the same file
+        elif (path / name).read_bytes() == whole:  # the same ids, the same flips of so few
             assert swapped == []
         else:
             assert swapped == [name]
@@ -134,8 +135,14 @@ def test_other_damage_is_found_in_every_file(tmp_path, monkeypatch):
         file.unlink()
         file.write_bytes(whole)
     (path / "notes.txt").write_text("x")
-    (path / "records-00009.npy").touch()
-    assert places(verify_store(path)) == ["notes.txt", "records-00009.npy"]
+    (path / "labels-00009.npy").touch()
+    assert places(verify_store(path)) == ["labels-00009.npy", "notes.txt"]
+
+
+def files_of(body) -> list[dict]:
+    geometry = body["geometry"]
+    one = [geometry[name] for name in ("images", "ids", "flips")]
+    return [*one, *geometry["boxes"], *(f for s in body["signals"].values() for f in s["files"])]
 
 
 def resigned(path: Path, change) -> None:
@@ -143,7 +150,7 @@ def resigned(path: Path, change) -> None:
     arrays = {p.name: np.load(p) for p in path.glob("*.npy")}
     body = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     change(arrays, body)
-    for file in (body["images"], body["ids"], *body["records"]):
+    for file in files_of(body):
         if file["name"] in arrays:
             np.save(path / file["name"], arrays[file["name"]])
             data = (path / file["name"]).read_bytes()
@@ -162,7 +169,7 @@ def set_at(name, index, field, value):
     return change
 
 
-RECORDS = "records-00000.npy"
+RECORDS, BOXES = "labels-00000.npy", "boxes-00000.npy"
 
 
 @pytest.mark.parametrize(
@@ -175,12 +182,12 @@ RECORDS = "records-00000.npy"
         (set_at("images.npy", 4, "id_end", 99), "images.npy", "id_end"),
         (set_at("ids.npy", 9, None, 0xFF), "ids.npy", "not UTF-8"),
         (set_at("ids.npy", 0, None, ord("z")), "ids.npy", "does not come after"),
-        (set_at(RECORDS, (3, 1), "box", (1, 0, 0, 9)), f"{IDS[3]}, crop 1", "inside the image"),
-        (set_at(RECORDS, (3, 1), "box", (0, 0, 9, 0)), f"{IDS[3]}, crop 1", "inside the image"),
+        (set_at(BOXES, (3, 1), None, (1, 0, 0, 9)), f"{IDS[3]}, crop 1", "inside the image"),
+        (set_at(BOXES, (3, 1), None, (0, 0, 9, 0)), f"{IDS[3]}, crop 1", "inside the image"),
         # The images are 300 by 65,535 pixels: one more than is left of either side.
-        (set_at(RECORDS, (3, 1), "box", (1, 0, 300, 9)), f"{IDS[3]}, crop 1", "inside the image"),
+        (set_at(BOXES, (3, 1), None, (1, 0, 300, 9)), f"{IDS[3]}, crop 1", "inside the image"),
         (
-            set_at(RECORDS, (3, 1), "box", (0, 1, 9, 65_535)),
+            set_at(BOXES, (3, 1), None, (0, 1, 9, 65_535)),
             f"{IDS[3]}, crop 1",
             "inside the image",
         ),
@@ -189,29 +196,29 @@ RECORDS = "records-00000.npy"
         (set_at(RECORDS, (0, 2), "gaps", (9.0, 1.0)), f"{IDS[0]}, crop 2", "not in order"),
         (set_at(RECORDS, (0, 2), "gaps", (1.0, math.nan)), f"{IDS[0]}, crop 2", "no possible"),
         (set_at(RECORDS, (0, 2), "tail", (math.inf, 1, 1)), f"{IDS[0]}, crop 2", "tail's mass"),
-        (set_at(RECORDS, (0, 0), "flip", 2), f"{IDS[0]}, crop 0", "neither 0 nor 1"),
+        (set_at("flips.npy", 0, None, 16), IDS[0], "beyond its crops"),  # of four
         (
-            lambda arrays, body: body["records"][0].update(rows=4),
+            lambda arrays, body: body["signals"]["labels"]["files"][0].update(rows=4),
             "manifest.json",
-            "5 images, but records of 4",
+            "5 images, but labels of 4",
         ),
         (
-            lambda arrays, body: body["images"].update(name="ids.npy"),
+            lambda arrays, body: body["geometry"]["images"].update(name="ids.npy"),
             "manifest.json",
             "does not name the files",
         ),
         (
-            lambda arrays, body: body["skipped"].append({"id": IDS[1], "reason": "x"}),
+            lambda arrays, body: body["geometry"]["skipped"].append({"id": IDS[1], "reason": "x"}),
             IDS[1],
             "in the list of images left out",
         ),
         (
-            lambda arrays, body: body["settings"]["class_names"].pop(),
+            lambda arrays, body: body["geometry"]["settings"]["class_names"].pop(),
             "manifest.json",
             "names 5 classes, but has 6",
         ),
         (
-            lambda arrays, body: body["settings"].update(targets=False),
+            lambda arrays, body: body["geometry"]["settings"].update(targets=False),
             IDS[1],
             "of 0 classes",
         ),
@@ -234,7 +241,7 @@ def test_many_problems_are_counted_not_listed(tmp_path):
     path = write_store(tmp_path / "s", crops=9).path
 
     def outside(arrays, body):
-        arrays[RECORDS]["box"][..., 2] = 60_000
+        arrays[BOXES][..., 2] = 60_000
 
     resigned(path, outside)
     found = verify_store(path)
@@ -327,10 +334,15 @@ def test_another_teacher_is_refused(images, tmp_path, other, key):
 
 def test_labels_without_a_teacher_or_of_another_crop_rule_are_not_replayed(images, tmp_path):
     store = labelled(images, tmp_path / "s")
-    resigned(store, lambda arrays, body: body["settings"]["crops"].update(rule="nearest"))
+    resigned(
+        store, lambda arrays, body: body["geometry"]["settings"]["crops"].update(rule="nearest")
+    )
     with pytest.raises(InputError, match="crop rule 'nearest'"):
         verify_store(store, images=images, teacher=teacher())
-    resigned(store, lambda arrays, body: body["settings"]["teacher"].pop("fingerprint"))
+    resigned(
+        store,
+        lambda arrays, body: body["signals"]["labels"]["settings"]["teacher"].pop("fingerprint"),
+    )
     with pytest.raises(InputError, match="record no single teacher"):
         verify_store(store, images=images, teacher=teacher())
 
@@ -343,9 +355,9 @@ def test_labels_that_the_teacher_did_not_give_are_named(images, tmp_path, what):
     def change(arrays, body):
         record = arrays[RECORDS][3, 2:3]
         if what == "flip":
-            record["flip"] ^= 1
+            arrays["flips.npy"][3] ^= 1 << 2
         elif what == "box":
-            record["box"] = (0, 0, 5, 5)
+            arrays[BOXES][3, 2] = (0, 0, 5, 5)
         elif what == "class":
             record["classes"] = record["classes"][:, ::-1]
         else:
@@ -366,7 +378,7 @@ def test_an_answer_that_trails_one_that_is_not_stored_is_named(images, tmp_path)
     store = labelled(images, tmp_path / "s", values="f16")
     source, known = open_images(images), LabelStore(store)
     rows, crops = np.repeat(3, 6), np.arange(6)
-    told = replay._answers(known, source, teacher(), rows, known.records(rows, crops))
+    told = replay._answers(known, source, teacher(), rows, crops)
     log_probs, classes = told.log_softmax(1).sort(1, descending=True)
     left = torch.cat([log_probs[:, :1], log_probs[:, 3:]], 1)
     clear = log_probs[:, 0] - log_probs[:, 1] > 0.05
@@ -375,7 +387,7 @@ def test_an_answer_that_trails_one_that_is_not_stored_is_named(images, tmp_path)
     tail = torch.stack([(left / t).logsumexp(1) for t in (1.0, 2.0, 4.0)], 1)
     truth = told.log_softmax(1)[:, 3]
     shifted = SoftLabels(classes[:, 1:3], log_probs[:, 1:3], tail, 5, truth)
-    changed = known.record.encode(shifted, known.boxes(rows, crops), known.flips(rows, crops))
+    changed = known.record.encode(shifted)
     resigned(store, lambda arrays, body: arrays[RECORDS].__setitem__((3, crop), changed[crop]))
     found = verify_store(store, images=images, teacher=teacher())
     assert places(found) == [f"class 3/é.3.png, crop {crop}"]
@@ -418,7 +430,7 @@ def test_what_was_encoded_lies_in_its_range(logits, k, values):
     form = RecordFormat.choose(k, 7, values)
     given_logits = torch.tensor([logits])
     labels = SoftLabels.from_logits(given_logits, None, k)
-    record = form.encode(labels, np.ones((1, 4), int), np.zeros(1, bool))
+    record = form.encode(labels)
     low, high = replay.encoded_range(form, record)
     classes = form.decode(record).classes.numpy()[0]
     exact = SoftLabels.from_logits(given_logits).log_probs.double().numpy()[0, classes]

@@ -67,7 +67,9 @@ def test_what_is_of_two_kinds_is_not_put_together():
     given = batch()
     with pytest.raises(ValueError, match="2 kinds of labels"):
         SoftLabels.cat([given.labels, given.labels.top(2)])
-    with pytest.raises(ValueError, match="only some of the batches have labels or regions"):
+    with pytest.raises(
+        ValueError, match="only some of the batches have labels, regions or features"
+    ):
         Batch.cat([given, replace(given, labels=None)])
 
 

@@ -22,6 +22,7 @@ from ferkd.models.teacher import Inputs, Teacher
 from ferkd.store import LabelStore
 from ferkd.store import writer as writers
 from ferkd.system.errors import InputError
+from ferkd.system.files import temporary
 
 ROOT = Path(__file__).parents[2]
 
@@ -171,7 +172,7 @@ def test_overwriting_can_be_killed_anywhere(tmp_path, monkeypatch):
 def test_a_kill_before_the_first_settings_were_written_is_no_obstacle(tmp_path):
     write_store(tmp_path / "whole")
     (tmp_path / "s").mkdir()
-    (tmp_path / "s/settings.json.tmp").write_text("{")
+    temporary(tmp_path / "s/settings.json").write_text("{")
     (tmp_path / "s/lock").touch()
     write_store(tmp_path / "s")
     assert bytes_of(tmp_path / "s") == bytes_of(tmp_path / "whole")

@@ -16,14 +16,16 @@ from ferkd.system.errors import InputError
 from ferkd.system.files import read_plain, write_whole
 
 
-def test_a_planted_link_at_a_temporary_name_is_not_written_through(tmp_path):
+def test_a_planted_link_at_a_temporary_name_is_not_written_through(tmp_path, monkeypatch):
+    """Should the name be guessed that is drawn anew at each write, the write fails."""
+    planted = tmp_path / ".out.json.guessed.tmp"
+    monkeypatch.setattr("ferkd.system.files.temporary", lambda path: planted)
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (tmp_path / "out.json.tmp").symlink_to(victim)
-    write_whole(tmp_path / "out.json", b"new")
-    assert victim.read_text() == "precious"
-    assert (tmp_path / "out.json").read_bytes() == b"new"
-    assert not (tmp_path / "out.json").is_symlink()
+    planted.symlink_to(victim)
+    with pytest.raises(InputError, match=r"out\.json cannot be written: File exists"):
+        write_whole(tmp_path / "out.json", b"new")
+    assert victim.read_text() == "precious" and not (tmp_path / "out.json").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="devices and pipes of POSIX")

@@ -218,15 +218,15 @@ def write_store(path: Path, teacher: int, *, k=4, values="f32", skip=(), **chang
             table = np.zeros(len(rows), IMAGE)
             table["target"], table["height"], table["width"] = targets[rows], 300, 400
             table["fingerprint"] = [changes.get("fingerprint", 7) + r for r in rows]
-            records = settings.record.format.encode(
-                labels[torch.from_numpy(flat)], boxes[flat], flips[flat]
-            )
+            records = settings.record.format.encode(labels[torch.from_numpy(flat)])
+            of_crops = boxes[flat].reshape(-1, CROPS, 4), flips[flat].reshape(-1, CROPS)
             skipped = [
                 manifests.Skipped(id=ids[i], reason="broken")
                 for i in writer.part_range(part)
                 if ids[i] in skip
             ]
-            writer.write(part, [ids[i] for i in rows], table, records.reshape(-1, CROPS), skipped)
+            records = records.reshape(-1, CROPS)
+            writer.write(part, [ids[i] for i in rows], table, *of_crops, records, skipped)
         return writer.finish()
 
 
@@ -275,7 +275,8 @@ def test_a_merge_says_what_it_was_made_of(tmp_path):
         write_store(tmp_path / str(t), t, names=n) for t, n in ((1, ()), (2, tuple("abcdefghijkl")))
     ]
     whole = merge([s.path for s in stores], tmp_path / "m", weights=[3, 1])
-    made = json.loads((whole.path / "manifest.json").read_text())["settings"]
+    written = json.loads((whole.path / "manifest.json").read_text())
+    made = written["signals"]["labels"]["settings"]
     assert made["teacher"]["spec"] == "merge of teacher 1, teacher 2"
     assert made["teacher"]["rule"] == "probs"
     members = made["teacher"]["members"]
@@ -285,7 +286,7 @@ def test_a_merge_says_what_it_was_made_of(tmp_path):
     for member, store in zip(members, stores, strict=True):
         data = (store.path / "manifest.json").read_bytes()
         assert member["manifest_sha256"] == hashlib.sha256(data).hexdigest()
-    assert made["images"]["decoder"] == "decoder 1; decoder 2"
+    assert written["geometry"]["settings"]["images"]["decoder"] == "decoder 1; decoder 2"
     assert whole.class_names == tuple("abcdefghijkl")
 
 

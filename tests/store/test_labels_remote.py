@@ -84,7 +84,7 @@ def test_a_published_store_reads_as_the_local_one(request, store, cache, tmp_pat
     assert remote.settings == store.settings and len(remote) == 5
     assert data_files(cache) == {remote.path.manifest.sha256}  # opening reads the manifest alone
     assert (remote.boxes([4], [0]) == store.boxes([4], [0])).all()  # the last of three files
-    third = store.manifest.records[2]
+    third = store.manifest.geometry.boxes[2]
     table = store.manifest.images  # boxes are held to the images' sizes
     assert data_files(cache) == {remote.path.manifest.sha256, table.sha256, third.sha256}
     assert same(remote, store) and remote.bytes_on_disk == store.bytes_on_disk
@@ -131,7 +131,7 @@ def test_processes_read_at_once(store, s3, tmp_path, cache, method):
     assert data_files(cache) == {
         remote.path.manifest.sha256,
         store.manifest.images.sha256,
-        *(f.sha256 for f in store.manifest.records),
+        *(f.sha256 for f in store.manifest.geometry.boxes),
     }
 
 
@@ -275,11 +275,11 @@ def test_a_damaged_download_is_tried_again_and_then_refused(store, url, cache, m
     broken[:] = [True]
     assert (remote.boxes(0, 0) == store.boxes(0, 0)).all() and not broken
     broken[:] = [True, True]
-    with pytest.raises(InputError, match=r"records-00001.npy cannot be fetched: its SHA-256 is"):
+    with pytest.raises(InputError, match=r"boxes-00001.npy cannot be fetched: its SHA-256 is"):
         remote.boxes(2, 0)
-    assert not remote.path.holds(store.manifest.records[1])
-    memory.rm_file(f"{url}/records-00001.npy")
-    with pytest.raises(InputError, match=r"records-00001.npy cannot be fetched: FileNotFound"):
+    assert not remote.path.holds(store.manifest.geometry.boxes[1])
+    memory.rm_file(f"{url}/boxes-00001.npy")
+    with pytest.raises(InputError, match=r"boxes-00001.npy cannot be fetched: FileNotFound"):
         remote.boxes(2, 0)
 
 
@@ -307,12 +307,13 @@ def counting(monkeypatch, file_system: str, method: str = "put_file") -> list[st
     return names
 
 
-NAMES = ["images.npy", "ids.npy", *(f"records-0000{i}.npy" for i in range(3))]
+NAMES = ["images.npy", "ids.npy", "flips.npy"]
+NAMES += [f"{name}-0000{i}.npy" for name in ("boxes", "labels") for i in range(3)]
 
 
-@pytest.mark.parametrize("stop", range(8))
+@pytest.mark.parametrize("stop", range(12))
 def test_a_killed_upload_is_no_store_and_is_continued(store, url, monkeypatch, stop):
-    """The upload dies at each of its writes in turn: marker, five files, manifest, unmarking."""
+    """The upload dies at each of its writes in turn: marker, nine files, manifest, unmarking."""
     memory = type(fsspec.filesystem("memory"))
     writes: list[str] = []
 
@@ -330,12 +331,12 @@ def test_a_killed_upload_is_no_store_and_is_continued(store, url, monkeypatch, s
             patch.setattr(memory, name, dying(getattr(memory, name)))
         with pytest.raises(KeyboardInterrupt):
             publish(store, url)
-    if stop < 7:
+    if stop < 11:
         with pytest.raises(InputError, match=r"holds (no|an unfinished upload of a) label store"):
             LabelStore.open(url)
     sent = counting(monkeypatch, "memory")
     publish(store, url)
-    assert sent == NAMES[max(0, min(stop, 6) - 1) :]
+    assert sent == NAMES[max(0, min(stop, 10) - 1) :]
     left = {Path(p).name for p in fsspec.filesystem("memory").find(url)}
     assert left == {"manifest.json", *NAMES}
     assert same(LabelStore.open(url), store)
@@ -354,7 +355,11 @@ def test_existing_stores_are_refused_or_replaced(store, url, tmp_path, monkeypat
     publish(other, url, overwrite=True)
     assert LabelStore.open(url).settings == other.settings
     left = {Path(p).name for p in fsspec.filesystem("memory").find(url)}
-    assert left == {"manifest.json", *NAMES[:3]}  # the former store had two record files more
+    assert left == {
+        "manifest.json",
+        *NAMES[:4],
+        NAMES[6],
+    }  # the former had two files more of each kind
 
 
 def test_files_of_others_are_never_replaced(store, url):
@@ -412,7 +417,7 @@ def test_fetching_gives_the_same_bytes_and_goes_on_after_a_kill(store, url, tmp_
     real = memory.get_file
 
     def dying(self, source, target, **options):
-        if source.endswith("records-00001.npy"):
+        if source.endswith("labels-00001.npy"):
             Path(target).write_bytes(b"half")
             raise KeyboardInterrupt
         real(self, source, target, **options)
@@ -426,8 +431,8 @@ def test_fetching_gives_the_same_bytes_and_goes_on_after_a_kill(store, url, tmp_
         LabelStore.open(out)
     got = counting(monkeypatch, "memory", "get_file")
     assert same(fetch(url, out), store)
-    assert got[-2:] == ["records-00001.npy", "records-00002.npy"]
-    assert not {"images.npy", "ids.npy", "records-00000.npy"} & set(got)
+    assert got[-2:] == ["labels-00001.npy", "labels-00002.npy"]
+    assert not {"images.npy", "ids.npy", "labels-00000.npy"} & set(got)
     assert bytes_of(out) == bytes_of(store.folder)
     (out / "ids.npy").write_bytes(b"damaged")
     fetch(url, out)  # repairs
@@ -543,7 +548,7 @@ def test_a_connection_that_ends_mid_read(big, s3, tmp_path, cache):
         assert list(remote.ids) == list(big.ids)
         assert wire.done == 2
         wire.break_(down=3_000, cuts=1000)  # s3fs goes on where it stopped, but not for ever
-        with pytest.raises(InputError, match=r"records-00000.npy cannot be fetched: .*try again"):
+        with pytest.raises(InputError, match=r"boxes-00000.npy cannot be fetched: .*try again"):
             remote.boxes(0, 0)
         assert not any(p.suffix == ".part" for p in cache.iterdir())
         wire.break_(cuts=0)

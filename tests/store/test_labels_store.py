@@ -27,6 +27,7 @@ from ferkd.store import manifest as manifests
 from ferkd.store import writer as writers
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
+from ferkd.system.files import temporary
 
 
 def test_a_store_gives_back_what_was_written(tmp_path):
@@ -47,7 +48,9 @@ def test_a_store_gives_back_what_was_written(tmp_path):
         "manifest.json",
         "images.npy",
         "ids.npy",
-        "records-00000.npy",
+        "flips.npy",
+        "boxes-00000.npy",
+        "labels-00000.npy",
     }
     assert store.bytes_on_disk == sum(map(len, bytes_of(store.path).values()))
 
@@ -64,7 +67,7 @@ def test_several_record_files_are_one_store(tmp_path, monkeypatch):
     whole = write_store(tmp_path / "one")
     monkeypatch.setattr(writers, "FILE_BYTES", 1)
     split = write_store(tmp_path / "three")
-    assert len(split.manifest.records) == 3
+    assert len(split.manifest.signals["labels"].files) == 3
     rows, crops = np.array([[4], [0], [3]]), np.array([[0, 2]])
     assert (split.records(rows, crops) == whole.records(rows, crops)).all()
 
@@ -88,7 +91,7 @@ def test_nothing_depends_on_the_number_of_interruptions(tmp_path):
         with StoreWriter(tmp_path / "killed", store_settings(), 5, resume=number > 0) as writer:
             assert writer.missing() == list(range(number, 3))
             write_part(writer, writer.missing()[0])
-            (tmp_path / "killed/parts/000002.npz.tmp").write_bytes(b"half")
+            temporary(tmp_path / "killed/parts/000002.npz").write_bytes(b"half")
     with StoreWriter(tmp_path / "killed", store_settings(), 5, resume=True) as writer:
         writer.finish()
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
@@ -198,14 +201,18 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(InputError, match="not a label store's manifest"):
         LabelStore(path)
     body = json.loads(manifest)
-    newer = {**{k: v for k, v in body.items() if k != "digest"}, "version": 2}
+    newer = {**{k: v for k, v in body.items() if k != "digest"}, "version": 3}
     (path / "manifest.json").write_text(json.dumps({**newer, "digest": ""}))
-    with pytest.raises(InputError, match="version 2; this release reads 'ferkd-labels' version 1"):
+    with pytest.raises(InputError, match="version 3; this release reads 'ferkd-labels' version 2"):
+        LabelStore(path)
+    older = {**newer, "version": 1}
+    (path / "manifest.json").write_text(json.dumps({**older, "digest": ""}))
+    with pytest.raises(InputError, match=r"is of version 1, which .* reads version 2: label again"):
         LabelStore(path)
     (path / "manifest.json").write_bytes(manifest)
-    (path / "records-00000.npy").write_bytes(b"\x93NUMPY")
+    (path / "labels-00000.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(InputError, match="cannot be read"):
-        LabelStore(path).boxes(0, 0)
+        LabelStore(path).labels(0, 0)
 
 
 def test_a_pickle_in_place_of_an_array_is_not_run(tmp_path):
@@ -216,9 +223,9 @@ def test_a_pickle_in_place_of_an_array_is_not_run(tmp_path):
         def __reduce__(self):
             return Path.touch, (marker,)
 
-    np.save(path / "records-00000.npy", np.array([Evil()], object), allow_pickle=True)
+    np.save(path / "labels-00000.npy", np.array([Evil()], object), allow_pickle=True)
     with pytest.raises(InputError, match="cannot be read"):
-        LabelStore(path).boxes(0, 0)
+        LabelStore(path).labels(0, 0)
     (path / "images.npy").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(InputError, match="cannot be read"):
         LabelStore(path).images  # noqa: B018
@@ -228,9 +235,9 @@ def test_a_pickle_in_place_of_an_array_is_not_run(tmp_path):
 def test_a_file_name_in_the_manifest_cannot_leave_the_folder(tmp_path):
     store = write_store(tmp_path / "s")
     body = json.loads((store.path / "manifest.json").read_text())
-    body["images"]["name"] = "../images.npy"
+    body["geometry"]["images"]["name"] = "../images.npy"
     with pytest.raises(ValueError, match="pattern"):
-        manifests.File(**body["images"])
+        manifests.File(**body["geometry"]["images"])
 
 
 def test_rows_outside_are_an_index_error_and_stores_pickle_as_their_path(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from stores import IDS, write_store
 
+from ferkd.store import manifest as manifests
 from ferkd.store import writer
 
 DOC = Path(__file__).parents[2] / "docs" / "store-format.md"
@@ -20,7 +21,7 @@ DOC = Path(__file__).parents[2] / "docs" / "store-format.md"
 @pytest.fixture(scope="module")
 def reader() -> dict[str, Any]:
     (block,) = re.findall(r"```python\n(.*?)```", DOC.read_text(encoding="utf-8"), re.S)
-    assert "ferkd" not in block and len(block.splitlines()) < 60
+    assert "ferkd" not in block and len(block.splitlines()) < 65
     namespace: dict[str, Any] = {}
     exec(compile(block, str(DOC), "exec"), namespace)
     return namespace
@@ -34,11 +35,12 @@ def test_the_documented_reader_recovers_everything(tmp_path, monkeypatch, reader
     monkeypatch.setattr(writer, "FILE_BYTES", 100)  # several files of records
     store = write_store(tmp_path / "s", k=k, values=values, tail=tail)
     read = reader["Store"](tmp_path / "s")
-    assert len(store.manifest.records) > 1
+    assert len(store.manifest.signals["labels"].files) > 1
+    assert len(store.manifest.geometry.boxes) > 1
     assert [read.id(image) for image in range(len(store))] == list(IDS)
     for image in range(len(store)):
         for crop in range(store.crops_per_image):
-            box, flip, probabilities, true = read.crop(image, crop)
+            (box, flip), (probabilities, true) = read.box(image, crop), read.label(image, crop)
             has_target = np.array([store.targets[image] >= 0])
             labels = store.record.decode(store.records(image, [crop]), has_target)
             assert box == store.boxes(image, crop).tolist()
@@ -49,18 +51,41 @@ def test_the_documented_reader_recovers_everything(tmp_path, monkeypatch, reader
                 assert true == pytest.approx(expected, abs=2e-6)
 
 
+@pytest.mark.parametrize("per", ["crop", "image"])
+@pytest.mark.parametrize("codec", ["i8", "f16"])
+def test_the_documented_reader_reads_features(tmp_path, reader, codec, per):
+    store = write_store(tmp_path / "s")
+    form = manifests.Vectors(dim=7, codec=codec, per=per)
+    settings = store.settings.model_copy(update={"record": None, "vectors": form})
+    width = store.crops_per_image if per == "crop" else 1
+    with writer.SignalWriter(store.path, settings, len(store), signal="f") as writing:
+        for part in writing.missing():
+            rows = np.array(writing.part_range(part))
+            where = rows[:, None], np.arange(store.crops_per_image)
+            vectors = np.random.default_rng(part).normal(size=(len(rows) * width, 7))
+            records = form.format.encode(vectors).reshape(-1, width)
+            of_crops = store.boxes(*where), store.flips(*where), records
+            writing.write(
+                part, [store.ids[int(r)] for r in rows], store.images[rows], *of_crops, []
+            )
+        added = writing.finish()
+    read = reader["Store"](tmp_path / "s", "f")
+    for image, crop in ((0, 0), (4, 3), (2, 1)):
+        assert read.features(image, crop).tolist() == added.features(image, crop).tolist()
+
+
 def test_the_documented_fields_and_sizes_are_the_real_ones(tmp_path):
     store = write_store(tmp_path / "s", k=5, classes=1000)
-    # 8 box, 5 x 2 classes, 4 gaps, 3 tail, 1 true_flip
-    assert store.record.dtype.itemsize == 8 + 10 + 4 + 3 + 1
-    assert store.record.dtype.names == ("box", "classes", "gaps", "tail", "true_flip")
+    # 5 x 2 classes, 4 gaps, 3 tail, 1 true
+    assert store.record.dtype.itemsize == 10 + 4 + 3 + 1
+    assert store.record.dtype.names == ("classes", "gaps", "tail", "true")
     assert store.images.dtype.itemsize == 24
     full = write_store(tmp_path / "f", k=None, classes=7)
-    assert full.record.dtype.names == ("box", "flip", "gaps")
+    assert full.record.dtype.names == ("gaps",)
     mass = write_store(tmp_path / "m", k=2, tail="mass")
-    assert mass.record.dtype.names == ("box", "classes", "gaps", "tail", "flip")
+    assert mass.record.dtype.names == ("classes", "gaps", "tail")
     half = write_store(tmp_path / "h", k=2, values="f16")
-    assert half.record.dtype.names == ("box", "classes", "gaps", "tail", "true", "flip")
+    assert half.record.dtype.names == ("classes", "gaps", "tail", "true")
 
 
 def test_the_documented_digest_and_checksums_are_the_real_ones(tmp_path):
@@ -70,17 +95,23 @@ def test_the_documented_digest_and_checksums_are_the_real_ones(tmp_path):
     digest = body.pop("digest")
     text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
     assert hashlib.sha256(text.encode()).hexdigest() == digest
-    for file in (body["images"], body["ids"], *body["records"]):
+    geometry = body["geometry"]
+    files = [geometry["images"], geometry["ids"], geometry["flips"], *geometry["boxes"]]
+    files += [file for signal in body["signals"].values() for file in signal["files"]]
+    for file in files:
         content = (path / file["name"]).read_bytes()
         assert file["size"] == len(content)
         assert file["sha256"] == hashlib.sha256(content).hexdigest()
     listed = "".join(f"{image_id}\0" for image_id in IDS).encode()
-    assert body["settings"]["images"]["listing"] == hashlib.sha256(listed).hexdigest()
+    assert geometry["settings"]["images"]["listing"] == hashlib.sha256(listed).hexdigest()
 
 
 def test_every_key_of_the_settings_is_documented(tmp_path):
     body = json.loads((write_store(tmp_path / "s").path / "manifest.json").read_text())
     text = DOC.read_text(encoding="utf-8")
-    keys = {*body, *body["settings"], *body["settings"]["record"], *body["settings"]["crops"]}
-    keys |= {*body["settings"]["images"], *body["settings"]["crops"]["distribution"]}
+    geometry, signal = body["geometry"], body["signals"]["labels"]
+    of_geometry, of_signal = geometry["settings"], signal["settings"]
+    keys = {*body, *geometry, *of_geometry, *signal, *of_signal, *of_signal["record"]}
+    keys |= {*of_geometry["crops"], *of_geometry["images"], *of_geometry["crops"]["distribution"]}
+    keys |= set(manifests.Vectors.model_fields)
     assert not {key for key in keys if f"`{key}`" not in text}

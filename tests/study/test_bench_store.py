@@ -13,7 +13,14 @@ from ferkd.store import LabelStore
 from ferkd.store import writer as writers
 from ferkd.study.bench.forms import store_bytes
 from ferkd.study.bench.measuring import in_a_fresh_process
-from ferkd.study.bench.store import bench_store, imagenet_ids, write_fkd, write_sparse, write_store
+from ferkd.study.bench.store import (
+    bench_store,
+    imagenet_ids,
+    weigh_signals,
+    write_fkd,
+    write_sparse,
+    write_store,
+)
 from ferkd.system.errors import InputError
 
 
@@ -49,9 +56,9 @@ def test_both_sides_hold_the_same_labels(tmp_path):
 
 
 def test_random_reads_give_what_indexing_gives(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers, "FILE_BYTES", 70 * 7 * 26)  # 64 images to a file
+    monkeypatch.setattr(writers, "FILE_BYTES", 70 * 7 * 18)  # 64 images to a file
     store = write_store(tmp_path / "s", imagenet_ids(200), 7)
-    files = [np.load(store.path / f.name) for f in store.manifest.records]
+    files = [np.load(store.path / f.name) for f in store.manifest.signals["labels"].files]
     assert [len(f) for f in files] == [64, 64, 64, 8]
     rng = np.random.default_rng(0)
     for kind in (np.int64, np.int32, np.uint16):
@@ -78,18 +85,27 @@ def test_imagenets_store_opens_at_once_and_in_little_memory(tmp_path):
     assert store.ids[1_281_166] == "n00000986/n00000986_00666.JPEG"
     assert store.ids.find("n00000986/n00000986_00666.JPEG") == 1_281_166
     assert store.ids.find("n00000986/n00000986_00667.JPEG") == -1
-    assert store.records(1_281_166, 49)["classes"].tolist() == [0, 0, 0, 0, 0]
+    assert store.of_kind("labels").raw_records(1_281_166, 49)["classes"].tolist() == [0, 0, 0, 0, 0]
 
 
 def test_a_crop_takes_at_most_28_bytes_all_told(tmp_path):
     store = write_store(tmp_path / "s", imagenet_ids(2600), 50)
     on_disk = sum(f.stat().st_size for f in store.path.iterdir())
     assert on_disk == store.bytes_on_disk
-    assert store.record.dtype.itemsize == 26
+    assert store.record.dtype.itemsize == 18  # and a box of 8
     assert on_disk / (2600 * 50) <= 28
     manifest = (store.path / "manifest.json").stat().st_size
     predicted = store_bytes(store.record, 2600, 50, 30)
-    assert on_disk - manifest == pytest.approx(predicted, abs=3 * 256)  # headers differ in length
+    assert on_disk - manifest == pytest.approx(predicted, abs=5 * 256)  # headers differ in length
+
+
+def test_a_second_teacher_and_features_take_no_more_than_stated(tmp_path):
+    """Of few images, whose ids, headers and manifest weigh more than those of a real store."""
+    store = write_store(tmp_path / "s", imagenet_ids(600), 50)
+    weights = weigh_signals(store, 0)
+    assert weights["two_teachers_bytes_per_crop"] <= 46 + 1
+    assert weights["features_bytes_per_crop"] <= 400
+    assert list(LabelStore(store.path).manifest.signals) == ["features", "labels", "second"]
 
 
 def test_so_does_one_of_the_flowers(flowers, tmp_path):

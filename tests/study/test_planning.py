@@ -63,13 +63,13 @@ def test_a_teacher_that_slows_nothing_is_never_replaced():
 
 
 def test_bytes_are_those_of_the_record_and_the_image_table():
-    """Top 5 of 1000 in one byte each: box 8, classes 10, gaps 4, tail 3, truth and flip 1 = 26;
+    """Top 5 of 1000 in one byte each: box 8, classes 10, gaps 4, tail 3, truth 1 = 26;
     24 bytes an image."""
     found = plan(SCALE, RATES)
     assert found.bytes_per_crop == 26
     assert found.storage_bytes == 360_000 * 26 + 36_000 * 24
     every = plan(Scale(10, 10, 1000, 1, top_k=None), RATES)
-    assert every.bytes_per_crop == RecordFormat.choose(None, 1000).dtype.itemsize > 2000
+    assert every.bytes_per_crop == 8 + RecordFormat.choose(None, 1000).dtype.itemsize > 2000
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path, share):
 
 def test_another_version_is_refused(tmp_path):
     torch.save({"version": 99}, tmp_path / "c.pt")
-    with pytest.raises(InputError, match="checkpoint version 99, this ferkd reads 1"):
+    with pytest.raises(InputError, match="checkpoint version 99, this ferkd reads 2"):
         load_checkpoint(tmp_path / "c.pt")
 
 

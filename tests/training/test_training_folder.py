@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferkd.system.errors import InputError
+from ferkd.system.files import temporary
 from ferkd.training import folder as folders
 
 RECIPE = {"method": "hard", "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "data": {"workers": 2}}
@@ -34,7 +35,7 @@ def test_a_new_or_empty_folder_is_free(tmp_path, how):
 
 
 def test_what_a_kill_left_of_a_first_write_does_not_block_the_folder(tmp_path):
-    (tmp_path / "recipe.yaml.tmp").write_text("half")
+    (temporary(tmp_path / "recipe.yaml")).write_text("half")
     prepare(tmp_path)
     (tmp_path / "mine").write_text("x")
     with pytest.raises(InputError, match="not a run of ferkd"):

@@ -11,9 +11,11 @@ import errno
 import io
 import logging
 import os
+import shlex
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,8 +29,9 @@ from ferkd.cli import distill as cli_distill
 from ferkd.cli import doctor as cli_doctor
 from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
+from ferkd.cli import product as cli_product
 from ferkd.cli import store as cli_store
-from ferkd.cli.console import meter, say, show, table
+from ferkd.cli.console import continuing, expanded, meter, say, show, table
 from ferkd.cli.help import Commands, Ferkd
 from ferkd.cli.options import (
     Device,
@@ -42,7 +45,9 @@ from ferkd.cli.options import (
 )
 from ferkd.system import text as texts
 from ferkd.system.errors import InputError
+from ferkd.system.files import writing
 from ferkd.system.launch import SaidByTheFirst, is_first, refuse_several
+from ferkd.system.troubles import in_plain_words
 
 app = typer.Typer(
     name="ferkd",
@@ -70,6 +75,7 @@ _REMEDIES = {
     errno.EROFS: "this file system is read-only; give a path on another one",
     errno.ENAMETOOLONG: "give a shorter path",
     errno.ENOSPC: "the disk is full; make room on it, or give a path on another one",
+    errno.EFBIG: "the file is too large for this disk or the limit (ulimit -f); raise it",
     errno.EDQUOT: "the quota is used up; make room, or give a path elsewhere",
     errno.EMFILE: "too many files are open; raise the limit with ulimit -n",
 }
@@ -81,7 +87,7 @@ def main() -> None:
     # their cores. Where other work shares these, spinning makes two threads slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    arguments = [expanded(a) for a in sys.argv[1:] if a != "--debug"]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that it cannot encode costs no result
             stream.reconfigure(errors="backslashreplace")
@@ -100,6 +106,8 @@ def main() -> None:
     except Exception as error:
         if (usage := _usage(error)) is not None:
             raise SystemExit(usage) from None
+        if (words := in_plain_words(error)) is not None:
+            _fail(f"error: {words}", 2, debug)
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             where = f"{error.filename}: " if error.filename else ""
             _fail(f"error: {where}{error.strerror}; {_REMEDIES[error.errno]}", 2, debug)
@@ -148,16 +156,37 @@ def label(
             help="timm/NAME, torchvision/NAME, hf/…, a run, a module; A,B@0.5 for several."
         ),
     ],
-    out: Annotated[str, typer.Option(help="A new folder for the labels, or an fsspec URL.")],
+    out: Annotated[
+        str | None, typer.Option(help="A new folder for the labels, or an fsspec URL.")
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Add a signal to this finished store, of its very crops.")
+    ] = None,
+    signal: Annotated[
+        str | None, typer.Option(help="The signal's name [labels, or features].")
+    ] = None,
     kind: Annotated[
-        str, typer.Option(help="crops, or map: one label map per image (ReLabel).")
+        str,
+        typer.Option(help="crops; map: one label map per image (ReLabel); features of crops."),
     ] = "crops",
+    layer: Annotated[
+        str, typer.Option(help="Features: penultimate, output or a submodule's name.")
+    ] = "penultimate",
+    normalised: Annotated[
+        bool, typer.Option("--normalised", help="Features: each of length 1.")
+    ] = False,
+    per: Annotated[str, typer.Option(help="Features: of each crop, or of the whole image.")] = (
+        "crop"
+    ),
     crops: Annotated[int | None, typer.Option(help="Random crops per image [50].")] = None,
     top_k: TopK = 5,
     values: Values = "auto",
     scale: Annotated[
         tuple[float, float] | None,
         typer.Option(help="Crop area, share of the image [0.08 1].", show_default=False),
+    ] = None,
+    crops_from: Annotated[
+        Path | None, typer.Option(help="Label the crops of this file (JSON or Parquet).")
     ] = None,
     boxes_from: Annotated[
         str | None, typer.Option(help="Label the very crops of this store, by another teacher.")
@@ -235,12 +264,20 @@ def label(
 
     if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
         raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
-    refuse_inside_images(out, images)
+    if (out is None) == (into is None):
+        raise InputError("give one of --out, for a new store, and --into, for a signal more")
+    if out is not None:
+        refuse_inside_images(out, images)
     one = "cell" if kind == "map" else "crop"
     begun = time.perf_counter()
     last = labelling.Progress(0, 0, 0, 0.0)
     with (
-        label_out(out, work=work, resume=resume, overwrite=overwrite) as folder,
+        continuing(),
+        (
+            label_out(out, work=work, resume=resume, overwrite=overwrite)
+            if out is not None
+            else nullcontext(into or Path())
+        ) as folder,
         meter("labelling") as advance,
     ):
 
@@ -251,10 +288,16 @@ def label(
 
         wanted = Labelling(
             kind=kind,  # type: ignore[arg-type]
+            into=into is not None,
+            signal=signal,
+            layer=layer,
+            normalised=normalised,
+            per=per,  # type: ignore[arg-type]
             crops=crops,
             top_k=top_k or None,
             values=values,
             distribution=None if scale is None else CropDistribution(scale=scale),
+            crops_from=crops_from,
             boxes_from=boxes_from,
             add_to=add_to,
             image_size=image_size,
@@ -271,10 +314,11 @@ def label(
         )
         mine = Shard.from_environment() if shard is None else Shard.parse(shard)
         together = mine is not None or finish or engine != "processes"
-        if together and (overwrite or recheck or is_url(out)):
+        if together and (overwrite or recheck or into or is_url(out)):
             raise InputError(
                 "several processes label into one local folder that all see, and continue it; "
-                "leave out --overwrite and --recheck, and publish the finished store to a URL"
+                "leave out --overwrite, --recheck and --into, and publish the finished store to a "
+                "URL"
             )
         if finish:
             store = labelling.finish(images, folder, targets=not no_targets)
@@ -298,7 +342,7 @@ def label(
                 overwrite=overwrite,
                 progress=progress,
             )
-        agreement = agreement_of(store)
+        agreement = agreement_of(store) if kind != "features" else None
         skipped = [s.model_dump() for s in store.manifest.skipped]
         result = {
             "images": len(store),
@@ -309,7 +353,8 @@ def label(
             "crops_per_second": last.crops_per_second,
             "bytes_per_crop": _bytes_per_crop(store),
             "agreement": agreement,
-            "store": masked(out),
+            "signals": list(store.manifest.signals),
+            "store": masked(out or into),
         }
     for skip in skipped:
         say(f"left out {texts.name(skip['id'])}: {texts.name(skip['reason'])}")
@@ -318,7 +363,9 @@ def label(
         f"{result['store']} ({result['bytes_per_crop']:.1f} bytes per {one}, "
         f"{last.crops_per_second:.0f} {one}s/s)"
     )
-    if agreement is not None:
+    if kind == "features":
+        text += f"\nsignals: {', '.join(store.manifest.signals)}"
+    elif agreement is not None:
         text += f"\nthe labels agree with the class folders in {agreement:.1%} of the {one}s"
     else:
         text += (
@@ -375,11 +422,41 @@ def train(
         logging.getLogger("ferkd").setLevel(logging.ERROR)
         run()
         return
-    with meter("training") as advance:
+    with continuing(), meter("training") as advance:
         result = run(progress=on_a_bar(advance, say))
     each = result if len(loaded) > 1 else {"": result}
-    shown = [table([(k, _short(v)) for k, v in one.items()]) for one in each.values()]
-    show(result, "\n\n".join(shown), as_json)
+    said = [
+        _trained(one, out / name, loaded[name or next(iter(loaded))].data.val)
+        for name, one in each.items()
+    ]
+    show(result, "\n\n".join(said), as_json)
+
+
+def _trained(result: dict[str, Any], out: Path, val: str | None) -> str:
+    """The result of a run in words, and what comes next."""
+    figures = [
+        f"{words} {result[key]:{form}}"
+        for key, words, form in (
+            ("top1", "top-1", ".2%"),
+            ("nll", "NLL", ".3f"),
+            ("ece", "ECE", ".3f"),
+        )
+        if key in result
+    ]
+    measured = f": {', '.join(figures)}" if figures else ", not evaluated"
+    lines = [
+        f"{result['student']} trained by {result['method']} for {result['epochs']:.4g} epochs "
+        f"({result['steps']} steps, {result['seconds']:.0f} s, "
+        f"{result['crops_per_second']:.0f} crops/s){measured}"
+    ]
+    if "regions" in result:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in result["regions"].items())
+        lines.append(f"regions: {shares}")
+    lines += [
+        f"the run is in {out}",
+        f"next: {shlex.join(['ferkd', 'evaluate', str(out), val or 'IMAGES'])}",
+    ]
+    return "\n".join(lines)
 
 
 @app.command()
@@ -444,16 +521,17 @@ def demo(
     refuse_several("ferkd demo")
     from ferkd.study.demo.pipeline import run_demo
 
-    result = run_demo(
-        out,
-        images=images,
-        seeds=seeds,
-        held_out=held_out,
-        resume=resume,
-        overwrite=overwrite,
-        say=say,
-        meter=meter,
-    )
+    with continuing():
+        result = run_demo(
+            out,
+            images=images,
+            seeds=seeds,
+            held_out=held_out,
+            resume=resume,
+            overwrite=overwrite,
+            say=say,
+            meter=meter,
+        )
     show(result, result.pop("table"), as_json)
 
 
@@ -482,13 +560,15 @@ def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
     text = shipped_recipe(name)
     if to.exists() and not overwrite:
         raise InputError(f"{to} exists; give another file or --overwrite")
-    to.write_text(text, encoding="utf-8")
+    with writing(to):
+        to.write_text(text, encoding="utf-8")
 
 
 cli_distill.register(app)
 cli_doctor.register(app)
 cli_inspect.register(app)
 cli_plan.register(app)
+cli_product.register(app)
 cli_store.register(app)
 cli_bench.register(app)
 cli_compare.register(app)

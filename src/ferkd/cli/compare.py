@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ferkd.cli.console import meter, say, show
+from ferkd.cli.console import continuing, meter, say, show
 from ferkd.cli.options import Json
 from ferkd.system.errors import InputError
 from ferkd.system.launch import refuse_several
@@ -69,7 +69,7 @@ def compare(
         suite = read_folder(first) if own else load_suite(what[0])
         if seeds is not None:
             suite = with_seeds(suite, seeds)
-        with meter("comparing") as advance:
+        with continuing(resume=False), meter("comparing") as advance:
             compared = compare_suite(
                 suite,
                 out or first,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ferkd.system import text as texts
+from ferkd.system.storage import masked
 
 _PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
@@ -68,13 +71,36 @@ def meter(title: str) -> Iterator[Meter]:
         yield Meter(title, bar)
 
 
+def expanded(argument: str) -> str:
+    """An argument with the ~ of a path expanded as a shell does, which leaves it in quotes and
+    behind ``--out=``; a path that begins with ~ is written ``./~``."""
+    option, equals, value = argument.partition("=")
+    if argument.startswith("~"):
+        return os.path.expanduser(argument)
+    if argument.startswith("--") and equals and value.startswith("~"):
+        return f"{option}={os.path.expanduser(value)}"
+    return argument
+
+
+@contextmanager
+def continuing(*, resume: bool = True) -> Iterator[None]:
+    """On Ctrl-C, say the command that goes on; ``resume``: with --resume, not as it was given."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        words = [masked(word) for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
+        line = shlex.join(["ferkd", *words, *["--resume"] * resume])
+        say(f"interrupted; to continue: {line}")
+        raise
+
+
 def say(text: str) -> None:
     """A line for people, on stderr."""
     print(texts.lines(text), file=sys.stderr, flush=True)
 
 
-def show(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """The result on stdout: one JSON object, or text for people."""
+def show(result: dict[str, Any] | list[Any], text: str, as_json: bool) -> None:
+    """The result on stdout: one JSON value, or text for people."""
     if as_json:  # JSON has an escape of its own for what the terminal cannot show
         text = texts.to_json(
             result, ascii=not (sys.stdout.encoding or "").lower().startswith("utf")

@@ -15,5 +15,7 @@ Workers = Annotated[int, typer.Option(help="Threads or processes that load image
 Store = Annotated[str, typer.Argument(help="A label store: a folder or an fsspec URL.")]
 RecipeName = Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe's name.")]
 TopK = Annotated[int, typer.Option(help="Classes kept per crop; 0 keeps all.")]
-Values = Annotated[str, typer.Option(help="Number type: auto, u8, f16 or f32.")]
+Values = Annotated[
+    str, typer.Option(help="Number type: auto, u8, f16 or f32; of features i8 or f16.")
+]
 Thresholds = Annotated[str, typer.Option(help="L,M,T (0 to 1, ascending), auto, reliable or none.")]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ferkd.cli.console import meter, say, show, table
+from ferkd.cli.console import continuing, meter, say, show, table
 from ferkd.cli.help import Commands
 from ferkd.cli.options import Device, Json, Overwrite, Resume, Store, Values, Workers
 from ferkd.system.errors import InputError
@@ -17,6 +17,11 @@ Out = Annotated[Path, typer.Option(help="A new folder for the labels.")]
 StoreTopK = Annotated[int | None, typer.Option(help="Classes kept per crop.")]
 StoreValues = Annotated[str | None, typer.Option(help="Number type: u8, f16 or f32.")]
 
+Signals = Annotated[list[str] | None, typer.Option(help="Of this signal alone; may be repeated.")]
+
+signals_app = typer.Typer(
+    help="The signals of a store: ls, drop, copy.", no_args_is_help=True, cls=Commands
+)
 import_app = typer.Typer(
     help="Bring labels of other systems over.", no_args_is_help=True, cls=Commands
 )
@@ -28,6 +33,7 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
     app.command("export-labels")(export_labels)
     app.add_typer(import_app, name="import")
+    app.add_typer(signals_app, name="signals")
 
 
 def verify(
@@ -55,7 +61,11 @@ def verify(
 
 def merge(
     stores: Annotated[list[str], typer.Argument(help="Stores that label the same crops.")],
-    out: Out,
+    out: Annotated[Path | None, typer.Option(help="A new folder for the labels.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Add the result to this store, as a signal.")
+    ] = None,
+    signal: Annotated[str | None, typer.Option(help="The result's name [labels].")] = None,
     rule: Annotated[str, typer.Option(help="probs (mean, MEAL V2) or logits (CV-DD).")] = "probs",
     weights: Annotated[str | None, typer.Option(help="One number a store, e.g. 1,3.")] = None,
     accuracies: Annotated[
@@ -73,15 +83,19 @@ def merge(
 
     if rule not in ("probs", "logits"):
         raise InputError(f"--rule {rule!r}: it must be probs or logits")
+    if (out is None) == (into is None):
+        raise InputError("give one of --out, for a new store, and --into, for a signal more")
     if weights and accuracies:
         raise InputError("--weights and --accuracies exclude each other; give one")
     given: Any = _numbers("--weights", weights) if weights else None
     if accuracies:
         given = accuracy_weights(_numbers("--accuracies", accuracies))
-    with meter("merging") as advance:
+    with continuing(), meter("merging") as advance:
         merged = run(
             stores,
-            out,
+            out or into,  # type: ignore[arg-type]
+            signal=signal,
+            into=into is not None,
             rule=rule,  # type: ignore[arg-type]
             weights=given,
             top_k=top_k,
@@ -106,7 +120,7 @@ def subset(
     """Write a smaller store without labelling again."""
     from ferkd.store.derive import subset as run
 
-    with meter("writing") as advance:
+    with continuing(), meter("writing") as advance:
         made = run(
             store,
             out,
@@ -123,28 +137,30 @@ def subset(
 def publish(
     store: Annotated[Path, typer.Argument(help="A finished local store.")],
     url: Annotated[str, typer.Argument(help="Where to, e.g. s3://bucket/labels.")],
+    signal: Signals = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Upload a store, its manifest last, so that no reader sees half of it."""
     from ferkd.store.publish import publish as run
 
-    with meter("uploading") as advance:
-        where = run(store, url, overwrite=overwrite, progress=advance)
+    with continuing(resume=False), meter("uploading") as advance:
+        where = run(store, url, signals=signal, overwrite=overwrite, progress=advance)
     show({"store": where}, f"published to {where}", as_json)
 
 
 def fetch(
     url: Annotated[str, typer.Argument(help="A published store.")],
     out: Out,
+    signal: Signals = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Download a store; continues an interrupted download."""
     from ferkd.store.publish import fetch as run
 
-    with meter("downloading") as advance:
-        fetched = run(url, out, overwrite=overwrite, progress=advance)
+    with continuing(resume=False), meter("downloading") as advance:
+        fetched = run(url, out, signals=signal, overwrite=overwrite, progress=advance)
     _show_store(fetched, as_json)
 
 
@@ -187,6 +203,56 @@ def export_labels(
         show({"files": files, "folder": str(fkd)}, f"{files} files in {fkd}", as_json)
 
 
+@signals_app.command("ls")
+def signals_ls(store: Store, as_json: Json = False) -> None:
+    """List a store's signals: kind, form, teacher, bytes."""
+    from ferkd.store.reader import LabelStore
+
+    opened = LabelStore.open(store)
+    result: dict[str, Any] = {}
+    for name, signal in opened.manifest.signals.items():
+        form = signal.settings.record or signal.settings.vectors
+        result[name] = {
+            "kind": signal.settings.kind,
+            "form": form.model_dump() if form else None,
+            "teacher": signal.settings.teacher.get("spec"),
+            "bytes": sum(file.size for file in signal.files),
+        }
+    rows = [(n, f"{s['kind']}, {s['teacher']}, {s['bytes']} bytes") for n, s in result.items()]
+    show(result, table(rows), as_json)
+
+
+@signals_app.command("drop")
+def signals_drop(
+    store: Annotated[Path, typer.Argument(help="A finished local store.")],
+    name: Annotated[str, typer.Argument(help="The signal to remove.")],
+    as_json: Json = False,
+) -> None:
+    """Remove a signal; the rest of the store is not touched."""
+    from ferkd.store.writer import drop
+
+    drop(store, name)
+    show({"store": str(store), "dropped": name}, f"{name} is gone from {store}", as_json)
+
+
+@signals_app.command("copy")
+def signals_copy(
+    source: Annotated[str, typer.Argument(help="A store, STORE#NAME where it has several.")],
+    into: Annotated[Path, typer.Option(help="A store of the same images and crops.")],
+    signal: Annotated[str | None, typer.Option(help="The signal's new name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a signal to another store of the same images and crops, byte by byte."""
+    from ferkd.store.reader import LabelStore
+    from ferkd.store.writer import copy_signal
+
+    opened = LabelStore.open(source)
+    names = opened.chosen.split(",") if opened.chosen else list(opened.manifest.signals)
+    if len(names) != 1:
+        raise InputError(f"{source} has signals {', '.join(names)}; choose one by #NAME")
+    _show_store(copy_signal(opened, names[0], into, signal or ""), as_json)
+
+
 @import_app.command("fkd")
 def import_fkd(
     directory: Annotated[Path, typer.Argument(help="The FKD authors' label files.")],
@@ -209,7 +275,7 @@ def import_fkd(
     """Import the FKD authors' label files; nothing pickled in them is executed."""
     from ferkd.store.fkd.importing import import_fkd as run
 
-    with meter("importing") as advance:
+    with continuing(), meter("importing") as advance:
         report = run(
             directory,
             images,

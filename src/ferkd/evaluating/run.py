@@ -34,10 +34,13 @@ from ferkd.system.compute import Normalise, Precision, autocast, resolve_device,
 from ferkd.system.distributed import Ranks, gathered, padded_rows_of_all
 from ferkd.system.errors import InputError
 from ferkd.system.plain import read_json
+from ferkd.system.storage import local_path
 from ferkd.system.threads import workers as worker_threads
 
 _MOST_PIXELS = 4096  # of a side
 CACHE_BYTES = 1 << 30  # central crops that take less are kept in memory between evaluations
+CHECKED = 2000  # images that a check looks at where they are not kept
+_CHECK_BATCH = 64
 
 log = logging.getLogger("ferkd")
 
@@ -52,11 +55,16 @@ class Predictions:
     rows: Tensor
 
 
+class NonFiniteOutputs(RuntimeError):
+    """The model answers with infinities or NaN."""
+
+
 class CenterCrops:
     """The central crops of an image source, in batches.
 
     ``image_size`` is the crop's side in pixels, ``crop_fraction`` its side as a share of the
-    image's shorter side; ``workers`` threads decode. Crops that take at most ``cache_bytes``
+    image's shorter side; ``workers`` threads decode; ``exif`` turns images by their EXIF
+    orientation. Crops that take at most ``cache_bytes``
     together are kept in memory after the first pass. Unreadable images are skipped and listed in
     ``unreadable``; too many of them raise InputError. Of several processes each has every
     ``ranks.world_size``-th image.
@@ -69,10 +77,11 @@ class CenterCrops:
         image_size: int,
         crop_fraction: float = 1.0,
         workers: int = 0,
+        exif: bool = True,
         cache_bytes: int = CACHE_BYTES,
         ranks: Ranks | None = None,
     ) -> None:
-        self.images = images
+        self.images, self.exif = images, exif
         self.ranks = ranks or Ranks()
         self.image_size, self.crop_fraction = image_size, crop_fraction
         self.workers = workers
@@ -80,11 +89,35 @@ class CenterCrops:
         self._keep = len(images) * 3 * image_size**2 <= cache_bytes
         self._kept: tuple[Tensor, Tensor] | None = None
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images uint8 [b, 3, S, S], rows int64 [b]) for every readable image, in order.
+    def check(self) -> None:
+        """Raise InputError where too many images are unreadable.
 
-        Of several processes each has its own images and all the whole list of unreadable ones.
+        Looks at all images where their crops are kept, which costs nothing more than the first
+        pass would; else at ``CHECKED`` of them, evenly spread.
         """
+        if self._keep:
+            for _ in self.batches(_CHECK_BATCH):
+                pass
+            return
+        some = range(0, len(self.images), -(-len(self.images) // CHECKED))
+        self.unreadable = []
+        for _ in self._decoded(_CHECK_BATCH, some):
+            pass
+        check_unreadable_share(self.unreadable, len(some))
+
+    def batches(
+        self, batch_size: int, wanted: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images uint8 [b, 3, S, S], rows int64 [b]) for every readable image, in order; of the
+        places ``wanted`` alone where they are given.
+
+        Of several processes each has its own images (but all of ``wanted``), and all have the
+        whole list of unreadable ones.
+        """
+        if wanted is not None:
+            self.unreadable = []
+            yield from self._decoded(batch_size, wanted)
+            return
         if self._kept is not None:
             pixels, rows = self._kept
             if len(rows):
@@ -106,9 +139,12 @@ class CenterCrops:
             seen = seen or [nothing]
             self._kept = (torch.cat([b[0] for b in seen]), torch.cat([b[1] for b in seen]))
 
-    def _decoded(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _decoded(
+        self, batch_size: int, wanted: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         own = range(self.ranks.rank, len(self.images), self.ranks.world_size)
-        chunks = (own[some.start : some.stop] for some in _chunks(len(own), batch_size))
+        places = own if wanted is None else wanted
+        chunks = (places[c.start : c.stop] for c in _chunks(len(places), batch_size))
         if self.workers == 0:
             for rows in chunks:
                 yield from self._collect(rows, map(self._crop, rows))
@@ -138,7 +174,7 @@ class CenterCrops:
     def _crop(self, row: int) -> NDArray[np.uint8] | UnreadableImage:
         try:
             with named(self.images.ids[row], self.images.name):
-                image = decode(self.images.read(row))
+                image = decode(self.images.read(row), exif=self.exif)
         except UnreadableImage as error:
             return error
         box = center_box(image.shape[0], image.shape[1], self.crop_fraction)
@@ -156,7 +192,7 @@ def predict(
     """The model's logits for the central crop of every image, in eval mode.
 
     The model is used where it is, on the normaliser's device, and returned to its mode. Raises
-    RuntimeError when logits are not finite, InputError when no image can be read. Of several
+    NonFiniteOutputs when logits are not finite, InputError when no image can be read. Of several
     processes each asks the model of its own images and is given the answers for all.
     """
     logits, rows = [], []
@@ -175,7 +211,7 @@ def predict(
             raise InputError(f"{crops.images.name} holds no image that can be read; check the path")
     bad = int((~found.isfinite().all(1)).sum())
     if bad:
-        raise RuntimeError(
+        raise NonFiniteOutputs(
             f"the model's outputs for {bad} of {len(found)} images of {crops.images.name} are not "
             "finite: its weights have diverged or overflow in this precision; evaluate with "
             "precision fp32, or train with a lower optimizer.lr"
@@ -262,6 +298,7 @@ def evaluate(
         raise InputError(f"image_size is {image_size}; it must be 1 to {_MOST_PIXELS} pixels")
     if crop_fraction is not None and not 0 < crop_fraction <= 1:
         raise InputError(f"crop_fraction is {crop_fraction:g}; it must be above 0 and at most 1")
+    run = local_path(run, "run")
     model, config = load_run(run)
     where = resolve_device(device)
     model = model.to(where)
@@ -278,6 +315,7 @@ def evaluate(
         image_size=size,
         crop_fraction=crop_fraction or config.crop_fraction,
         workers=workers,
+        exif=config.exif,
         cache_bytes=0,
     )
     started = time.perf_counter()
@@ -302,7 +340,7 @@ def evaluate(
         },
         "images": len(targets),
         "unreadable": [skipped.id for skipped in crops.unreadable],
-        "epochs": _epochs(Path(run)),
+        "epochs": _epochs(run),
         "seconds": seconds,
         "crops_per_second": len(targets) / seconds,
         "run": str(run),
@@ -345,7 +383,7 @@ def store_agreement(
             f"the labels {store.path} have {store.num_classes} classes, the model {num_classes}; "
             "give labels of the model's classes"
         )
-    check_kind(store.settings, "random", store.path)
+    check_kind(store.geometry, "random", store.path)
     places = match(images, store)
     count = min(crops, store.crops_per_image)
     sums = {"agreement": 0.0, "kl": 0.0}
@@ -355,7 +393,7 @@ def store_agreement(
         boxes, flips = store.boxes(*index), store.flips(*index)
         pixels = np.empty((len(rows), count, image_size, image_size, 3), np.uint8)
         for i, row in enumerate(rows):
-            image = decode(images.read(int(places[row])), exif=store.settings.images.exif)
+            image = decode(images.read(int(places[row])), exif=store.geometry.images.exif)
             for j in range(count):
                 cut(image, boxes[i, j], bool(flips[i, j]), image_size, out=pixels[i, j])
         batch = torch.from_numpy(pixels).flatten(0, 1).permute(0, 3, 1, 2)

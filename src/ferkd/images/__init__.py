@@ -24,6 +24,7 @@ from .sources import (
     is_folder,
     open_images,
     refuse_other_sources,
+    spelt_otherwise,
 )
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "open_images",
     "refuse_inside_images",
     "refuse_other_sources",
+    "spelt_otherwise",
 ]

@@ -85,6 +85,10 @@ class MapTeacher:
                 f"positions and {self.num_classes} classes; {_REMEDY}"
             )
 
+    def describe(self) -> dict[str, Any]:
+        """What a store records of the teacher."""
+        return self.teacher.describe()
+
     @property
     def cells(self) -> int:
         """Cells of a map."""

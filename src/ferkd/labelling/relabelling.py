@@ -3,7 +3,7 @@ for another teacher (``boxes_from``), or more crops by the same one (``add_to``)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from heapq import merge
 from itertools import zip_longest
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ferkd.crops import random_boxes
 from ferkd.images import ImageSource
+from ferkd.labelling.given import GivenCrops
 from ferkd.labelling.maps import grid_boxes
 from ferkd.store import manifest as manifests
 from ferkd.store.reader import LabelStore
@@ -33,20 +34,24 @@ class CropPlan:
     crops: manifests.Crops
     base: LabelStore | None = None
     first: int = 0
+    given: GivenCrops | None = None  # from a file, in the place of drawn ones
+    whole: bool = False  # the whole image once, for a signal of images
 
     @property
     def new(self) -> int:
         """The number of records per image that the pass makes."""
-        return self.crops.count - self.first
+        return 1 if self.whole else self.crops.count - self.first
 
     def draw(
         self, image_id: str, height: int, width: int
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Boxes [n, 4] and flips [n] to show of an image of this size in pixels."""
-        if self.crops.is_map:
+        if self.crops.is_map or self.whole:
             return np.array([[0, 0, height, width]], np.int32), np.zeros(1, bool)
         if self.base is not None and not self.first:
             return self._stored(image_id, self.base)
+        if self.given is not None:
+            return self.given.draw(image_id, height, width)
         boxes, flips = random_boxes(
             [height],
             [width],
@@ -76,15 +81,38 @@ class CropPlan:
         count = self.crops.count
         return cells.reshape(-1, 4), np.repeat(flips, count), np.repeat(targets, count)
 
-    def joined(self, ids: list[str], new: NDArray[Any]) -> NDArray[Any]:
-        """Records [n, count] of the images ``ids``, from those of the new crops [n, new]."""
+    def joined(
+        self,
+        ids: list[str],
+        boxes: NDArray[np.integer],
+        flips: NDArray[np.bool_],
+        records: NDArray[Any],
+    ) -> tuple[NDArray[np.integer], NDArray[np.bool_], NDArray[Any]]:
+        """Boxes [n, count, 4], flips and records [n, count] of the images ``ids``, from those of
+        the new crops [n, new]."""
+        if self.whole:
+            plan = replace(self, whole=False)
+            sizes = (boxes[:, 0, 2:] if len(ids) else np.zeros((0, 2), int)).tolist()
+            drawn = [plan.draw(i, *size) for i, size in zip(ids, sizes, strict=True)]
+            boxes = np.zeros((len(ids), self.crops.count, 4), np.int32)
+            flips = np.zeros((len(ids), self.crops.count), bool)
+            for row, (box, flip) in enumerate(drawn):
+                boxes[row], flips[row] = box, flip
+            return boxes, flips, records
         if self.base is None or not self.first:
-            return new
-        rows = np.array([self.base.ids.find(i) for i in ids], np.int64)
-        return np.concatenate([self.base.records(rows[:, None], np.arange(self.first)), new], 1)
+            return boxes, flips, records
+        rows = np.array([self.base.ids.find(i) for i in ids], np.int64)[:, None]
+        first = rows, np.arange(self.first)
+        return (
+            np.concatenate([self.base.boxes(*first), boxes], 1),
+            np.concatenate([self.base.flips(*first), flips], 1),
+            np.concatenate([self.base.records(*first), records], 1),
+        )
 
     def skipped(self, image_id: str) -> str | None:
-        """Why the base store left this image out; None where it did not."""
+        """Why this image is left out: by the base store, or without a crop; None if it is not."""
+        if self.given is not None and image_id not in self.given.of:
+            return "no crop of it is given"
         return self._skipped.get(image_id)
 
     def check_left_out(self, image_id: str, reason: str) -> None:
@@ -120,13 +148,13 @@ class CropPlan:
     def _stored(
         self, image_id: str, base: LabelStore
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        records = base.records(base.ids.find(image_id), np.arange(base.crops_per_image))
-        return records["box"].astype(np.int32), base.record.flips(records)
+        row, every = base.ids.find(image_id), np.arange(base.crops_per_image)
+        return base.boxes(row, every), base.flips(row, every)
 
 
 def check_same_images(source: ImageSource, store: LabelStore) -> None:
     """Raise InputError unless exactly these images, by id, were offered for ``store``."""
-    if listing(source.ids) == store.settings.images.listing:
+    if listing(source.ids) == store.geometry.images.listing:
         return
     before = merge(store.ids, (s.id for s in store.manifest.skipped))
     for old, new in zip_longest(before, source.ids):
@@ -144,21 +172,23 @@ def on_boxes_of(settings: manifests.Settings, base: LabelStore) -> manifests.Set
 
     Raises InputError when they ask for other crops than ``base`` holds.
     """
-    here, there = settings.crops, base.settings.crops
+    here, there = settings.crops, base.geometry.crops
+    if (here.kind, here.digest) != (there.kind, there.digest):
+        raise InputError(f"the crops of {base.path} are {there.kind}, not {here.kind}")
     for key in ("count", "distribution", "seed"):
         if getattr(here, key) != getattr(there, key):
             raise InputError(
                 f"{key} of the crops is {getattr(here, key)}, but boxes_from {base.path} holds "
                 f"crops of {key} {getattr(there, key)}; leave it out to label those crops"
             )
-    if settings.images.exif != base.settings.images.exif:
+    if settings.images.exif != base.geometry.images.exif:
         raise InputError(
             f"exif is {settings.images.exif}, but {base.path} was labelled with "
-            f"{base.settings.images.exif}; boxes fit images that are turned the same way only"
+            f"{base.geometry.images.exif}; boxes fit images that are turned the same way only"
         )
     source = {
-        "teacher": base.settings.teacher.get("spec"),
-        "manifest_sha256": manifests.checksum(base.manifest),
+        "teacher": base.settings.teacher.get("spec") if base.has("labels") else None,
+        "manifest_sha256": base.identity,
     }
     return settings.model_copy(update={"teacher": {**settings.teacher, "boxes_from": source}})
 
@@ -168,6 +198,11 @@ def extended(settings: manifests.Settings, base: LabelStore) -> manifests.Settin
 
     Where another version of the software labels the new crops, both are named.
     """
+    if base.geometry.crops.kind != "random":
+        raise InputError(
+            f"the crops of {base.path} were given by a file, so no more of them can be drawn; give "
+            "all of them in a file and label again"
+        )
     have, want = base.crops_per_image, settings.crops.count
     if want <= have:
         raise InputError(

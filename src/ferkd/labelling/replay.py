@@ -51,12 +51,12 @@ def replay(
     chosen = np.random.default_rng(seed).choice(total, min(sample, total), replace=False)
     rows, crops = np.divmod(np.sort(chosen), store.crops_per_image)
     records = store.records(rows, crops)
-    if store.settings.crops.is_map:
+    if store.geometry.crops.is_map:
         logits = _cell_answers(store, source, loaded, rows, crops)
     else:
-        logits = _answers(store, source, loaded, rows, records)
+        logits = _answers(store, source, loaded, rows, crops)
     told = SoftLabels.from_logits(logits).log_probs.double().numpy()
-    labels = store.record.decode(records, store.images["target"][rows] >= 0)
+    labels = store.record.decode(records, store.truth(rows) >= 0)
     stored = labels.log_probs.double().numpy()
     classes = labels.classes.numpy()
     told_of_stored = np.take_along_axis(told, classes, 1)
@@ -80,8 +80,8 @@ def replay(
     # A stored answer may trail today's by what its record cannot tell apart plus both roundings.
     trailing = behind > (high - low).min(1) + 2 * slack
     note = ""
-    if store.settings.images.decoder != DECODER:
-        note = f" (decoded by {DECODER}, labelled with {store.settings.images.decoder})"
+    if store.geometry.images.decoder != DECODER:
+        note = f" (decoded by {DECODER}, labelled with {store.geometry.images.decoder})"
     offenders = []
     for i in np.flatnonzero((beyond > slack) | trailing):
         where = f"{store.ids[int(rows[i])]}, crop {crops[i]}"
@@ -131,7 +131,7 @@ def _gap_range(
 def _same_teacher(
     store: LabelStore, teacher: str | Path | nn.Module | Teacher, device: str
 ) -> Teacher:
-    recorded, rule = store.settings.teacher, store.settings.crops.rule
+    recorded, rule = store.settings.teacher, store.geometry.crops.rule
     if "fingerprint" not in recorded:
         raise InputError(
             f"the labels of {store.path} record no single teacher (imported or merged labels do "
@@ -167,11 +167,12 @@ def _answers(
     source: ImageSource,
     teacher: Teacher,
     rows: NDArray[np.integer],
-    records: NDArray[Any],
+    crops: NDArray[np.integer],
 ) -> torch.Tensor:
-    """The teacher's logits of the records' crops, float32 [n, C] on the CPU."""
+    """The teacher's logits of these crops, float32 [n, C] on the CPU."""
     places = {image_id: place for place, image_id in enumerate(source.ids)}
-    flips, size = store.record.flips(records), teacher.image_size
+    boxes, flips = store.boxes(rows, crops), store.flips(rows, crops)
+    size = teacher.image_size
     batch = max(1, int(store.settings.teacher.get("batch_size", 64)))
     answers = [torch.zeros(0, teacher.num_classes)]
     pixels, decoded = np.zeros(0, np.uint8), -1
@@ -182,8 +183,8 @@ def _answers(
             if rows[i] != decoded:
                 decoded = int(rows[i])
                 data = source.read(places[store.ids[decoded]])
-                pixels = decode(data, exif=store.settings.images.exif)
-            cut(pixels, records["box"][i], bool(flips[i]), size, out=images[i - start])
+                pixels = decode(data, exif=store.geometry.images.exif)
+            cut(pixels, boxes[i], bool(flips[i]), size, out=images[i - start])
         answers.append(teacher(torch.from_numpy(images).permute(0, 3, 1, 2)).cpu())
     return torch.cat(answers)
 
@@ -199,7 +200,7 @@ def _cell_answers(
 
     Raises InputError for a teacher whose maps are of another size than the store's.
     """
-    by_cell, grid = MapTeacher(teacher), store.settings.crops
+    by_cell, grid = MapTeacher(teacher), store.geometry.crops
     if (by_cell.rows, by_cell.columns) != (grid.rows, grid.columns):
         raise InputError(
             f"teacher {teacher.spec} makes maps of {by_cell.rows}x{by_cell.columns} cells, but "
@@ -216,7 +217,7 @@ def _cell_answers(
         images = np.empty((len(members), size, size, 3), np.uint8)
         for i, row in enumerate(members):
             data = source.read(places[store.ids[int(row)]])
-            pixels = decode(data, exif=store.settings.images.exif)
+            pixels = decode(data, exif=store.geometry.images.exif)
             cut(pixels, (0, 0, *pixels.shape[:2]), False, size, out=images[i])
         maps = by_cell({size: torch.from_numpy(images).permute(0, 3, 1, 2)}).cpu()
         here = np.flatnonzero((of_several >= start) & (of_several < start + len(members)))

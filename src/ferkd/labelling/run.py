@@ -34,18 +34,27 @@ from ferkd.images import (
     refuse_inside_images,
 )
 from ferkd.labelling.agreement import Agreement, agreement_to_keep, probe
+from ferkd.labelling.features import FeatureTeacher
+from ferkd.labelling.given import read_crops
 from ferkd.labelling.maps import MapTeacher, map_teacher
 from ferkd.labelling.relabelling import CropPlan, check_same_images, extended, on_boxes_of
 from ferkd.labelling.settings import Labelling, default_batch
 from ferkd.models.committee import Committee, load_committee
-from ferkd.models.teacher import Teacher
+from ferkd.models.teacher import Teacher, load_teacher
 from ferkd.store import manifest as manifests
 from ferkd.store.derive import chunks, refuse_inside
+from ferkd.store.features import FeatureFormat
 from ferkd.store.reader import IMAGE, LabelStore
 from ferkd.store.records import MAX_SIDE, RecordFormat
 from ferkd.store.sharing import Shard, SharedWriter
 from ferkd.store.soft import SoftLabels
-from ferkd.store.writer import StoreWriter, begun_settings, has_labels, listing
+from ferkd.store.writer import (
+    SignalWriter,
+    StoreWriter,
+    begun_settings,
+    has_labels,
+    listing,
+)
 from ferkd.system.errors import InputError
 from ferkd.system.threads import ahead
 from ferkd.system.threads import workers as worker_threads
@@ -160,60 +169,64 @@ def _label(
     if shard is not None and wanted.device == "auto" and torch.cuda.is_available():
         place = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
         wanted = replace(wanted, device=f"cuda:{place}")  # one process a device
+    if shard is not None and (wanted.into or wanted.signal is not None):
+        raise InputError(
+            "several processes write a new store with the default signal; leave out into and "
+            "signal, and add signals by one process"
+        )
     given = wanted.boxes_from if wanted.boxes_from is not None else wanted.add_to
     base = None if given is None else LabelStore.open(given)
+    if wanted.into:
+        base = LabelStore(out)
+        wanted = replace(wanted, part_images=base.manifest.geometry.settings.part_images)
     source = open_images(images, targets=wanted.targets)
     refuse_inside_images(out, source)
     if base is not None:
-        refuse_inside(out, [base])
-        manifests.check_kind(base.settings, "random", base.path)
+        if not wanted.into:
+            refuse_inside(out, [base])
+        manifests.check_kind(base.geometry, "random", base.path)
         check_same_images(source, base)
-    loaded = load_committee(
-        teacher,
-        image_size=wanted.image_size,
-        device=wanted.device,
-        precision=wanted.precision,
-        folders=source.class_names if wanted.targets else (),
-        class_map=wanted.class_map,
-    )
-    if wanted.check_agreement and wanted.add_to is None and not (resume and has_labels(out)):
-        probe(loaded, source, exif=wanted.exif)
-    batch_size = _batch_size(wanted, loaded, base)
-    by_cell = map_teacher(loaded) if wanted.kind == "map" else None
+    given_crops = None if wanted.crops_from is None else read_crops(wanted.crops_from)
+    if given_crops is not None:
+        given_crops.check_images(source.ids)
+    answers, agreement, names = _teacher(teacher, wanted, source, begun=resume and has_labels(out))
+    batch_size = _batch_size(wanted, answers, base)
     recorded = manifests.Settings(
-        record=manifests.Record(
-            **vars(RecordFormat.choose(wanted.top_k, loaded.num_classes, wanted.values))
+        **_form(wanted, answers),
+        crops=(
+            answers.crops
+            if isinstance(answers, MapTeacher)
+            else given_crops.crops
+            if given_crops is not None
+            else _crops(wanted, base)
         ),
-        crops=_crops(wanted, base) if by_cell is None else by_cell.crops,
         images=manifests.Images(decoder=DECODER, exif=wanted.exif, listing=listing(source.ids)),
         # The batch size is here because float rounding may depend on it.
-        teacher={**loaded.describe(), "batch_size": batch_size},
-        class_names=source.class_names if wanted.targets else loaded.class_names,
+        teacher={**answers.describe(), "batch_size": batch_size},
+        class_names=names,
         targets=wanted.targets,
         part_images=wanted.part_images,
         software=f"ferkd {__version__}, torch {torch.__version__}",
     )
-    plan = CropPlan(recorded.crops, base)
+    plan = CropPlan(recorded.crops, base, given=given_crops, whole=wanted.per == "image")
     if base is not None and wanted.add_to is not None:
         recorded = extended(recorded, base)
         plan = CropPlan(recorded.crops, base, first=base.crops_per_image)
     elif base is not None:
-        recorded = on_boxes_of(recorded, base)
-    # What a store left out was accepted when it was made.
-    max_unreadable = wanted.max_unreadable if base is None else 1.0
-    agreement = None
-    if wanted.check_agreement and wanted.targets and by_cell is None:
-        agreement = agreement_to_keep(loaded, source)
+        of_base = on_boxes_of(recorded, base)
+        recorded = recorded if wanted.into else of_base
+    # What a store left out was accepted when it was made, and what has no crop is left out.
+    known = base is not None or given_crops is not None
+    max_unreadable = 1.0 if known else wanted.max_unreadable
     count = len(source)
     with (
-        StoreWriter(out, recorded, count, resume=resume, overwrite=overwrite)
+        _writer(out, recorded, count, wanted, resume=resume, overwrite=overwrite)
         if shard is None
         else SharedWriter(out, recorded, count, shard=shard) as writer,
         worker_threads(wanted.workers) as pool,
     ):
         if recheck:
             writer.drop_changed(source)
-        answers = by_cell or loaded
         labeller = _Labeller(
             source, answers, recorded, plan, batch_size, wanted.workers, pool, agreement
         )
@@ -235,9 +248,8 @@ def _label(
             unreadable += part.skipped
             check_unreadable_share(unreadable, len(source), max_unreadable, option=_LIMIT)
             skipped = [manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped]
-            writer.write(
-                number, part.ids, part.table(), plan.joined(part.ids, part.joined()), skipped
-            )
+            of_crops = plan.joined(part.ids, *part.joined())
+            writer.write(number, part.ids, part.table(), *of_crops, skipped)
             done += len(writer.part_range(number))
             crops_done += len(part.ids) * plan.new
             parts += 1
@@ -255,7 +267,69 @@ def _label(
         return writer.finish()
 
 
-def _batch_size(wanted: Labelling, teacher: Committee, base: LabelStore | None) -> int:
+def _writer(
+    out: str | Path,
+    recorded: manifests.Settings,
+    count: int,
+    wanted: Labelling,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> StoreWriter:
+    """Of a new store, or of a signal more."""
+    write = SignalWriter if wanted.into else StoreWriter
+    return write(out, recorded, count, signal=wanted.signal, resume=resume, overwrite=overwrite)
+
+
+Answers = Committee | MapTeacher | FeatureTeacher
+
+
+def _teacher(
+    teacher: str | Path | nn.Module | Teacher | Committee,
+    wanted: Labelling,
+    source: ImageSource,
+    *,
+    begun: bool,
+) -> tuple[Answers, Agreement | None, tuple[str, ...]]:
+    """What answers to crops, what compares its answers with the ground truth, and the names of its
+    classes. With labels ``begun`` it is not tried out on images again."""
+    on = {"device": wanted.device, "precision": wanted.precision, "image_size": wanted.image_size}
+    if wanted.kind == "features":
+        if isinstance(teacher, Committee):
+            raise InputError("features are of one network; give one teacher")
+        loaded = load_teacher(teacher, **on)  # type: ignore[arg-type]
+        features = FeatureTeacher(loaded, layer=wanted.layer, normalised=wanted.normalised)
+        return features, None, source.class_names if wanted.targets else ()
+    committee = load_committee(
+        teacher,
+        **on,  # type: ignore[arg-type]
+        folders=source.class_names if wanted.targets else (),
+        class_map=wanted.class_map,
+    )
+    if wanted.check_agreement and wanted.add_to is None and not begun:
+        probe(committee, source, exif=wanted.exif)
+    names = source.class_names if wanted.targets else committee.class_names
+    if wanted.kind == "map":
+        return map_teacher(committee), None, names
+    if wanted.check_agreement and wanted.targets:
+        return committee, agreement_to_keep(committee, source), names
+    return committee, None, names
+
+
+def _form(wanted: Labelling, answers: Answers) -> dict[str, Any]:
+    """The form of the signal, as `record` or `vectors` of the settings."""
+    if isinstance(answers, FeatureTeacher):
+        codec = "i8" if wanted.values == "auto" else wanted.values
+        form = FeatureFormat.choose(answers.dim, codec)
+        vectors = manifests.Vectors(
+            **vars(form), per=wanted.per, layer=answers.layer, normalised=wanted.normalised
+        )
+        return {"vectors": vectors}
+    record = RecordFormat.choose(wanted.top_k, answers.num_classes, wanted.values)
+    return {"record": manifests.Record(**vars(record))}
+
+
+def _batch_size(wanted: Labelling, answers: Answers, base: LabelStore | None) -> int:
     """The batch size asked for, or of the store that crops are added to, or the device's."""
     if wanted.batch_size is not None:
         return wanted.batch_size
@@ -263,7 +337,8 @@ def _batch_size(wanted: Labelling, teacher: Committee, base: LabelStore | None) 
         recorded = base.settings.teacher.get("batch_size")
         if isinstance(recorded, int) and recorded > 0:
             return recorded
-    return default_batch(teacher.members[0].device.type, max(teacher.sizes))
+    first = answers.members[0] if isinstance(answers, Committee) else answers.teacher
+    return default_batch(first.device.type, max(answers.sizes))
 
 
 def _crops(wanted: Labelling, base: LabelStore | None) -> manifests.Crops:
@@ -276,7 +351,7 @@ def _crops(wanted: Labelling, base: LabelStore | None) -> manifests.Crops:
         "rule": CUT_RULE,
     }
     stated = {key: value for key, value in asked.items() if value is not None}
-    return (default if base is None else base.settings.crops).model_copy(update=stated)
+    return (default if base is None else base.geometry.crops).model_copy(update=stated)
 
 
 def _listed(skipped: list[manifests.Skipped]) -> list[Unreadable]:
@@ -317,15 +392,20 @@ class _Part:
     crops: int
     ids: list[str] = field(default_factory=list)
     rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    boxes: list[NDArray[np.integer]] = field(default_factory=list)
+    flips: list[NDArray[np.bool_]] = field(default_factory=list)
     records: list[NDArray[Any]] = field(default_factory=list)
     skipped: list[Unreadable] = field(default_factory=list)
 
     def table(self) -> NDArray[Any]:
         return np.array(self.rows, IMAGE)
 
-    def joined(self) -> NDArray[Any]:
-        empty = np.zeros(0, self.dtype)
-        return np.concatenate([empty, *self.records]).reshape(len(self.ids), self.crops)
+    def joined(self) -> tuple[NDArray[np.integer], NDArray[np.bool_], NDArray[Any]]:
+        """Boxes [n, crops, 4], flips [n, crops] and records [n, crops] of the n images."""
+        shape = len(self.ids), self.crops
+        boxes = np.concatenate([np.zeros((0, 4), np.int32), *self.boxes]).reshape(*shape, 4)
+        flips = np.concatenate([np.zeros(0, bool), *self.flips]).reshape(shape)
+        return boxes, flips, np.concatenate([np.zeros(0, self.dtype), *self.records]).reshape(shape)
 
 
 class _Labeller:
@@ -337,7 +417,7 @@ class _Labeller:
     def __init__(
         self,
         source: ImageSource,
-        teacher: Committee | MapTeacher,
+        teacher: Answers,
         settings: manifests.Settings,
         plan: CropPlan,
         batch_size: int,
@@ -349,7 +429,9 @@ class _Labeller:
         self._source, self._teacher, self._settings = source, teacher, settings
         self._plan = plan
         self._batch_size, self._workers, self._pool = batch_size, workers, pool
-        self._format = settings.record.format
+        form = settings.record or settings.vectors
+        assert form is not None
+        self._format: RecordFormat | FeatureFormat = form.format
 
     def label(self, members: range, tell: Callable[[int], None]) -> _Part:
         """Label the images at these places; ``tell`` hears after each batch how many crops."""
@@ -361,12 +443,19 @@ class _Labeller:
             targets = torch.from_numpy(true).to(logits.device)
             if self._agreement is not None:
                 self._agreement.add(true, logits.argmax(1).cpu().numpy(), batch.images_begun)
-            for some in chunks(len(boxes), logits.shape[1]):  # the cells of maps are many
-                labels = SoftLabels.from_logits(logits[some], targets[some], self._format.k)
-                part.records.append(self._format.encode(labels, boxes[some], flips[some]))
+            for some in chunks(len(logits), logits.shape[1]):  # the cells of maps are many
+                part.records.append(self._encoded(logits[some], targets[some]))
+            part.boxes.append(boxes)
+            part.flips.append(flips)
             crops += len(boxes)
             tell(crops)
         return part
+
+    def _encoded(self, answers: Tensor, targets: Tensor) -> NDArray[Any]:
+        """The records of logits, or of features, [B, n]."""
+        if isinstance(self._format, FeatureFormat):
+            return self._format.encode(answers.cpu().numpy())
+        return self._format.encode(SoftLabels.from_logits(answers, targets, self._format.k))
 
     def _segments(self, part: _Part, members: range) -> Iterator[_Segment]:
         decoding = (self._pool.submit(self._decode, member) for member in members)

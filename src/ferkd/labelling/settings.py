@@ -23,7 +23,14 @@ _MOST_CROPS = 1_000_000  # of an image: what is more was not meant, and fits no 
 class Labelling:
     """Settings of :func:`ferkd.label`; what is None is chosen and written into the manifest.
 
-    - ``kind``: "crops", or "map" for the cells of a grid over each whole image (ReLabel).
+    - ``kind``: "crops", or "map" for the cells of a grid over each whole image (ReLabel), or
+      "features" for the teacher's features of the crops: taken at ``layer``, ``normalised`` to
+      length 1 or not, ``per`` "crop" or whole "image"; see
+      :class:`ferkd.labelling.features.FeatureTeacher`.
+    - ``crops_from`` labels the crops of a JSON or Parquet file instead of drawn ones; see
+      :func:`ferkd.labelling.given.read_crops`.
+    - ``into``: a signal is added to the finished store at ``out``, of its very crops. ``signal`` is
+      the name [labels, or features].
     - ``crops`` an image [50], drawn from ``distribution`` with ``seed`` [0]; ``boxes_from`` labels
       the crops of another store instead, ``add_to`` adds crops to those of one.
     - ``top_k`` classes are kept of a crop, None for all, in the number type ``values``.
@@ -40,7 +47,13 @@ class Labelling:
     Raises InputError for numbers out of range and settings that exclude each other.
     """
 
-    kind: Literal["crops", "map"] = "crops"
+    kind: Literal["crops", "map", "features"] = "crops"
+    crops_from: str | Path | None = None
+    into: bool = False
+    signal: str | None = None
+    layer: str = "penultimate"
+    normalised: bool = False
+    per: Literal["crop", "image"] = "crop"
     crops: int | None = None
     top_k: int | None = 5
     values: str = "auto"
@@ -61,8 +74,34 @@ class Labelling:
     add_to: str | Path | LabelStore | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("crops", "map"):
-            raise InputError(f"kind is {self.kind!r}; it must be crops or map")
+        if self.kind not in ("crops", "map", "features"):
+            raise InputError(f"kind is {self.kind!r}; it must be crops, map or features")
+        if self.per not in ("crop", "image"):
+            raise InputError(f"per is {self.per!r}; it must be crop or image")
+        if self.kind != "features" and (
+            self.layer != "penultimate" or self.normalised or self.per != "crop"
+        ):
+            raise InputError(
+                "layer, normalised and per are of features; leave them out, or give kind features"
+            )
+        if self.into and (self.boxes_from is not None or self.add_to is not None):
+            raise InputError(
+                "into labels the crops of the store that is added to; leave out boxes_from and "
+                "add_to"
+            )
+        if self.crops_from is not None:
+            drawn = (self.crops, self.seed, self.distribution, self.boxes_from, self.add_to)
+            if self.into or self.kind == "map" or any(value is not None for value in drawn):
+                raise InputError(
+                    "crops_from gives the crops, so nothing else may: leave out crops, seed, "
+                    "distribution, boxes_from, add_to, into and kind map"
+                )
+        if self.into and self.kind == "map":
+            raise InputError(
+                "into adds a signal of crops, but kind is map; make a store of maps of its own"
+            )
+        if self.kind == "features" and self.add_to is not None:
+            raise InputError("add_to adds labels of more crops; features are added by into")
         if self.kind == "map":
             refuse_drawn(
                 crops=self.crops,

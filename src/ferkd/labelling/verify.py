@@ -20,8 +20,8 @@ from ferkd.labelling.maps import grid_boxes
 from ferkd.models.teacher import Teacher
 from ferkd.store import manifest as manifests
 from ferkd.store.reader import MANIFEST, LabelStore
-from ferkd.store.structure import Problem, impossible, table_problems
-from ferkd.store.walk import walk
+from ferkd.store.structure import OUTSIDE, Problem, outside, table_problems
+from ferkd.store.walk import places
 from ferkd.system.errors import InputError
 from ferkd.system.settings import check_seed
 
@@ -76,9 +76,10 @@ def verify_store(
         "images": len(store),
         "crops_per_image": store.crops_per_image,
         "files": 1 + len(store.files),
-        **store.settings.crops.grid,
+        **store.geometry.crops.grid,
         "bytes": store.bytes_on_disk,
         "skipped": len(store.manifest.skipped),
+        "signals": list(store.manifest.signals),
     }
     problems = _some(_file_problems(store))
     if not problems:
@@ -86,7 +87,7 @@ def verify_store(
     if not problems:
         problems = _some(_record_problems(store))
     if not problems and images is not None:
-        source = open_images(images, targets=store.settings.targets)
+        source = open_images(images, targets=store.geometry.targets)
         problems = _some(_image_problems(store, source))
         figures["images_compared"] = len(store)
         known = {*store.ids, *(skip.id for skip in store.manifest.skipped)}
@@ -128,15 +129,7 @@ def _some(problems: Iterable[Problem]) -> list[Problem]:
 
 def _file_problems(store: LabelStore) -> Iterator[Problem]:
     """Names, kinds, sizes, checksums, dtypes and shapes, file by file."""
-    manifest = store.manifest
-    expected = ["images.npy", "ids.npy"]
-    expected += [f"records-{number:05d}.npy" for number in range(len(manifest.records))]
-    if [file.name for file in store.files] != expected:
-        yield Problem(MANIFEST, f"does not name the files {', '.join(expected[:3])}, … in order")
-        return
-    rows = sum(file.rows for file in manifest.records)
-    if rows != manifest.images.rows:
-        yield Problem(MANIFEST, f"counts {manifest.images.rows} images, but records of {rows}")
+    expected = [file.name for file in store.files]
     intact = True
     for file in store.files:
         if problem := _file_problem(store.folder, file):
@@ -148,7 +141,7 @@ def _file_problems(store: LabelStore) -> Iterator[Problem]:
         except InputError as error:
             yield Problem(MANIFEST, str(error))
     for extra in sorted({p.name for p in store.folder.iterdir()} - {MANIFEST, *expected}):
-        if extra in _LEFT_BY_A_JOB:
+        if extra in _LEFT_BY_A_JOB or extra.startswith("adding-"):
             yield Problem(
                 extra, "left by a labelling job that was ended; ferkd label --resume removes it"
             )
@@ -180,35 +173,57 @@ def _not_plain(path: Path) -> str | None:
 
 
 def _record_problems(store: LabelStore) -> Iterator[Problem]:
-    """Boxes inside their images; labels that an encoder can have written."""
-    for rows, crops, records in walk(store, checked=False):
+    """Boxes inside their images; signals that an encoder can have written."""
+    for rows, crops in places(store, 8):
         table = store.images[rows]
-        wrongs = list(impossible(store.record, records, table["height"], table["width"]))
-        if store.settings.crops.is_map:
-            wrongs.append(_not_its_cell(store, rows, crops, records))
-        for wrong, what in wrongs:
-            for i in np.flatnonzero(wrong):
-                yield Problem(f"{store.ids[int(rows[i])]}, crop {crops[i]}", what)
+        boxes = store.raw_boxes(rows, crops)
+        wrongs = [(outside(boxes, table["height"], table["width"]), OUTSIDE)]
+        if store.geometry.crops.is_map:
+            wrongs.append(_not_its_cell(store, rows, crops, boxes))
+        yield from _named(store, rows, crops, wrongs)
+    spare = -store.crops_per_image % 8
+    last = store.packed_flips[:, -1]
+    for row in np.flatnonzero(last >> (8 - spare)) if spare else ():
+        yield Problem(store.ids[int(row)], "bits of flips beyond its crops are set")
+    for name in store.manifest.signals:
+        signal = store.signal(name)
+        for rows, crops in places(store, signal.format.dtype.itemsize):
+            if signal.width == 1:
+                rows, crops = rows[crops == 0], crops[crops == 0]
+            wrongs = list(signal.format.impossible(signal.raw_records(rows, crops)))
+            yield from _named(store, rows, crops, wrongs)
+
+
+def _named(
+    store: LabelStore,
+    rows: NDArray[np.integer],
+    crops: NDArray[np.integer],
+    wrongs: Iterable[tuple[NDArray[np.bool_], str]],
+) -> Iterator[Problem]:
+    for wrong, what in wrongs:
+        for i in np.flatnonzero(wrong):
+            yield Problem(f"{store.ids[int(rows[i])]}, crop {crops[i]}", what)
 
 
 def _not_its_cell(
     store: LabelStore,
     rows: NDArray[np.integer],
     crops: NDArray[np.integer],
-    records: NDArray[Any],
+    stored: NDArray[np.integer],
 ) -> tuple[Any, str]:
-    """Which of the records [n] of a map are not of the cell that their number ``crops`` names."""
-    grid = store.settings.crops
+    """Which of the boxes [n, 4] of a map are not of the cell that their number ``crops`` names."""
+    grid = store.geometry.crops
     several, of_several = np.unique(rows, return_inverse=True)
     table = store.images[several]
     boxes = grid_boxes(table["height"], table["width"], grid.rows, grid.columns)
-    wrong = (records["box"] != boxes[of_several, crops]).any(1) | store.record.flips(records)
+    wrong = (stored != boxes[of_several, crops]).any(1) | store.flips(rows, crops)
     return wrong, f"its box is not its cell of the {grid.rows}x{grid.columns} grid"
 
 
 def _image_problems(store: LabelStore, source: ImageSource) -> Iterator[Problem]:
     """Every image of the store: is it there, with the recorded content and decoded size."""
-    if source.class_names and store.settings.targets and source.class_names != store.class_names:
+    named = store.geometry.class_names
+    if source.class_names and store.geometry.targets and source.class_names != named:
         yield Problem(source.name, "its classes are not those of the store")
         return
     places = {image_id: place for place, image_id in enumerate(source.ids)}
@@ -222,7 +237,7 @@ def _image_problems(store: LabelStore, source: ImageSource) -> Iterator[Problem]
             data = source.read(place)
             if fingerprint(data) != int(entry["fingerprint"]):
                 return Problem(image_id, "its content is not what was labelled")
-            height, width = decode(data, exif=store.settings.images.exif).shape[:2]
+            height, width = decode(data, exif=store.geometry.images.exif).shape[:2]
         except InputError as error:
             return Problem(image_id, f"cannot be read: {error}")
         if (height, width) != (entry["height"], entry["width"]):

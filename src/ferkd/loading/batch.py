@@ -23,7 +23,8 @@ class Batch:
     None for hard-label training; ``targets`` int64 [B], -1 for none; ``rows`` int64 [B], the
     image's place in the loader's images; ``crops`` int64 [B], its crop number; ``regions`` int8
     [B] or None; ``unreadable`` the images that others stand in for. ``raw`` holds the whole images
-    where their crops are still to be :meth:`cut`; ``images`` is then [B, 3, 0, 0].
+    where their crops are still to be :meth:`cut`; ``images`` is then [B, 3, 0, 0]. ``features``
+    float32 [B, d] are a teacher's stored features of the crops, None where none were asked for.
 
     A node of torch's pytrees, as its labels are: what others' trainers do to every tensor of a
     batch reaches these.
@@ -37,6 +38,7 @@ class Batch:
     regions: Tensor | None = None
     unreadable: tuple[Unreadable, ...] = ()
     raw: RawImages | None = None
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -55,8 +57,11 @@ class Batch:
         parts = [part._cut() for part in parts]
         labels = [part.labels for part in parts if part.labels is not None]
         regions = [part.regions for part in parts if part.regions is not None]
-        if {len(labels), len(regions)} - {0, len(parts)}:
-            raise ValueError("only some of the batches have labels or regions; give one kind")
+        features = [part.features for part in parts if part.features is not None]
+        if {len(labels), len(regions), len(features)} - {0, len(parts)}:
+            raise ValueError(
+                "only some of the batches have labels, regions or features; give one kind"
+            )
         return Batch(
             images=torch.cat([part.images for part in parts]),
             labels=SoftLabels.cat(labels) if labels else None,
@@ -64,6 +69,7 @@ class Batch:
             rows=torch.cat([part.rows for part in parts]),
             crops=torch.cat([part.crops for part in parts]),
             regions=torch.cat(regions) if regions else None,
+            features=torch.cat(features) if features else None,
             unreadable=tuple(skipped for part in parts for skipped in part.unreadable),
         )
 
@@ -100,4 +106,5 @@ class Batch:
             crops=function(self.crops),
             regions=None if self.regions is None else function(self.regions),
             raw=None if self.raw is None else self.raw.map(function),
+            features=None if self.features is None else function(self.features),
         )

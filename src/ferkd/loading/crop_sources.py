@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ferkd.calibration.regions import Mining, Region, Regions, blend, mine
 from ferkd.crops import CUT_RULE, CropDistribution, random_boxes
-from ferkd.images import DECODER, ImageSource, Picture, fingerprint
+from ferkd.images import DECODER, ImageSource, Picture, fingerprint, spelt_otherwise
 from ferkd.loading.order import draw_crops
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.store.manifest import IMPORTED_RULE, check_kind
@@ -51,6 +51,9 @@ class CropSource(Protocol):
         self, chosen: Chosen, placed: Placed, sizes: NDArray[np.int64]
     ) -> tuple[SoftLabels | None, NDArray[np.int8] | None]:
         """The n * m crops' labels and, where they are divided into regions, those [n, m]."""
+
+    def features(self, chosen: Chosen) -> NDArray[np.float32] | None:
+        """A teacher's features of the n * m crops, [n * m, d]; None where there are none."""
 
 
 class Placed(NamedTuple):
@@ -123,6 +126,9 @@ class FreshCrops:
     ) -> tuple[SoftLabels | None, NDArray[np.int8] | None]:
         return None, None
 
+    def features(self, chosen: Chosen) -> None:
+        return None
+
 
 class LabelledImages:
     """The images of a store, found in an image source; rows are the store's.
@@ -137,7 +143,7 @@ class LabelledImages:
     def __init__(
         self, images: ImageSource, store: LabelStore, kind: Literal["random", "grid"]
     ) -> None:
-        check_kind(store.settings, kind, store.path)
+        check_kind(store.geometry, kind, store.path)
         self.store = store
         self.places = match(images, store)
 
@@ -147,7 +153,7 @@ class LabelledImages:
 
     def targets(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Ground-truth classes, int64 [n], -1 for none."""
-        return np.asarray(self.store.images["target"][rows], np.int64)
+        return self.store.truth(rows)
 
     def check(self, row: int, picture: Picture) -> None:
         """Refuse an image whose file is not the one that was labelled."""
@@ -168,6 +174,8 @@ class LabelledImages:
 class StoredCrops:
     """The crops of a label store, calibrated by regions; discarded crops are never drawn.
 
+    ``features`` gives batches the stored features of the crops; a store may then hold no labels.
+
     ``temperature`` is that of the stored labels, before they are calibrated: regions and
     reliabilities stay those of the labels as stored. ``truth_share`` of every label is then the
     ground truth, where an image has one.
@@ -184,10 +192,13 @@ class StoredCrops:
         *,
         regions: Regions | None = None,
         seed: int = 0,
+        features: bool = False,
         temperature: float = 1.0,
         truth_share: float = 0.0,
     ) -> None:
         self.store, self.seed = store, seed
+        self._features = store.of_kind("features").name if features else None
+        self._labels = store.has("labels") or not features
         self.temperature, self.truth_share = temperature, truth_share
         self._labelled = LabelledImages(images, store, "random")
         self.mining: Mining | None = mine(store, regions) if regions else None
@@ -207,22 +218,22 @@ class StoredCrops:
             usable = self.mining.regions[rows] != Region.DISCARDED
         crops = draw_crops(usable, ids, visits, m, self.seed)
         targets = self._labelled.targets(rows)
-        return Chosen(rows, crops, targets, store.records(rows[:, None], crops))
+        records = store.records(rows[:, None], crops) if self._labels else None
+        return Chosen(rows, crops, targets, records)
 
     def check(self, row: int, picture: Picture) -> None:
         self._labelled.check(row, picture)
 
     def boxes(self, chosen: Chosen, sizes: NDArray[np.int64]) -> Placed:
-        assert chosen.records is not None
         self._labelled.check_sizes(chosen.rows, sizes)
-        return Placed(
-            chosen.records["box"].astype(np.int32), self.store.record.flips(chosen.records)
-        )
+        where = chosen.rows[:, None], chosen.crops
+        return Placed(self.store.boxes(*where), self.store.flips(*where))
 
     def labels(
         self, chosen: Chosen, placed: Placed, sizes: NDArray[np.int64]
     ) -> tuple[SoftLabels | None, NDArray[np.int8] | None]:
-        assert chosen.records is not None
+        if chosen.records is None:
+            return None, None
         m = chosen.crops.shape[1]
         labels = self.store.decode(chosen.records.reshape(-1), np.repeat(chosen.rows, m))
         labels = labels.tempered(self.temperature)
@@ -235,6 +246,12 @@ class StoredCrops:
             stored = torch.full((len(labels),), 1 - self.truth_share)
             labels = blend(labels, targets, stored, 0.0)
         return labels, regions
+
+    def features(self, chosen: Chosen) -> NDArray[np.float32] | None:
+        if self._features is None:
+            return None
+        found = self.store.features(chosen.rows[:, None], chosen.crops)
+        return found.reshape(-1, found.shape[-1])
 
 
 def without_labels(images: ImageSource, store: LabelStore) -> int:
@@ -251,7 +268,7 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
     Images without labels, added since the labelling, are counted in one line of the log.
     """
     require_table(store)
-    rule = store.settings.crops.rule
+    rule = store.geometry.crops.rule
     if rule.startswith(IMPORTED_RULE):
         logger.warning(
             "%s holds imported labels: the student's crops have the teacher's boxes but are "
@@ -265,17 +282,18 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
             f"the labels of {store.path} were made with the crop rule {rule!r}, this release cuts "
             f"by {CUT_RULE!r}; label again, or use the release that made them"
         )
-    elif store.settings.images.decoder != DECODER:
+    elif store.geometry.images.decoder != DECODER:
         logger.warning(
             "%s was made with the decoder %s, here it is %s: pixels may differ a little",
             store.path,
-            store.settings.images.decoder,
+            store.geometry.images.decoder,
             DECODER,
         )
     if images.class_names and store.settings.targets and images.class_names != store.class_names:
         raise InputError(
             f"the classes of {images.name} ({_some(images.class_names)}) are not those of the "
             f"labels {store.path} ({_some(store.class_names)}); use the images that were labelled"
+            + spelt_otherwise(store.class_names, images.class_names)
         )
     places = {image_id: place for place, image_id in enumerate(images.ids)}
     sources = np.array([places.get(image_id, -1) for image_id in store.ids], np.int64)
@@ -285,6 +303,7 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
             f"{len(missing)} of the {len(store)} images of the labels {store.path} are not in "
             f"{images.name} (first: {store.ids[int(missing[0])]}); the labels belong to another "
             "image set: use the images that were labelled, or label these"
+            + spelt_otherwise([store.ids[int(missing[0])]], images.ids)
         )
     if added := without_labels(images, store):
         logger.warning(

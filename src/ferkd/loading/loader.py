@@ -256,7 +256,7 @@ class SoftLabelLoader(Loader):
             image_size=image_size,
             seed=seed,
             workers=workers,
-            exif=opened.settings.images.exif,
+            exif=opened.geometry.images.exif,
             scaled_decoding=scaled_decoding,
             cache=cache,
             cut_on=cut_on,

@@ -72,7 +72,7 @@ class MapCrops:
     def labels(
         self, chosen: Chosen, placed: Placed, sizes: NDArray[np.int64]
     ) -> tuple[SoftLabels, None]:
-        grid, (n, m) = self.store.settings.crops, chosen.crops.shape
+        grid, (n, m) = self.store.geometry.crops, chosen.crops.shape
         weights = roi_weights(placed.boxes, sizes[:, None], grid.rows, grid.columns)
         records = self.store.records(chosen.rows[:, None], np.arange(grid.count))
         cells = self.store.decode(records.reshape(-1), np.repeat(chosen.rows, grid.count))
@@ -80,6 +80,9 @@ class MapCrops:
         pooled = torch.bmm(torch.from_numpy(weights).to(maps.dtype), maps).flatten(0, 1)
         targets = torch.from_numpy(np.repeat(chosen.targets, m))
         return SoftLabels.from_logits(pooled, targets, self.top_k).with_truth(targets), None
+
+    def features(self, chosen: Chosen) -> None:
+        return None
 
 
 def kept_classes(num_classes: int) -> int:

@@ -93,6 +93,7 @@ class Steps(Dataset["Batch | Failure"]):
         if shown.unreadable:  # the stand-ins have targets of their own
             chosen = self.crops.choose(rows, visits, m)
         labels, regions = self.crops.labels(chosen, shown.placed, shown.sizes)
+        features = self.crops.features(chosen)
         images, raw = shown.images.finish()
         return Batch(
             images=images,
@@ -103,6 +104,7 @@ class Steps(Dataset["Batch | Failure"]):
             regions=None if regions is None else torch.from_numpy(regions.reshape(-1)),
             unreadable=tuple(shown.unreadable),
             raw=raw,
+            features=None if features is None else torch.from_numpy(features),
         )
 
     def _show(self, shown: _Shown, group: slice) -> None:

@@ -34,6 +34,8 @@ class View:
     alike, or mixed hard labels where none are stored, None without either; ``targets`` int64 [B]
     the ground truth, of the larger part of a mixed row, -1 for none; ``rows`` int64 [B] each
     row's image (for a mixed row the first of the two) and ``crops`` int64 [B] its crop number.
+    ``features`` float32 [B, d] are the stored ones of that image and crop, of methods that ask for
+    them: they are not mixed.
     """
 
     images: Tensor
@@ -41,6 +43,7 @@ class View:
     targets: Tensor
     rows: Tensor
     crops: Tensor
+    features: Tensor | None = None
 
     def part(self, some: slice) -> View:
         """Some rows of it."""
@@ -50,6 +53,7 @@ class View:
             self.targets[some],
             self.rows[some],
             self.crops[some],
+            None if self.features is None else self.features[some],
         )
 
 
@@ -108,7 +112,8 @@ class Method:
     ``make(settings, setup)`` gives the loss, with ``settings`` of the model ``settings``; it raises
     InputError for what cannot be. ``labels``: none, those of stored "crops", or a label "map" an
     image. ``teacher``: a live one. ``truth``: the class of every image. ``regions``: labels are
-    calibrated by their region. ``defaults``: settings of the recipe's other parts where it says
+    calibrated by their region. ``features``: a teacher's stored features of the crops, in
+    `Batch.features`. ``defaults``: settings of the recipe's other parts where it says
     nothing. ``refuses(recipe)`` says in a line what keeps a recipe from being trained, or None.
     """
 
@@ -120,6 +125,7 @@ class Method:
     teacher: bool = False
     truth: bool = False
     regions: bool = False
+    features: bool = False
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     refuses: Callable[[Any], str | None] = _nothing
 

@@ -102,7 +102,7 @@ def _try(name: str, stored: StoredLabels, setup: Setup) -> None:
     store = setup.store
     if store is None:
         return
-    if store.settings.crops.is_map:
+    if store.geometry.crops.is_map:
         _try_pooled(name, stored, setup)
         return
     images = np.unique(np.linspace(0, len(store) - 1, _TRIED).astype(np.int64))

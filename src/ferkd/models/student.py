@@ -15,6 +15,7 @@ from ferkd.models.weights import head_classes, load_strict, read_state_dict
 from ferkd.system.errors import InputError
 from ferkd.system.plain import read_json
 from ferkd.system.settings import Part
+from ferkd.system.storage import local_path
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -67,6 +68,7 @@ class ModelConfig(Part):
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
     crop_fraction: float = Field(default=1.0, gt=0, le=1)
+    exif: bool = True  # whether images are turned by their EXIF orientation, as the labels' were
     model_args: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -223,7 +225,7 @@ def load_run(run: str | Path) -> tuple[nn.Module, ModelConfig]:
 
     Raises InputError when the folder is not a finished run or the weights do not fit.
     """
-    weights, config = finished_run(Path(run))
+    weights, config = finished_run(local_path(run, "run"))
     student = Student(name=config.architecture, model_args=config.model_args)
     model = build_student(student, config.num_classes, image_size=config.image_size)
     load_strict(model, read_state_dict(weights), source=str(weights))

@@ -37,7 +37,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     "model_ema", "state_dict" or "model". Raises InputError when the file is missing, damaged,
     holds no state dict, or needs pickled code, which is never executed.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"checkpoint {path} is not a file; give the path of a weights file")
     content = _read(path)

@@ -33,7 +33,7 @@ from ferkd.product.planning import BATCH, Plan, Rates, image_sizes, make_plan, m
 from ferkd.product.report import write_report
 from ferkd.product.settings import Settings, network_of, parse_student
 from ferkd.system.errors import InputError
-from ferkd.system.files import temporary, write_json, write_whole
+from ferkd.system.files import is_temporary, write_json, write_whole
 from ferkd.system.plain import read_json
 from ferkd.training import train
 from ferkd.training.finetune import FineTuning, fine_tune
@@ -441,7 +441,7 @@ class _Work:
         """The exported model; None where this version has no exporter."""
         if "deliver" not in self.commands:
             return None
-        from ferkd.product.export import export  # type: ignore[import-not-found]
+        from ferkd.product.export import export
 
         self.say(f"deliver $ {self.commands['deliver']}")
         folder = self.out / "model"
@@ -532,8 +532,9 @@ def _claimed(out: Path, settings: Settings, *, resume: bool, overwrite: bool) ->
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder with --out")
     marker = out / MARKER
-    left = {temporary(marker).name, LOCK}
-    used = out.exists() and any(file.name not in left for file in out.iterdir())
+    used = out.exists() and any(
+        file.name != LOCK and not is_temporary(file.name) for file in out.iterdir()
+    )
     if used and not marker.is_file():
         raise InputError(f"{out} is not empty and not a distillation's folder; give another --out")
     if used and not resume and not overwrite:

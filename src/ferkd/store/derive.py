@@ -19,7 +19,7 @@ from ferkd.store import manifest as manifests
 from ferkd.store.reader import LabelStore
 from ferkd.store.records import RecordFormat
 from ferkd.store.soft import SoftLabels
-from ferkd.store.writer import StoreWriter
+from ferkd.store.writer import SignalWriter, StoreWriter
 from ferkd.system.errors import InputError
 
 _CELLS = 1 << 22  # stored numbers decoded at a time
@@ -47,12 +47,47 @@ def subset(
     does not hold.
     """
     store = LabelStore.open(store)
-    if crops is not None and store.settings.crops.is_map:
+    if crops is not None and store.geometry.crops.is_map:
         raise InputError(
             f"crops is {crops}, but {store.path} holds label maps, whose cells belong together; "
             "leave it out, and give top_k or values for a smaller store"
         )
     kept = _smaller("crops", crops, store.crops_per_image, store)
+    form = None
+    if store.has("features") and not store.has("labels"):
+        if top_k is not None or values is not None:
+            raise InputError(f"{store.path} holds features and no labels; give crops alone")
+        signal = store.of_kind("features")
+    else:
+        signal = store.of_kind("labels")
+        form = _form(store, top_k, values)
+    update: dict[str, Any] = {"crops": store.geometry.crops.model_copy(update={"count": kept})}
+    if form is not None and form != store.record:
+        made = store.settings.teacher
+        before = [*made.get("encoded_before", ()), store.settings.labels.model_dump()]
+        update["record"] = manifests.Record(**vars(form))
+        update["teacher"] = {**made, "encoded_before": before}
+    settings = store.settings.model_copy(update=update)
+    source = store
+
+    def records(rows: NDArray[np.int64]) -> NDArray[Any]:
+        old = signal.records(rows[:, None], np.arange(signal.settings.width(kept)))
+        return old if form is None or form == source.record else _anew(source, rows, old, form)
+
+    return rewrite(
+        store,
+        out,
+        settings,
+        records,
+        signal=signal.name,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def _form(store: LabelStore, top_k: int | None, values: str | None) -> RecordFormat:
+    """The form of a smaller store's labels. Raises InputError for what the store does not hold."""
     form = RecordFormat.choose(
         _smaller("top_k", top_k, store.record.k, store),
         store.num_classes,
@@ -65,22 +100,7 @@ def subset(
             f"values {form.values!r} is finer than the {store.record.values!r} of {store.path}, "
             "which adds bytes and no knowledge; give a coarser one or none"
         )
-    update: dict[str, Any] = {"crops": store.settings.crops.model_copy(update={"count": kept})}
-    if form != store.record:
-        made = store.settings.teacher
-        before = [*made.get("encoded_before", ()), store.settings.record.model_dump()]
-        update["record"] = manifests.Record(**vars(form))
-        update["teacher"] = {**made, "encoded_before": before}
-    settings = store.settings.model_copy(update=update)
-    source = store
-
-    def records(rows: NDArray[np.int64]) -> NDArray[Any]:
-        old = source.records(rows[:, None], np.arange(kept))
-        return old if form == source.record else _encoded_anew(source, rows, old, form)
-
-    return rewrite(
-        store, out, settings, records, resume=resume, overwrite=overwrite, progress=progress
-    )
+    return form
 
 
 def _smaller(name: str, wanted: int | None, held: int, store: LabelStore) -> int:
@@ -92,15 +112,13 @@ def _smaller(name: str, wanted: int | None, held: int, store: LabelStore) -> int
     return held if wanted is None else wanted
 
 
-def _encoded_anew(
+def _anew(
     store: LabelStore, rows: NDArray[np.int64], records: NDArray[Any], form: RecordFormat
 ) -> NDArray[Any]:
     new = np.empty(records.shape, form.dtype)
     for some in chunks(len(rows), records.shape[1] * store.record.k):
         labels = decoded(store, rows[some], records[some])
-        flat = records[some].reshape(-1)
-        encoded = form.encode(labels, flat["box"], store.record.flips(flat))
-        new[some] = encoded.reshape(-1, records.shape[1])
+        new[some] = form.encode(labels).reshape(-1, records.shape[1])
     return new
 
 
@@ -109,7 +127,7 @@ def decoded(store: LabelStore, rows: NDArray[np.integer], records: NDArray[Any])
 
     Full records, which need no value of their own for the true class, get it from all values.
     """
-    targets = np.repeat(store.images["target"][rows].astype(np.int64), records.shape[1])
+    targets = np.repeat(store.truth(rows), records.shape[1])
     labels = store.record.decode(records.reshape(-1), targets >= 0)
     if not store.record.full:
         return labels
@@ -128,22 +146,33 @@ def rewrite(
     settings: manifests.Settings,
     records: Callable[[NDArray[np.int64]], NDArray[Any]],
     *,
+    signal: str | None = None,
+    into: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> LabelStore:
-    """A store of the images of ``store``, whose records [n, crops] of n rows ``records`` gives.
+    """A store of the images of ``store``, whose records [n, crops] of n rows ``records`` gives, as
+    the signal of that name; ``into`` adds it to the store at ``out``, of the same crops.
 
     Parts fall where labelling puts them, so files are split at the same images.
     """
-    refuse_inside(out, [store])
     layout = _Layout(store)
-    with StoreWriter(out, settings, layout.total, resume=resume, overwrite=overwrite) as writer:
+    kind = SignalWriter if into else StoreWriter
+    if not into:
+        refuse_inside(out, [store])
+    every = np.arange(settings.crops.count)
+    with kind(
+        out, settings, layout.total, signal=signal, resume=resume, overwrite=overwrite
+    ) as writer:
         for number in writer.missing():
             rows, skipped = layout.part(writer.part_range(number))
             here = slice(rows.start, rows.stop)
-            new = records(np.arange(rows.start, rows.stop))
-            writer.write(number, store.ids[here], store.images[here], new, skipped)
+            numbers = np.arange(rows.start, rows.stop)
+            boxes = store.boxes(numbers[:, None], every)
+            flips = store.flips(numbers[:, None], every)
+            new = records(numbers)
+            writer.write(number, store.ids[here], store.images[here], boxes, flips, new, skipped)
             if progress:
                 progress(writer.part_range(number).stop, layout.total)
         return writer.finish()

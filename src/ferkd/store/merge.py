@@ -135,6 +135,8 @@ def merge(
     weights: Sequence[float] | None = None,
     top_k: int | None = None,
     values: str | None = None,
+    signal: str | None = None,
+    into: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -145,13 +147,16 @@ def merge(
     store, equal if None. ``top_k`` and ``values`` None take the largest k and the finest number
     type of the stores. Make such stores with ``label(..., boxes_from=STORE)``. The manifest's
     teacher lists each member with its weight, teacher, software and its manifest's SHA-256.
+    With ``into`` the result is a signal more of the finished store ``out``, which may be one of
+    those combined: ``merge(["S#a", "S#b"], "S", signal="both", into=True)``.
     Everything is compared before the first byte is written; raises InputError naming the first
     difference.
     """
     opened = [LabelStore.open(store) for store in stores]
     shares = _shares(opened, rule, weights)
-    refuse_inside(out, opened)
-    check_same_crops(opened)
+    if not into:
+        refuse_inside(out, opened)
+    check_same_crops([*opened, LabelStore(out)] if into else opened)
     first = opened[0]
     largest = max(store.record.k for store in opened)
     if top_k is not None and not 1 <= top_k <= largest:
@@ -169,12 +174,12 @@ def merge(
         values or finest,
         "mass" if mass_only else "tempered",
     )
-    decoders = dict.fromkeys(store.settings.images.decoder for store in opened)
+    decoders = dict.fromkeys(store.geometry.images.decoder for store in opened)
     settings = first.settings.model_copy(
         update={
             "record": manifests.Record(**vars(form)),
             "crops": next((s for s in opened if _imported(s)), first).settings.crops,
-            "images": first.settings.images.model_copy(update={"decoder": "; ".join(decoders)}),
+            "images": first.geometry.images.model_copy(update={"decoder": "; ".join(decoders)}),
             "teacher": _provenance(opened, shares, rule),
             "class_names": next((s.class_names for s in opened if s.class_names), ()),
             "software": f"ferkd {__version__}, torch {torch.__version__}",
@@ -193,6 +198,8 @@ def merge(
         out,
         settings,
         records,
+        signal=signal,
+        into=into,
         resume=resume,
         overwrite=overwrite,
         progress=progress,
@@ -209,10 +216,9 @@ def _combined(
     crops = np.arange(stores[0].crops_per_image)
     records = [store.records(rows[:, None], crops) for store in stores]
     labels = [decoded(s, rows, r) for s, r in zip(stores, records, strict=True)]
-    targets = np.repeat(stores[0].images["target"][rows].astype(np.int64), len(crops))
+    targets = np.repeat(stores[0].truth(rows), len(crops))
     whole = combine(labels, weights, rule, torch.from_numpy(targets))
-    flat = records[0].reshape(-1)
-    return form.encode(whole, flat["box"], stores[0].record.flips(flat)).reshape(records[0].shape)
+    return form.encode(whole).reshape(records[0].shape)
 
 
 def _shares(
@@ -244,8 +250,8 @@ def _provenance(
                 "weight": weight,
                 "teacher": store.settings.teacher,
                 "software": store.settings.software,
-                "record": store.settings.record.model_dump(),
-                "manifest_sha256": manifests.checksum(store.manifest),
+                "record": store.settings.labels.model_dump(),
+                "manifest_sha256": store.identity,
             }
             for store, weight in zip(stores, weights, strict=True)
         ],
@@ -270,15 +276,16 @@ def check_same_crops(stores: Sequence[LabelStore]) -> None:
 
 def _difference(a: LabelStore, b: LabelStore) -> str | None:
     pairs: list[tuple[str, object, object]] = [
-        ("classes", a.num_classes, b.num_classes),
-        ("the cells of maps", a.settings.crops.grid, b.settings.crops.grid),
+        ("classes", a.num_classes, b.num_classes if b.has("labels") else a.num_classes),
+        ("the cells of maps", a.geometry.crops.grid, b.geometry.crops.grid),
         ("crops per image", a.crops_per_image, b.crops_per_image),
-        ("EXIF orientation used", a.settings.images.exif, b.settings.images.exif),
+        ("EXIF orientation used", a.geometry.images.exif, b.geometry.images.exif),
     ]
     if not (_imported(a) or _imported(b)):
-        pairs.append(("the resize rule", a.settings.crops.rule, b.settings.crops.rule))
-    if a.class_names and b.class_names:
-        names = zip(a.class_names, b.class_names, strict=False)
+        pairs.append(("the resize rule", a.geometry.crops.rule, b.geometry.crops.rule))
+    own, others = (s.class_names if s.has("labels") else () for s in (a, b))
+    if own and others:
+        names = zip(own, others, strict=False)
         pairs += [(f"class {i}", x, y) for i, (x, y) in enumerate(names)]
     for what, of_a, of_b in pairs:
         if of_a != of_b:
@@ -287,11 +294,11 @@ def _difference(a: LabelStore, b: LabelStore) -> str | None:
 
 
 def _imported(store: LabelStore) -> bool:
-    return store.settings.crops.rule.startswith(manifests.IMPORTED_RULE)
+    return store.geometry.crops.rule.startswith(manifests.IMPORTED_RULE)
 
 
 def _other_image(a: LabelStore, b: LabelStore) -> str | None:
-    if (a.manifest.images, a.manifest.ids) == (b.manifest.images, b.manifest.ids):
+    if a.manifest.geometry.content[:2] == b.manifest.geometry.content[:2]:
         return None  # the files are the same, by their checksums
     for row, (id_a, id_b) in enumerate(zip(a.ids, b.ids, strict=False)):
         if id_a != id_b:
@@ -309,12 +316,14 @@ def _other_image(a: LabelStore, b: LabelStore) -> str | None:
 
 def _other_crop(a: LabelStore, b: LabelStore) -> str | None:
     crops = np.arange(a.crops_per_image)
-    for some in chunks(len(a), len(crops) * max(8, a.record.k, b.record.k)):
+    if a.manifest.geometry.content == b.manifest.geometry.content:
+        return None
+    for some in chunks(len(a), len(crops) * 8):
         rows = np.arange(some.start, some.stop)[:, None]
-        in_a, in_b = a.records(rows, crops), b.records(rows, crops)
-        same = (in_a["box"] == in_b["box"]).all(2) & (a.record.flips(in_a) == b.record.flips(in_b))
+        in_a, in_b = a.boxes(rows, crops), b.boxes(rows, crops)
+        same = (in_a == in_b).all(2) & (a.flips(rows, crops) == b.flips(rows, crops))
         if not same.all():
             row, crop = (int(i[0]) for i in np.nonzero(~same))
-            boxes = (f"{r['box'][row, crop].tolist()}" for r in (in_b, in_a))
+            boxes = (f"{boxes[row, crop].tolist()}" for boxes in (in_b, in_a))
             return f"crop {crop} of {a.ids[some.start + row]} is {', not '.join(boxes)} or mirrored"
     return None

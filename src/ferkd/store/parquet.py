@@ -13,6 +13,7 @@ from ferkd.store.reader import LabelStore
 from ferkd.store.walk import walk
 from ferkd.system.errors import InputError
 from ferkd.system.files import whole_file
+from ferkd.system.storage import local_path
 
 if TYPE_CHECKING:
     import pyarrow
@@ -42,7 +43,7 @@ def export_parquet(
         raise InputError(
             "writing Parquet needs pyarrow, which is not installed; pip install 'ferkd[exchange]'"
         ) from None
-    store, path = LabelStore.open(store), Path(file)
+    store, path = LabelStore.open(store), local_path(file, "file")
     if classes not in ("names", "ids"):
         raise InputError(f"classes is {classes!r}; it must be names or ids")
     if classes == "names" and len(store.class_names) != store.num_classes:
@@ -99,8 +100,9 @@ def _table(
         ends = np.arange(0, len(values) + 1, store.record.k, dtype=np.int32)
         return pa.ListArray.from_arrays(pa.array(ends), values)
 
-    labels = store.record.decode(records, store.images["target"][rows] >= 0)
-    targets = np.asarray(store.images["target"][rows], np.int64)
+    boxes = store.boxes(rows, crops)
+    labels = store.record.decode(records, store.truth(rows) >= 0)
+    targets = store.truth(rows)
     unknown = targets < 0
     true = labels.prob_of(torch.from_numpy(targets)).numpy()
     several, of_several = np.unique(rows, return_inverse=True)
@@ -108,8 +110,8 @@ def _table(
     columns = [
         ids.take(pa.array(of_several)),
         pa.array(crops.astype(np.int32)),
-        *(pa.array(side.astype(np.int32)) for side in records["box"].T),
-        pa.array(store.record.flips(records)),
+        *(pa.array(side.astype(np.int32)) for side in boxes.T),
+        pa.array(store.flips(rows, crops)),
         called(targets, unknown),
         lists(called(labels.classes.numpy().reshape(-1))),
         lists(pa.array(labels.log_probs.exp().numpy().reshape(-1))),

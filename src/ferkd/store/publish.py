@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from filelock import FileLock, Timeout
 
 from ferkd.store import manifest as manifests
 from ferkd.store.place import refuse_inside_store
-from ferkd.store.reader import LabelStore
+from ferkd.store.reader import LabelStore, split_signals
 from ferkd.store.remote import MANIFEST, UNFINISHED, Cache, Expected, download, read_manifest
 from ferkd.system import storage
 from ferkd.system.errors import InputError
-from ferkd.system.files import temporary, write_whole
-from ferkd.system.storage import as_local, join, masked, open_url, reason
+from ferkd.system.files import is_temporary, make_folder, temporary, write_whole
+from ferkd.system.storage import as_local, join, local_path, masked, open_url, reason
 
 PUT_PART = 50 << 20  # the bytes of a part when s3fs uploads a large file in parts
 
+_NUMBERED = re.compile(rf"{manifests.NAME}-\d{{5}}\.npy")
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -29,10 +31,14 @@ def publish(
     store: str | Path | LabelStore,
     url: str,
     *,
+    signals: Sequence[str] | None = None,
     overwrite: bool = False,
     progress: Report | None = None,
 ) -> str:
     """Copy a finished local store to a URL; returns the URL without secrets.
+
+    ``signals`` names those to copy, None all. A store of the same images and crops at the URL gets
+    the signals that it does not have, and can be read all the while.
 
     The data files go first, each verified after its upload, the manifest last. Files that an
     interrupted upload of the same store left whole are not sent again. Another store at the URL
@@ -43,23 +49,26 @@ def publish(
     where, folder = masked(url), opened.folder
     if as_local(url) is not None:
         raise InputError(f"{where} is a local folder; publish to a URL like s3://bucket/labels")
-    data = (folder / MANIFEST).read_bytes()
-    old, begun = read_manifest(url), storage.read(join(url, UNFINISHED))
+    wanted = opened.manifest if signals is None else opened.manifest.only(signals)
+    files, old = wanted.files, read_manifest(url)
+    begun = storage.read(join(url, UNFINISHED))
+    extended = None if overwrite else _extended(old, wanted, where)
+    data = manifests.to_bytes(extended or wanted)
     marker = _marker(data)
-    if old != data:
+    if old != data and extended is None:
         _check_free(where, old, begun, marker, overwrite)
         if old is None and begun is None:
-            _check_no_strangers(url, opened)
+            _check_no_strangers(url, files)
         storage.write(join(url, UNFINISHED), marker)
         if old is not None:
             storage.remove(join(url, MANIFEST))  # first: what is left is no store
-            _remove_stale(url, old, opened)
+            _remove_stale(url, old, files)
     done = 0
-    for file in opened.files:
+    for file in files:
         _upload(folder, url, Expected.of(file))
         done += file.size
         if progress:
-            progress(done, sum(f.size for f in opened.files))
+            progress(done, sum(f.size for f in files))
     if old != data:
         storage.write(join(url, MANIFEST), data)
     if old != data or begun is not None:
@@ -68,35 +77,51 @@ def publish(
 
 
 def fetch(
-    url: str, out: str | Path, *, overwrite: bool = False, progress: Report | None = None
+    url: str,
+    out: str | Path,
+    *,
+    signals: Sequence[str] | None = None,
+    overwrite: bool = False,
+    progress: Report | None = None,
 ) -> LabelStore:
     """Copy the store at a URL into the local folder ``out``, verified; returns it opened.
+
+    ``signals`` names those to copy, None all; ``url#NAME`` does the same. A store of the same
+    images and crops in ``out`` gets the signals that it does not have, and can be read meanwhile.
 
     An interrupted copy is continued: files that are there and whole are not fetched again.
     Another store in ``out`` is refused without ``overwrite``, a folder of other files always.
     Raises InputError.
     """
-    folder = Path(out)
+    folder, (place, named) = local_path(out), split_signals(url)
+    url = str(place)
+    if named and signals is None:
+        signals = named.split(",")
     refuse_inside_store(folder)
     data = read_manifest(url)
     if data is None:
         raise InputError(f"{masked(url)} holds no label store (no {MANIFEST}); check the URL")
     manifest = manifests.from_bytes(data, masked(join(url, MANIFEST)))
-    files = [Expected.of(f) for f in (manifest.images, manifest.ids, *manifest.records)]
+    if signals is not None:
+        manifest = manifest.only(signals)
+    files = [Expected.of(f) for f in manifest.files]
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a new or empty folder")
     contents = {p.name for p in folder.iterdir()} if folder.exists() else set()
-    if contents - {"lock"} and not contents & {MANIFEST, UNFINISHED}:
+    others = {name for name in contents if name != "lock" and not is_temporary(name)}
+    if others and not contents & {MANIFEST, UNFINISHED}:
         raise InputError(f"{folder} holds other files; give a new or empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _locked(folder):
         old, begun = _local(folder / MANIFEST), _local(folder / UNFINISHED)
-        if old != data:
+        extended = None if overwrite else _extended(old, manifest, str(folder))
+        data = manifests.to_bytes(extended or manifest)
+        if old != data and extended is None:
             _check_free(str(folder), old, begun, _marker(data), overwrite)
             write_whole(folder / UNFINISHED, _marker(data))
             (folder / MANIFEST).unlink(missing_ok=True)
-            for path in folder.glob("records-*.npy"):
-                if path.name not in {file.name for file in files}:
+            for path in folder.glob("*-*.npy"):
+                if _NUMBERED.fullmatch(path.name) and path.name not in {f.name for f in files}:
                     path.unlink()
         done = 0
         for file in files:
@@ -157,6 +182,25 @@ def _work_folder(url: str) -> Path:
     return Cache.default().folder / "work" / name
 
 
+def _extended(
+    old: bytes | None, wanted: manifests.Manifest, where: str
+) -> manifests.Manifest | None:
+    """The store at a place with the signals of ``wanted`` more; None where it is another's."""
+    if old is None:
+        return None
+    try:
+        there = manifests.from_bytes(old, where)
+    except InputError:  # of another version, or damaged
+        return None
+    common = there.signals.keys() & wanted.signals.keys()
+    if there.geometry != wanted.geometry or any(
+        there.signals[name] != wanted.signals[name] for name in common
+    ):
+        return None
+    signals = dict(sorted({**there.signals, **wanted.signals}.items()))
+    return manifests.Manifest(geometry=there.geometry, signals=signals)
+
+
 def _marker(data: bytes) -> bytes:
     """What marks a place as being copied to: which store is on its way."""
     return f'{{"manifest": "{hashlib.sha256(data).hexdigest()}"}}\n'.encode()
@@ -176,9 +220,9 @@ def _check_free(
         )
 
 
-def _check_no_strangers(url: str, store: LabelStore) -> None:
+def _check_no_strangers(url: str, files: Sequence[manifests.File]) -> None:
     """Refuse a place with files of our names that no upload of a store left there."""
-    for file in store.files:
+    for file in files:
         if storage.info(join(url, file.name)) is not None:
             raise InputError(
                 f"{masked(url)} holds a file {file.name}, but no label store; give a URL without "
@@ -186,13 +230,13 @@ def _check_no_strangers(url: str, store: LabelStore) -> None:
             )
 
 
-def _remove_stale(url: str, old: bytes, store: LabelStore) -> None:
+def _remove_stale(url: str, old: bytes, files: Sequence[manifests.File]) -> None:
     try:
         former = manifests.from_bytes(old, masked(url))
     except InputError:  # of another version, or damaged: its files stay
         return
-    current = {file.name for file in store.files}
-    for file in former.records:
+    current = {file.name for file in files}
+    for file in former.files:
         if file.name not in current:
             storage.remove(join(url, file.name))
 

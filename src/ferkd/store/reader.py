@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, overload
@@ -13,9 +15,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ferkd.store import manifest as manifests
+from ferkd.store.features import FeatureFormat
+from ferkd.store.records import RecordFormat
 from ferkd.store.remote import MANIFEST, RemoteFolder, location
 from ferkd.store.soft import SoftLabels
-from ferkd.store.structure import REMEDY, require_possible
+from ferkd.store.structure import REMEDY, require_inside, require_possible
 from ferkd.system.errors import InputError
 from ferkd.system.files import read_plain
 from ferkd.system.storage import SMALL_FILE
@@ -73,6 +77,35 @@ class Ids(Sequence[str]):
         return low if low < len(self) and self.raw(low) == wanted else -1
 
 
+class StoredSignal:
+    """One signal of an open store: the records that one teacher's answers became."""
+
+    def __init__(self, store: LabelStore, name: str) -> None:
+        self.store, self.name = store, name
+        self._signal = store.manifest.signals[name]
+        self.settings = self._signal.settings
+        self.format = self.settings.format
+        self.width = self.settings.width(store.crops_per_image)  # records of an image
+
+    @property
+    def files(self) -> tuple[manifests.File, ...]:
+        return self._signal.files
+
+    def records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
+        """The records at (rows, crops), integers; the two broadcast. Raises IndexError, and
+        InputError for a record that cannot be: a class outside, a NaN."""
+        records = self.raw_records(rows, crops)
+        require_possible(self.store, self.format, records, np.asarray(rows))
+        return records
+
+    def raw_records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
+        """As :meth:`records`, whatever they hold."""
+        crop = _within(crops, self.store.crops_per_image, "crops")
+        if self.width == 1:
+            crop = np.zeros_like(crop)
+        return self.store.taken(self.files, self.format.dtype, (), self.width, rows, crop)
+
+
 class LabelStore:
     """A finished label store, opened for reading; files are mapped on first use.
 
@@ -80,15 +113,20 @@ class LabelStore:
     object pickles as its path and reopens in each worker. Rows are images in the order of
     ``ids``; crops are numbered from 0 within an image. ``path`` is a folder or an fsspec URL,
     whose files come through a local cache (docs/remote.md).
+
+    A store holds any number of signals. ``path#NAME`` (or ``signal``) chooses the one that
+    :meth:`labels`, or :meth:`features`, reads; ``path#A,B`` one of each kind. Unchosen, the only
+    one of a kind is read, and several are an InputError when they are asked for.
     """
 
-    def __init__(self, path: str | Path | RemoteFolder) -> None:
-        self.path = location(path)
+    def __init__(self, path: str | Path | RemoteFolder, signal: str | None = None) -> None:
+        place, named = (path, "") if isinstance(path, RemoteFolder) else split_signals(path)
+        self.path = location(place)
         data = _manifest(self.path)
         self._manifest_bytes = len(data)
         self.manifest = manifests.from_bytes(data, f"{self.path}/{MANIFEST}")
-        self.settings = self.manifest.settings
-        self.record = self.settings.record.format
+        self.chosen = signal or named
+        self._names = _chosen(self.manifest, self.chosen, self.path)
         self._maps: dict[str, NDArray[Any]] = {}
 
     @classmethod
@@ -96,19 +134,85 @@ class LabelStore:
         """Open a store by its path or URL; an open one is returned as it is. Raises InputError."""
         return path if isinstance(path, LabelStore) else cls(path)
 
-    def __reduce__(self) -> tuple[type[LabelStore], tuple[Path | RemoteFolder]]:
-        return LabelStore, (self.path,)
+    def __reduce__(self) -> tuple[type[LabelStore], tuple[Path | RemoteFolder, str]]:
+        return LabelStore, (self.path, self.chosen)
 
     def __len__(self) -> int:
         return self.manifest.images.rows
 
+    def signal(self, name: str) -> StoredSignal:
+        """A signal by its name; InputError where the store has none of it."""
+        if name not in self.manifest.signals:
+            raise InputError(
+                f"{self.path} has no signal {name!r}; {manifests.listed(self.manifest)}"
+            )
+        return StoredSignal(self, name)
+
+    def has(self, kind: manifests.Kind) -> bool:
+        """Whether a signal of this kind is chosen, or the only one of its kind."""
+        return isinstance(self._names.get(kind), str)
+
+    def of_kind(self, kind: manifests.Kind) -> StoredSignal:
+        """The signal of a kind that was chosen or is the only one. Raises InputError."""
+        name = self._names.get(kind)
+        if name is None:
+            made = (
+                "ferkd label --into" if kind == "labels" else "ferkd label --kind features --into"
+            )
+            raise InputError(f"{self.path} holds no {kind}; make them with {made} {self.path}")
+        if not isinstance(name, str):
+            raise InputError(
+                f"{self.path} holds several signals of kind {kind} ({', '.join(name)}); choose one "
+                f"by {self.path}#{name[0]}"
+            )
+        return StoredSignal(self, name)
+
+    @cached_property
+    def _labels(self) -> StoredSignal:
+        return self.of_kind("labels")
+
+    @cached_property
+    def _features(self) -> StoredSignal:
+        return self.of_kind("features")
+
+    @property
+    def record(self) -> RecordFormat:
+        """The form of the labels."""
+        form = self._labels.format
+        assert isinstance(form, RecordFormat)
+        return form
+
+    @property
+    def geometry(self) -> manifests.GeometrySettings:
+        """What determined the images and their crops."""
+        return self.manifest.geometry.settings
+
+    @cached_property
+    def settings(self) -> manifests.Settings:
+        """What determined the geometry, and the labels where there are any, else the features."""
+        kind: manifests.Kind = "labels" if self._names.get("labels") else "features"
+        signal = self.of_kind(kind).settings if self._names.get(kind) else None
+        return manifests.Settings.of(self.manifest.geometry.settings, signal)
+
+    def settings_of(self, name: str) -> manifests.Settings:
+        """What determined the geometry and this signal."""
+        return manifests.Settings.of(self.manifest.geometry.settings, self.signal(name).settings)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 that names the geometry and the chosen signals: others may come and go."""
+        names = [name for name in self._names.values() if isinstance(name, str)]
+        return manifests.checksum(self.manifest.only(names))
+
     @property
     def crops_per_image(self) -> int:
-        return self.settings.crops.count
+        return self.manifest.geometry.settings.crops.count
 
     @property
     def num_classes(self) -> int:
-        return self.record.num_classes
+        if self.has("labels"):
+            return self.record.num_classes
+        return len(self.manifest.geometry.settings.class_names)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -125,8 +229,17 @@ class LabelStore:
 
     @property
     def targets(self) -> NDArray[np.int32]:
-        """Ground-truth classes, int32 [N], -1 for none."""
-        return np.asarray(self.images["target"], dtype=np.int32)
+        """Ground-truth classes, int32 [N], -1 for none; as :meth:`truth`."""
+        return self.truth(slice(None)).astype(np.int32)
+
+    def truth(self, rows: NDArray[np.integer] | slice) -> NDArray[np.int64]:
+        """The ground-truth classes of some images, int64 [n], -1 for none: for all where the
+        labels' classes are others than the images'."""
+        targets = self.images["target"][rows].astype(np.int64)
+        own = self.has("labels") and self._labels.settings.class_names is not None
+        if own and self.manifest.geometry.settings.targets:
+            return np.full_like(targets, -1)
+        return np.asarray(targets)
 
     @property
     def folder(self) -> Path:
@@ -141,7 +254,7 @@ class LabelStore:
     @property
     def files(self) -> tuple[manifests.File, ...]:
         """All data files."""
-        return (self.manifest.images, self.manifest.ids, *self.manifest.records)
+        return self.manifest.files
 
     @property
     def bytes_on_disk(self) -> int:
@@ -154,48 +267,86 @@ class LabelStore:
             return self.path.hold(file, self.manifest.images, self.manifest.ids)
         return nullcontext(self.folder / file.name)
 
-    def records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
-        """The records at (rows, crops), integers; the two broadcast. Raises IndexError, and
-        InputError for a record that cannot be: a class or a box outside, a NaN."""
-        records = self.raw_records(rows, crops)
-        row = np.broadcast_to(np.asarray(rows), records.shape)
-        require_possible(self, records.reshape(-1), row.reshape(-1))
-        return records
+    def taken(
+        self,
+        files: Sequence[manifests.File],
+        dtype: np.dtype[Any],
+        inner: tuple[int, ...],
+        width: int,
+        rows: ArrayLike,
+        crops: ArrayLike,
+    ) -> NDArray[Any]:
+        """Items of arrays [rows, width, *inner] that lie in ``files``, at (rows, crops): copies of
+        shape [..., *inner]. Raises IndexError for rows outside."""
+        item = np.dtype((dtype, inner)).itemsize
+        whole = np.dtype(f"V{item}") if item != 8 else np.dtype("<u8")
+        place = _within(rows, len(self), "image rows") * width + np.asarray(crops)
 
-    def raw_records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
-        """As :meth:`records`, whatever they hold."""
-        row = _within(rows, len(self), "image rows")
-        place = row * self.crops_per_image + _within(crops, self.crops_per_image, "crops")
-        # `take` copies whole records; indexing with arrays would copy them field by field.
-        files = self.manifest.records
+        def mapped(number: int) -> NDArray[Any]:
+            array = self._map(files[number], dtype, (width, *inner))
+            # Whole items: indexing would copy a structure field by field.
+            return array.reshape(-1).view(whole)
+
         if len(files) == 1:
-            return np.asarray(self._records(0).reshape(-1).take(place))
-        starts = np.cumsum([0, *(file.rows for file in files)]) * self.crops_per_image
-        number = np.searchsorted(starts, place, side="right") - 1
-        out = np.empty(place.shape, self.record.dtype)
-        whole = out.view(f"V{out.itemsize}")
-        for n in np.unique(number):
-            here = number == n
-            taken = self._records(int(n)).reshape(-1).take(place[here] - starts[n])
-            whole[here] = taken.view(whole.dtype)
-        return out
+            out = mapped(0).take(place)
+        else:
+            starts = np.cumsum([0, *(file.rows for file in files)]) * width
+            number = np.searchsorted(starts, place, side="right") - 1
+            out = np.empty(place.shape, whole)
+            for n in np.unique(number):
+                here = number == n
+                out[here] = mapped(int(n)).take(place[here] - starts[n])
+        return np.ascontiguousarray(out)[..., None].view(dtype).reshape((*place.shape, *inner))
+
+    def records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
+        """The labels' records at (rows, crops), integers; the two broadcast. Raises IndexError,
+        and InputError for a record that cannot be."""
+        return self._labels.records(rows, crops)
+
+    def raw_boxes(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.uint16]:
+        """As :meth:`boxes`, as stored, wherever they lie."""
+        count, files = self.crops_per_image, self.manifest.geometry.boxes
+        crop = _within(crops, count, "crops")
+        return self.taken(files, np.dtype("<u2"), (4,), count, rows, crop)
 
     def boxes(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.int32]:
-        """Crop boxes (top, left, height, width) in pixels, int32 [..., 4]."""
-        return self.records(rows, crops)["box"].astype(np.int32)
+        """Crop boxes (top, left, height, width) in pixels, int32 [..., 4]. Raises InputError for
+        one that does not lie inside its image."""
+        boxes = self.raw_boxes(rows, crops).astype(np.int32)
+        require_inside(self, boxes, np.asarray(rows))
+        return boxes
 
     def flips(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.bool_]:
         """Whether crops are mirrored, bool [...]."""
-        return self.record.flips(self.records(rows, crops))
+        row = _within(rows, len(self), "image rows")
+        crop = _within(crops, self.crops_per_image, "crops")
+        table = self.packed_flips
+        packed = table.reshape(-1).take(row * table.shape[1] + (crop >> 3))
+        return (packed >> (crop & 7).astype(np.uint8) & 1).astype(bool)
+
+    @property
+    def packed_flips(self) -> NDArray[np.uint8]:
+        """The flips as stored: [N, ceil(crops / 8)], crop j in bit j % 8 of byte j // 8."""
+        width = -(-self.crops_per_image // 8)
+        return self._map(self.manifest.geometry.flips, np.dtype("u1"), (width,))
 
     def labels(self, rows: ArrayLike, crops: ArrayLike) -> SoftLabels:
         """The soft labels of the crops at (rows, crops), flattened to [B]."""
         row, crop = np.broadcast_arrays(np.asarray(rows), np.asarray(crops))
         return self.decode(self.records(row, crop).reshape(-1), row.reshape(-1))
 
+    def features(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.float32]:
+        """The stored features of the crops at (rows, crops), float32 [..., d]; where they are of
+        whole images, every crop of an image has the same. Raises InputError where there are none,
+        and several of which none was chosen."""
+        signal = self._features
+        assert isinstance(signal.format, FeatureFormat)
+        records = signal.records(rows, crops)
+        return signal.format.decode(records.reshape(-1)).reshape(*records.shape, -1)
+
     def decode(self, records: NDArray[Any], rows: NDArray[np.integer]) -> SoftLabels:
         """The soft labels of records [B] of the images ``rows`` [B], the truth in its own slot."""
-        targets = self.images["target"][rows].astype(np.int64)
+        targets = self.truth(rows)
         return self.record.decode(records, targets >= 0).with_truth(torch.from_numpy(targets))
 
     def scan(self) -> Iterator[tuple[slice, NDArray[Any], SoftLabels]]:
@@ -210,10 +361,14 @@ class LabelStore:
 
     def map_all(self) -> None:
         """Map every file now; raises InputError for one that is not what the manifest says."""
-        _ = self.images, self.ids, [self._records(n) for n in range(len(self.manifest.records))]
-
-    def _records(self, number: int) -> NDArray[Any]:
-        return self._map(self.manifest.records[number], self.record.dtype, (self.crops_per_image,))
+        geometry, count = self.manifest.geometry, self.crops_per_image
+        _ = self.images, self.ids, self.packed_flips
+        for file in geometry.boxes:
+            self._map(file, np.dtype("<u2"), (count, 4))
+        for name in self.manifest.signals:
+            signal = self.signal(name)
+            for file in signal.files:
+                self._map(file, signal.format.dtype, (signal.width,))
 
     def _map(
         self, file: manifests.File, dtype: np.dtype[Any], row: tuple[int, ...]
@@ -265,6 +420,41 @@ def _manifest(path: Path | RemoteFolder) -> bytes:
         raise InputError(
             f"{path / MANIFEST} cannot be read: {error.strerror}; fetch the store again"
         ) from None
+
+
+def split_signals(path: str | Path) -> tuple[str | Path, str]:
+    """A store's path and the names behind its ``#``, "" without any: ``labels#NAME``.
+
+    A folder whose own name has such an end is that folder.
+    """
+    text, mark, names = str(path).rpartition("#")
+    if not mark or not re.fullmatch(rf"{manifests.NAME}(,{manifests.NAME})*", names):
+        return path, ""
+    if "://" not in str(path) and Path(path).expanduser().exists():
+        return path, ""
+    return (text if isinstance(path, str) else Path(text)), names
+
+
+def _chosen(
+    manifest: manifests.Manifest, names: str, where: object
+) -> dict[manifests.Kind, str | list[str]]:
+    """The signal of each kind: the one named, or the only one; a list where there are several."""
+    chosen: dict[manifests.Kind, str | list[str]] = {}
+    for name, signal in manifest.signals.items():
+        kind = signal.settings.kind
+        former = chosen.get(kind, [])
+        chosen[kind] = [*([former] if isinstance(former, str) else former), name]
+    chosen = {kind: of[0] if len(of) == 1 else of for kind, of in chosen.items()}
+    named: set[manifests.Kind] = set()
+    for name in names.split(",") if names else ():
+        if name not in manifest.signals:
+            raise InputError(f"{where} has no signal {name!r}; {manifests.listed(manifest)}")
+        kind = manifest.signals[name].settings.kind
+        if kind in named:
+            raise InputError(f"{names}: two signals of kind {kind}; name one of a kind")
+        named.add(kind)
+        chosen[kind] = name
+    return chosen
 
 
 def _within(numbers: ArrayLike, count: int, what: str) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""How one crop's box and soft label become a fixed number of bytes, and back.
+"""How one crop's soft label becomes a fixed number of bytes, and back.
 
 The layout is specified in docs/store-format.md; a change here is a new format version.
 """
@@ -6,6 +6,7 @@ The layout is specified in docs/store-format.md; a change here is a new format v
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +22,10 @@ Values = Literal["u8", "f16", "f32"]
 Summary = Literal["tempered", "mass"]
 MAX_CLASSES = 65_536  # class numbers are two bytes
 MAX_SIDE = 65_535  # so are box coordinates
+BOX_BYTES = 8  # of the four, in the geometry
 
 _TYPES: dict[str, str] = {"u8": "u1", "f16": "<f2", "f32": "<f4"}
+_FEW = 10  # classes that are compared pair by pair
 _SCALE = 48.0  # a u8 code c stands for the gap (c / 48)^2: 0 to 28.2 nats, finest near 0
 _GAPS = np.square(np.arange(256, dtype=np.float32) / np.float32(_SCALE))
 
@@ -78,42 +81,28 @@ class RecordFormat:
         """The packed, little-endian NumPy dtype of a record."""
         value = _TYPES[self.values]
         if self.full:
-            return np.dtype(
-                [
-                    ("box", "<u2", (4,)),
-                    ("flip", "u1"),
-                    ("gaps", value, (self.num_classes,)),
-                ]
-            )
-        fields: list[Any] = [("box", "<u2", (4,)), ("classes", "<u2", (self.k,))]
+            return np.dtype([("gaps", value, (self.num_classes,))])
+        fields: list[Any] = [("classes", "<u2", (self.k,))]
         if self.k > 1:
             fields.append(("gaps", value, (self.k - 1,)))
         fields.append(("tail", value, (len(self._temperatures),)))
-        if self.tail == "mass":
-            fields.append(("flip", "u1"))
-        elif self.values == "u8":
-            fields.append(("true_flip", "u1"))
-        else:
-            fields += [("true", value), ("flip", "u1")]
+        if self.tail == "tempered":
+            fields.append(("true", value))
         return np.dtype(fields)
 
-    def encode(
-        self, labels: SoftLabels, boxes: NDArray[np.integer], flips: NDArray[np.bool_]
-    ) -> NDArray[Any]:
-        """Records [B] of ``labels`` (at least ``k`` slots, none empty), boxes [B, 4], flips [B]."""
+    def encode(self, labels: SoftLabels) -> NDArray[Any]:
+        """Records [B] of ``labels``, which have at least ``k`` slots and none empty."""
         if labels.num_classes != self.num_classes or labels.k < self.k:
             raise ValueError(
                 f"labels of {labels.k} of {labels.num_classes} classes do not fill records of "
                 f"{self.k} of {self.num_classes}"
             )
         records = np.zeros(len(labels), self.dtype)
-        records["box"] = boxes
         if self.full:
             log_probs = torch.empty_like(labels.log_probs)
             log_probs.scatter_(1, labels.classes, labels.log_probs)
             gaps = log_probs.amax(1, keepdim=True) - log_probs
             records["gaps"] = self._quantise(gaps.double().cpu().numpy())
-            records["flip"] = flips
             return records
         labels = labels.top(self.k)
         unordered = labels.log_probs.double().cpu().numpy()
@@ -128,20 +117,12 @@ class RecordFormat:
             raise ValueError(f"labels whose tail is not known do not fill a {self.tail!r} record")
         tail = known - top / np.array(self._temperatures)
         records["tail"] = self._quantise(math.log(self.num_classes - self.k) - tail)
-        if self.tail == "mass":
-            records["flip"] = flips
-            return records
-        true = labels.true_log_prob
-        # An unknown true class is stored as the largest gap; readers see it has no ground truth.
-        true_gap = np.full(len(top), np.inf)
-        if true is not None:
-            true_gap = np.nan_to_num(top[:, 0] - true.double().cpu().numpy(), nan=np.inf)
-        if self.values == "u8":
-            code = np.clip(np.rint(np.sqrt(np.maximum(true_gap, 0)) * _SCALE / 2), 0, 127)
-            records["true_flip"] = code.astype(np.uint8) * 2 + flips
-        else:
+        if self.tail == "tempered":
+            # An unknown true class is stored as the largest gap; readers see it has no truth.
+            true_gap = np.full(len(top), np.inf)
+            if (true := labels.true_log_prob) is not None:
+                true_gap = np.nan_to_num(top[:, 0] - true.double().cpu().numpy(), nan=np.inf)
             records["true"] = self._quantise(true_gap)
-            records["flip"] = flips
         return records
 
     def decode(
@@ -164,20 +145,35 @@ class RecordFormat:
             unknown = tail.new_full((len(tail), len(TAIL_TEMPERATURES) - 1), math.nan)
             tail = torch.cat([tail, unknown], 1)
             return SoftLabels(classes, top - gaps, tail, self.num_classes)
-        if self.values == "u8":
-            true_gap = self._gaps(records["true_flip"] & 0xFE)
-        else:
-            true_gap = self._gaps(records["true"])
-        true = top[:, 0] - true_gap
+        true = top[:, 0] - self._gaps(records["true"])
         if has_target is not None:
             true = true.masked_fill(torch.from_numpy(~has_target), math.nan)
         return SoftLabels(classes, top - gaps, tail, self.num_classes, true)
 
-    def flips(self, records: NDArray[Any]) -> NDArray[np.bool_]:
-        """Whether each crop is mirrored, of the records' shape."""
-        if "true_flip" in self.dtype.names:  # type: ignore[operator]
-            return (records["true_flip"] & 1).astype(bool)
-        return np.asarray(records["flip"].astype(bool))
+    def impossible(self, records: NDArray[Any]) -> Iterator[tuple[Any, str]]:
+        """Which of the records [n] break a rule, bool [n], and the rule, for each rule."""
+        names = self.dtype.names or ()
+        if not self.full:
+            # Class by class: comparing whole columns is much cheaper than reducing short rows.
+            columns = np.ascontiguousarray(records["classes"].T)
+            yield (columns >= self.num_classes).any(0), f"a class is not below {self.num_classes}"
+            if self.k <= _FEW:
+                pairs = (columns[i] == columns[:i] for i in range(1, self.k))
+                twice = np.concatenate([np.zeros((1, len(records)), bool), *pairs]).any(0)
+            else:
+                ordered = np.sort(columns, axis=0)
+                twice = (ordered[1:] == ordered[:-1]).any(0)
+            yield twice, "a class appears twice"
+        for name, what in (("gaps", "a log-probability"), ("tail", "its tail's mass")):
+            if name in names and self.values != "u8":
+                stored = records[name]
+                yield ~((stored >= 0) & np.isfinite(stored)).all(1), f"{what} is no possible one"
+        if "true" in names and self.values != "u8":
+            above = np.asarray(records["true"] >= 0)
+            yield ~above, "its truth's log-probability is no possible one"
+        if "gaps" in names and not self.full:
+            gaps = np.ascontiguousarray(records["gaps"].T)
+            yield (gaps[1:] < gaps[:-1]).any(0), "its classes are not in order"
 
     @property
     def _temperatures(self) -> tuple[float, ...]:

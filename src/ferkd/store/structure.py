@@ -8,11 +8,12 @@ table once before training.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ferkd.store.features import FeatureFormat
 from ferkd.store.records import RecordFormat
 from ferkd.system.errors import InputError
 
@@ -32,69 +33,54 @@ class Problem(NamedTuple):
         return f"{self.where}: {self.what}"
 
 
-def impossible(
-    record: RecordFormat,
-    records: NDArray[Any],
-    heights: NDArray[np.integer],
-    widths: NDArray[np.integer],
-) -> Iterator[tuple[Any, str]]:
-    """Which of the records [n] break a rule, bool [n], and the rule, for each rule.
-
-    ``heights`` and ``widths`` [n] are of the records' images, in pixels.
-    """
-    box = records["box"]
-    bottom, right = (box[:, i].astype(np.uint32) + box[:, i + 2] for i in (0, 1))
-    outside = (bottom > heights) | (right > widths) | (box[:, 2] == 0) | (box[:, 3] == 0)
-    yield outside, "its box does not lie inside the image"
-    names = records.dtype.names or ()
-    if "flip" in names:
-        yield records["flip"] > 1, "its flip is neither 0 nor 1"
-    if "classes" in names:
-        # One class at a time: k is small, and a comparison of whole columns is much cheaper.
-        classes = [records["classes"][:, i] for i in range(record.k)]
-        above, twice = np.zeros(len(records), bool), np.zeros(len(records), bool)
-        for i, column in enumerate(classes):
-            above |= column >= record.num_classes
-            for other in classes[:i] if record.k <= _FEW else ():
-                twice |= column == other
-        if record.k > _FEW:
-            ordered = np.sort(records["classes"], axis=1)
-            twice = (ordered[:, 1:] == ordered[:, :-1]).any(1)
-        yield above, f"a class is not below {record.num_classes}"
-        yield twice, "a class appears twice"
-    if "gaps" in names:
-        gaps = records["gaps"]
-        if record.values != "u8":
-            yield ~((gaps >= 0) & np.isfinite(gaps)).all(1), "a log-probability is no possible one"
-        if not record.full:
-            yield (gaps[:, 1:] < gaps[:, :-1]).any(1), "its classes are not in order"
-    if "tail" in names and record.values != "u8":
-        mass = records["tail"]
-        yield ~((mass >= 0) & np.isfinite(mass)).all(1), "its tail's mass is no possible one"
-    if "true" in names:
-        yield (
-            ~((records["true"] >= 0) & np.isfinite(records["true"])),
-            "its truth is no possible one",
-        )
+def outside(
+    boxes: NDArray[np.integer], heights: NDArray[np.integer], widths: NDArray[np.integer]
+) -> NDArray[np.bool_]:
+    """Which boxes [..., 4] do not lie inside their images, bool [...]; the images' sizes in
+    pixels broadcast with them."""
+    # One side after the other: comparing whole columns is much cheaper than reducing short rows.
+    sides = np.ascontiguousarray(np.moveaxis(boxes, -1, 0), np.int32)
+    beyond = (sides[0] + sides[2] > heights.astype(np.int32)) | (
+        sides[1] + sides[3] > widths.astype(np.int32)
+    )
+    return np.asarray(beyond | (np.minimum(sides[2], sides[3]) < 1))
 
 
-_FEW = 10  # classes compared pair by pair
+OUTSIDE = "its box does not lie inside the image"
 
 
-def require_possible(store: LabelStore, records: NDArray[Any], rows: NDArray[np.integer]) -> None:
-    """Raise InputError for a record [n] of the images ``rows`` [n] that cannot be."""
+def require_inside(
+    store: LabelStore, boxes: NDArray[np.integer], rows: NDArray[np.integer]
+) -> None:
+    """Raise InputError for a box [..., 4] outside of its image; ``rows`` broadcast with them."""
     table = store.images
-    heights, widths = table["height"][rows], table["width"][rows]
-    for wrong, what in impossible(store.record, records, heights, widths):
+    wrong = outside(boxes, table["height"][rows], table["width"][rows])
+    if wrong.any():
+        _refuse(store, int(np.broadcast_to(rows, wrong.shape)[wrong][0]), OUTSIDE)
+
+
+def require_possible(
+    store: LabelStore,
+    form: RecordFormat | FeatureFormat,
+    records: NDArray[Any],
+    rows: NDArray[np.integer],
+) -> None:
+    """Raise InputError for a record that cannot be; the images' ``rows`` broadcast with them."""
+    for wrong, what in form.impossible(records.reshape(-1)):
         if wrong.any():
-            row = int(rows[int(np.flatnonzero(wrong)[0])])
-            raise InputError(f"{store.path}: a crop of {store.ids[row]}: {what}; {REMEDY}")
+            row = np.broadcast_to(rows, records.shape).reshape(-1)[int(wrong.argmax())]
+            _refuse(store, int(row), what)
+
+
+def _refuse(store: LabelStore, row: int, what: str) -> NoReturn:
+    raise InputError(f"{store.path}: a crop of {store.ids[row]}: {what}; {REMEDY}")
 
 
 def table_problems(store: LabelStore) -> Iterator[Problem]:
     """Ids in order, readable and unique; targets and sizes in range. Takes time by the image."""
     table = store.images
-    classes = store.num_classes if store.settings.targets else 0
+    geometry = store.manifest.geometry.settings
+    classes = (len(geometry.class_names) or store.num_classes) if geometry.targets else 0
     ends = table["id_end"]
     last = int(ends[-1]) if len(ends) else 0
     if (ends[1:] < ends[:-1]).any() or last != store.manifest.ids.rows:

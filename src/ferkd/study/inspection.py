@@ -49,7 +49,7 @@ def inspect(
         "crops_per_image": opened.crops_per_image,
         "classes": opened.num_classes,
         "bytes_per_crop": opened.bytes_on_disk / max(1, crops),
-        "record": settings.record.model_dump(),
+        "record": settings.labels.model_dump(),
         "teacher": settings.teacher,
         "calibration": settings_of.calibration,
         "mean_weight": mining.mean_weight,
@@ -206,7 +206,7 @@ def gallery(
     thumbs: dict[Region, list[Any]] = {region: [] for region in Region}
     for row in _spread(store, mining, pictures):
         regions = mining.by_score(row)
-        image = decode(images.read(int(places[row])), exif=store.settings.images.exif)
+        image = decode(images.read(int(places[row])), exif=store.geometry.images.exif)
         labels = store.labels(row, all_crops)
         top = [
             [(names[c], float(p)) for c, p in zip(classes, probs, strict=True)][:3]

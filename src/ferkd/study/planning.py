@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ferkd.store.reader import IMAGE
-from ferkd.store.records import RecordFormat
+from ferkd.store.records import BOX_BYTES, RecordFormat
 from ferkd.system.errors import InputError
 
 Bound = Literal["loading", "stepping"]
@@ -135,7 +135,7 @@ def plan(scale: Scale, rates: Rates, cores: Cores | None = None) -> Plan:
 
     Raises InputError for a record that cannot be.
     """
-    record = RecordFormat.choose(scale.top_k, scale.classes).dtype.itemsize
+    record = BOX_BYTES + RecordFormat.choose(scale.top_k, scale.classes).dtype.itemsize
     shown = scale.epochs * scale.images
     step = 1 / rates.student
     live = step + 1 / rates.teacher

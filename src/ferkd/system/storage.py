@@ -103,7 +103,7 @@ def reason(error: BaseException, url: str) -> str:
 
 
 def as_local(path: str | Path) -> Path | None:
-    """The local path that a user means; None for a URL of somewhere else.
+    """The local path that a user means, absolute; None for a URL of somewhere else.
 
     Raises InputError for a URL that went through `pathlib`, which eats one of its slashes.
     """
@@ -113,7 +113,37 @@ def as_local(path: str | Path) -> Path | None:
         return Path(root) if "file" in ((names,) if isinstance(names, str) else names) else None
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]", str(path)):  # a drive has one letter
         raise InputError(f"{masked(path)} is a URL that was made a path; give it as text (str)")
-    return Path(path)
+    return _resolved(path)
+
+
+def local_path(path: str | Path, what: str = "folder") -> Path:
+    """The local path that a user means, absolute and with ~ expanded, so that a later change of
+    the working directory does not move it.
+
+    Raises InputError for a URL of somewhere else, and for a name that is no UTF-8: the files that
+    name it could not be written after all work is done.
+    """
+    local = as_local(path)
+    if local is None:
+        raise InputError(f"{masked(path)} is a URL; give a local {what}")
+    return local
+
+
+def _resolved(path: str | Path) -> Path:
+    text = str(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{text!a} is no valid UTF-8, in which files are named here; rename it, or give "
+            "another path"
+        ) from None
+    try:
+        return Path(os.path.abspath(Path(text).expanduser()))
+    except RuntimeError:  # ~NAME
+        raise InputError(
+            f"{text}: there is no user of that name; write ./{text} for a path that starts with ~"
+        ) from None
 
 
 def read(url: str, limit: int = SMALL_FILE) -> bytes | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,12 +14,12 @@ from torch import Tensor
 from ferkd.calibration.regions import Mining
 from ferkd.calibration.temperature import FittedTemperature, fit_temperature
 from ferkd.images import ImageSource, PixelCache, open_images
+from ferkd.images.content import content
 from ferkd.loading.crop_sources import CropSource, FreshCrops, StoredCrops, without_labels
 from ferkd.loading.loader import Loader
 from ferkd.loading.mixing import Mix
 from ferkd.methods import METHODS
 from ferkd.store import LabelStore, SoftLabels
-from ferkd.store.manifest import checksum
 from ferkd.system.distributed import Ranks
 from ferkd.system.errors import InputError
 from ferkd.training.trainer import Mixer
@@ -42,6 +41,7 @@ class TrainingData:
     num_classes: int
     mining: Mining | None
     identity: str  # changes with the images, their classes, the labels and the teacher
+    exif: bool = True  # whether images are turned by their EXIF orientation
     unlabelled: int = 0
     store: LabelStore | None = None
     teacher: Teacher | None = None
@@ -78,7 +78,8 @@ def open_data(recipe: Recipe) -> TrainingData:
         found.class_names,
         found.num_classes,
         found.mining,
-        _identity(found.images.ids, found.targets, found.labels),
+        _identity(found),
+        found.exif,
         int((found.targets < 0).sum()),
         found.store,
         found.teacher,
@@ -188,7 +189,7 @@ def open_store(recipe: Recipe) -> LabelStore:
     if wanted.store is None:
         raise InputError(f"recipe.data.store: missing; method {recipe.method} needs labels")
     store = LabelStore.open(wanted.store)
-    is_map = store.settings.crops.is_map
+    is_map = store.geometry.crops.is_map
     if is_map != (method.labels == "map"):
         held, needed, remedy = ("label maps", "the labels of crops", "without --kind map")
         if not is_map:
@@ -204,7 +205,7 @@ def open_store(recipe: Recipe) -> LabelStore:
 def _stored(recipe: Recipe) -> _Found:
     """The crops of a label store, or fresh crops of images with label maps."""
     method, wanted, store = METHODS[recipe.method], recipe.data, open_store(recipe)
-    is_map = store.settings.crops.is_map
+    is_map = store.geometry.crops.is_map
     images = open_images(wanted.images, targets=store.settings.targets)
     crops: CropSource
     mining = fitted = None
@@ -220,6 +221,7 @@ def _stored(recipe: Recipe) -> _Found:
             store,
             regions=regions,
             seed=recipe.seed,
+            features=method.features,
             temperature=temperature,
             truth_share=getattr(recipe.loss, "truth_share", 0.0),
         )
@@ -230,8 +232,8 @@ def _stored(recipe: Recipe) -> _Found:
         store.class_names,
         store.num_classes,
         store.targets,
-        labels=checksum(store.manifest),
-        exif=store.settings.images.exif,
+        labels=store.identity,
+        exif=store.geometry.images.exif,
         mining=mining,
         store=store,
         temperature=fitted,
@@ -294,9 +296,12 @@ def _cache(wanted: Data, found: _Found) -> PixelCache | None:
     )
 
 
-def _identity(ids: Sequence[str], targets: np.ndarray, labels: str) -> str:
-    digest = hashlib.sha256("\0".join([*ids, labels]).encode())
-    digest.update(np.ascontiguousarray(targets, dtype="<i4").tobytes())
+def _identity(found: _Found) -> str:
+    """What the data are, in one number. Labels name their images by content already; without a
+    store the images are read for it (see ferkd.images.content)."""
+    held = content(found.images) if found.store is None else ""
+    digest = hashlib.sha256("\0".join([*found.images.ids, found.labels, held]).encode())
+    digest.update(np.ascontiguousarray(found.targets, dtype="<i4").tobytes())
     return digest.hexdigest()
 
 

@@ -11,13 +11,19 @@ from typing import Any
 import yaml
 
 from ferkd.system.errors import InputError
-from ferkd.system.files import temporary, write_whole
+from ferkd.system.files import is_temporary, sweep, write_whole
+from ferkd.system.locks import LOCK
 from ferkd.system.plain import read_yaml
 
 RECIPE, CONFIG, METRICS = "recipe.yaml", "config.json", "metrics.jsonl"
 CHECKPOINT, WEIGHTS, RESULT = "checkpoint.pt", "weights.safetensors", "result.json"
 TENSORBOARD = "tensorboard"
 FILES = (RESULT, WEIGHTS, CHECKPOINT, METRICS, CONFIG, RECIPE)  # the recipe last when clearing
+
+BUSY = (
+    "{} is being written by another ferkd process; wait for it or stop it, then continue with "
+    "--resume, or give another folder with --out"
+)
 
 # The first line of a run's recipe: how a run of ours is told from any other folder.
 _HEADER = "# The resolved recipe of a run, written by ferkd train\n"
@@ -44,8 +50,7 @@ def prepare(folder: Path, recipe: dict[str, Any], *, resume: bool, overwrite: bo
         raise InputError("--resume and --overwrite exclude each other; give one")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a folder for the run")
-    left_over = {temporary(folder / name).name for name in FILES}
-    if not folder.exists() or all(file.name in left_over for file in folder.iterdir()):
+    if not folder.exists() or all(is_trace(file.name) for file in folder.iterdir()):
         return
     path = folder / RECIPE
     if not path.is_file() or not _is_ours(path):
@@ -74,6 +79,11 @@ def prepare(folder: Path, recipe: dict[str, Any], *, resume: bool, overwrite: bo
         )
 
 
+def is_trace(name: str) -> bool:
+    """Whether a file's name is of what a run that was killed at its start leaves."""
+    return name == LOCK or is_temporary(name)
+
+
 def resolved(written: dict[str, Any]) -> dict[str, Any]:
     """A run's recipe as this release writes it; as it is where this release does not take it."""
     from ferkd.training.recipe import make_recipe
@@ -93,7 +103,7 @@ def clear(folder: Path) -> None:
     """Delete the files of a run, and nothing else that may lie in its folder."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
-        temporary(folder / name).unlink(missing_ok=True)
+    sweep(folder)
     shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ferkd.system.errors import InputError
-from ferkd.system.files import write_whole
+from ferkd.system.files import write_whole, writing
 from ferkd.system.plain import read_bounded
 
 Line = dict[str, Any]
+log = logging.getLogger("ferkd")
 _MOST_BYTES = 1 << 28  # a line has about 150
 
 
@@ -25,7 +29,7 @@ def read_metrics(path: Path) -> list[Line]:
                 line = json.loads(text)
             except (ValueError, RecursionError):
                 break
-            if not isinstance(line, dict):
+            if not (isinstance(line, dict) and {"kind", "step"} <= line.keys()):
                 break
             lines.append(line)
     return lines
@@ -35,20 +39,35 @@ class MetricsLog:
     """Appends lines to ``path``; on opening, lines after step ``keep`` are cut away.
 
     A run continued from a checkpoint of step s opens with ``keep=s``, so that no step is listed
-    twice. ``tensorboard`` is a folder for TensorBoard's event files, or None.
+    twice; lines that are not ``known`` go too. ``tensorboard`` is a folder for TensorBoard's event
+    files, or None. A record that can no longer be written is said once, and the run goes on.
     """
 
-    def __init__(self, path: Path, *, keep: int = 0, tensorboard: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep: int = 0,
+        known: Callable[[Line], bool] = lambda line: True,
+        tensorboard: Path | None = None,
+    ) -> None:
+        self._failed: set[str] = set()
         self._board = _summary_writer(tensorboard, keep) if tensorboard else None
-        kept = [line for line in read_metrics(path) if line["step"] <= keep] if keep else []
-        text = "".join(_dump(line) for line in kept)
+        kept = [line for line in read_metrics(path) if line["step"] <= keep and known(line)]
+        text = "".join(_dump(line) for line in kept) if keep else ""
         write_whole(path, text.encode())
-        self._file = path.open("a", encoding="utf-8")
+        with writing(path):
+            self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: Line) -> None:
         """Append one line; it has at least "kind" and "step"."""
-        self._file.write(_dump(line))
-        self._file.flush()
+        with self._optional("metrics.jsonl"):
+            self._file.write(_dump(line))
+            self._file.flush()
+        with self._optional("the record for TensorBoard"):
+            self._show(line)
+
+    def _show(self, line: Line) -> None:
         if self._board is not None:
             for key, value in line.items():
                 if key not in ("kind", "step") and isinstance(value, int | float):
@@ -56,14 +75,28 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Bring what was written to the disk, before a checkpoint that relies on it."""
-        os.fsync(self._file.fileno())
-        if self._board is not None:
-            self._board.flush()
+        with self._optional("metrics.jsonl"):
+            os.fsync(self._file.fileno())
+        with self._optional("the record for TensorBoard"):
+            if self._board is not None:
+                self._board.flush()
 
     def close(self) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with self._optional("metrics.jsonl"):
+            self._file.close()
+        with self._optional("the record for TensorBoard"):
+            if self._board is not None:
+                self._board.close()
+
+    @contextmanager
+    def _optional(self, what: str) -> Iterator[None]:
+        """Say once that this part of the record fails, which costs no run."""
+        try:
+            yield
+        except Exception as error:
+            if what not in self._failed:
+                self._failed.add(what)
+                log.warning("%s lacks lines from here on: %s", what, error)
 
     def __enter__(self) -> MetricsLog:
         return self

@@ -11,7 +11,7 @@ from ferkd.evaluating.run import CenterCrops
 from ferkd.system.compute import Normalise, autocast
 from ferkd.system.errors import InputError
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # of the squared weights, on standardised features
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the squared weights, on standardised features
 _HELD_OUT = 5  # one image in so many chooses the penalty
 _ITERATIONS = 200
 

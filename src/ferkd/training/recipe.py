@@ -185,7 +185,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def read_settings(recipe: str | Path) -> dict[str, Any]:
     """The keys that a recipe file or a shipped recipe gives, as written, not yet checked."""
-    path = Path(recipe)
+    path = Path(recipe).expanduser()
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         return parse_yaml(shipped_recipe(str(recipe)), f"recipe {recipe}")
     try:
@@ -230,13 +230,25 @@ def shipped_recipe(name: str) -> str:
     )
 
 
+# A path is taken as it is: in YAML a "#", "&", "@", ":" or "," in it would say something else.
+_PATHS = ("data.images", "data.val", "data.store", "data.cache_dir", "student.weights")
+
+
+def _value(key: str, text: str, override: str) -> Any:
+    text = text.strip()
+    quoted = text.startswith(("'", '"')) and text.endswith(text[:1]) and len(text) > 1
+    if key in _PATHS and not quoted and text not in ("", "~", "null"):
+        return text
+    return yaml_value(text, f"override {override!r}")
+
+
 def _override(settings: dict[str, Any], override: str) -> None:
     """Put one ``a.b=value`` into ``settings``, in place."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise InputError(f"override {override!r} is not of the form key=value (optimizer.lr=0.001)")
-    value = yaml_value(text, f"override {override!r}")
+    value = _value(".".join(parts), text, override)
     for part in parts[:-1]:
         settings = settings.setdefault(part, {})
         if not isinstance(settings, dict):

@@ -7,7 +7,7 @@ its recipe gives alone, to the bit on the CPU, and can be continued alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice, tee
 from pathlib import Path
@@ -18,8 +18,10 @@ from ferkd.system.compute import resolve_device
 from ferkd.system.distributed import process_group
 from ferkd.system.errors import InputError
 from ferkd.system.interrupt import Interrupt
+from ferkd.system.storage import local_path
 from ferkd.training.checkpoint import random_state, restore_random_state
-from ferkd.training.run import Progress, Run, begin
+from ferkd.training.course import Progress, Run
+from ferkd.training.run import begin
 
 if TYPE_CHECKING:
     from ferkd.loading.batch import Batch
@@ -42,7 +44,7 @@ def train_together(
     """
     check_shared(recipes)
     device = next(iter(recipes.values())).device
-    with process_group(resolve_device(device).type == "cuda"):
+    with process_group(resolve_device(device).type == "cuda"), ExitStack() as holding:
         begun: dict[str, Run | dict[str, Any]] = {}
         apart: dict[str, _Apart] = {}
         for name, recipe in recipes.items():
@@ -50,7 +52,7 @@ def train_together(
             told = None if apart else progress
             run = begin(
                 recipe,
-                Path(out) / name,
+                local_path(out) / name,
                 resume=resume,
                 overwrite=overwrite,
                 progress=told,
@@ -58,6 +60,7 @@ def train_together(
             )
             begun[name] = run
             if isinstance(run, Run):
+                holding.callback(run.close)
                 apart[name] = _Apart(run)
         if apart:
             _go(list(apart.values()))

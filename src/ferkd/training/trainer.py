@@ -76,7 +76,7 @@ def whole_batch(objective: Loss) -> bool:
 class BatchLike(Protocol):
     """What the trainer takes of a batch: images uint8 [B, 3, S, S], labels, and int64 [B] each:
     targets, rows (the image) and crops (its crop number). One whose ``raw`` are whole images
-    (`ferkd.loading.batch.Batch`) has its crops cut on the device."""
+    (`ferkd.loading.batch.Batch`) has its crops cut on the device; ``features`` are stored ones."""
 
     @property
     def images(self) -> Tensor: ...
@@ -210,8 +210,11 @@ class Trainer:
             labels = labels.to(self.device, non_blocking=True)
         if self.mixer is not None:
             images, labels, targets = self.mixer(self.step, images, labels, targets)
+        features: Tensor | None = getattr(batch, "features", None)
+        if features is not None:
+            features = features.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._gradients(View(images, labels, targets, rows, crops))
+        loss = self._gradients(View(images, labels, targets, rows, crops, features))
         if self.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
@@ -263,6 +266,7 @@ class Trainer:
         whole = replace(
             view,
             labels=labels,
+            features=None if view.features is None else rows_of_all(view.features),
             targets=rows_of_all(view.targets),
             rows=rows_of_all(view.rows),
             crops=rows_of_all(view.crops),

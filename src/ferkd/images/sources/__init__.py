@@ -12,7 +12,7 @@ from ferkd.images.sources.filelist import ListImages
 from ferkd.images.sources.folder import UNLABELLED, FolderImages
 from ferkd.images.sources.hub import HubImages
 from ferkd.images.sources.shards import ShardImages
-from ferkd.images.sources.source import ImageSource, fingerprint
+from ferkd.images.sources.source import ImageSource, fingerprint, spelt_otherwise
 from ferkd.system.errors import InputError
 from ferkd.system.plugins import Table
 
@@ -80,4 +80,5 @@ __all__ = [
     "is_folder",
     "open_images",
     "refuse_other_sources",
+    "spelt_otherwise",
 ]

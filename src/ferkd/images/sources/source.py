@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -63,6 +63,26 @@ def check_look_alike(class_names: Sequence[str], name: str) -> None:
                 f"{name}: the classes {other!a} and {found!a} look the same and differ in Unicode "
                 "normalisation only. Put their images into one of them"
             )
+
+
+def spelt_otherwise(wanted: Iterable[str], found: Iterable[str]) -> str:
+    """A sentence where the first of ``wanted`` that is not found differs in its spelling alone.
+
+    Systems write an accent as a letter's part or behind it (Unicode normalisation), and both look
+    the same. Empty where that is not the reason.
+    """
+    there = set(found)
+    alike = {unicodedata.normalize("NFC", name): name for name in there}
+    for name in wanted:
+        if name not in there:
+            other = alike.get(unicodedata.normalize("NFC", name))
+            return (
+                ""
+                if other is None
+                else f". {name!a} and {other!a} look the same and differ in Unicode normalisation "
+                "only: rename one, as by convmv"
+            )
+    return ""
 
 
 def some(names: Sequence[str], what: str) -> str:

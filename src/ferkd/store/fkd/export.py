@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from ferkd.store.fkd.match import SUFFIX, cut_at_dot
 from ferkd.store.manifest import check_kind
 from ferkd.store.reader import LabelStore
 from ferkd.system.errors import InputError
+from ferkd.system.files import make_folder, writing
+from ferkd.system.storage import local_path
 
 Progress = Callable[[int, int], None]  # images done, of all
 
@@ -40,8 +43,8 @@ def export_fkd(
     precision cannot hold, for ids that share a file name under FKD's rule (the name up to its
     first dot), and for ids that are no paths inside of the folder.
     """
-    store, target = LabelStore.open(store), Path(directory)
-    check_kind(store.settings, "random", store.path)
+    store, target = LabelStore.open(store), local_path(directory)
+    check_kind(store.geometry, "random", store.path)
     kept = store.record.k if k is None else k
     if not 1 <= kept <= store.record.k:
         raise InputError(f"k is {k}; {store.path} holds {store.record.k}: give 1 to that")
@@ -52,13 +55,16 @@ def export_fkd(
     paths = _export_paths(store, split)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target} exists and is not an empty folder; give a new one")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         folder = work / "labels"  # not `work` itself, which only its owner may enter
         for row, path in enumerate(paths):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            torch.save(_export_file(store, row, kept, _DTYPES[dtype]), folder / path)
+            make_folder((folder / path).parent)
+            buffer = io.BytesIO()  # a full disk would show in torch's own words
+            torch.save(_export_file(store, row, kept, _DTYPES[dtype]), buffer)
+            with writing(target / path):
+                (folder / path).write_bytes(buffer.getvalue())
             if progress:
                 progress(row + 1, len(paths))
         folder.mkdir(exist_ok=True)
@@ -81,15 +87,17 @@ def _check_half(store: LabelStore) -> None:
 
 
 def _export_file(store: LabelStore, row: int, k: int, dtype: type[np.floating]) -> list[Any]:
-    records = store.records(row, np.arange(store.crops_per_image))
-    image = store.images[row]
-    coords = coords_of(records["box"].astype(np.int64), image["height"], image["width"], dtype)
+    every = np.arange(store.crops_per_image)
+    records, image = store.records(row, every), store.images[row]
+    coords = coords_of(
+        store.boxes(row, every).astype(np.int64), image["height"], image["width"], dtype
+    )
     labels = store.record.decode(records)
     log_probs, order = labels.log_probs.sort(dim=1, descending=True, stable=True)
     classes = labels.classes.gather(1, order)
     pairs = torch.stack([classes[:, :k].double(), log_probs[:, :k].double().exp()], 1)
     coordinates = torch.from_numpy(coords)
-    return [coordinates, torch.from_numpy(store.record.flips(records)), pairs.to(coordinates.dtype)]
+    return [coordinates, torch.from_numpy(store.flips(row, every)), pairs.to(coordinates.dtype)]
 
 
 def _export_paths(store: LabelStore, split: str) -> list[str]:

@@ -47,6 +47,7 @@ from ferkd.store.soft import SoftLabels
 from ferkd.store.writer import StoreWriter, listing
 from ferkd.system.errors import InputError
 from ferkd.system.settings import check_share
+from ferkd.system.storage import local_path
 from ferkd.system.text import name as visible
 
 RULE = (
@@ -145,7 +146,7 @@ def import_fkd(
     refuse_inside_images(out, source)
     if targets:
         num_classes = _class_count(num_classes, source)
-    root = Path(directory)
+    root = local_path(directory)
     match = match_labels(label_files(root), source)
     layout = _probe(root, [path for _, path in match.pairs], kind, num_classes, crops)
     record = RecordFormat.choose(layout.k, layout.num_classes, values, tail="mass")
@@ -182,10 +183,16 @@ def import_fkd(
             skipped += left_out
             _check_share(skipped, len(ids), max_skipped)
             empty = np.zeros((0, layout.crops), record.dtype)
+            boxes, flips = (
+                np.zeros((0, layout.crops, 4), np.int64),
+                np.zeros((0, layout.crops), bool),
+            )
             writer.write(
                 number,
                 [image.id for image in done],
                 np.array([image.row for image in done], IMAGE),
+                np.concatenate([boxes, *(image.boxes[None] for image in done)]),
+                np.concatenate([flips, *(image.flips[None] for image in done)]),
                 np.concatenate([empty, *(image.records[None] for image in done)]),
                 left_out,
             )
@@ -274,10 +281,13 @@ def _class_count(num_classes: int | None, source: ImageSource) -> int:
 
 
 class _Converted(NamedTuple):
-    """One image of the store to be: its id, its row of the image table, its records [crops]."""
+    """One image of the store to be: its id, its row of the image table, its boxes
+    [crops, 4], flips and records [crops]."""
 
     id: str
     row: tuple[int, int, int, int, int]
+    boxes: NDArray[np.integer]
+    flips: NDArray[np.bool_]
     records: NDArray[Any]
 
 
@@ -307,7 +317,7 @@ class _Converter:
         except DamagedLabels as error:
             return manifests.Skipped(id=image_id, reason=f"its label file: {error}")
         row = (0, fingerprint(data), int(self.source.targets[place]), height, width)
-        return _Converted(image_id, row, self.record.encode(labels, boxes, flips))
+        return _Converted(image_id, row, boxes, flips, self.record.encode(labels))
 
     def _read(self, path: Path) -> tuple[NDArray[np.floating], NDArray[np.bool_], SoftLabels]:
         file, layout = read_label_file(path), self.layout

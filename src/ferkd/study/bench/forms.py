@@ -12,13 +12,12 @@ import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ferkd.store import SoftLabels
 from ferkd.store.reader import IMAGE
-from ferkd.store.records import RecordFormat
+from ferkd.store.records import BOX_BYTES, RecordFormat
 
 _NPY_HEADER = 128  # bytes before the array in a .npy file
 IMAGENET_IMAGES = 1_281_167
@@ -40,7 +39,8 @@ class Stored:
         return RecordFormat.choose(self.k, num_classes, self.values)
 
     def record_bytes(self, num_classes: int) -> int:
-        return self.format(num_classes).dtype.itemsize
+        """Of the box and the label; the flip is one bit more."""
+        return BOX_BYTES + self.format(num_classes).dtype.itemsize
 
     def bytes_per_crop(self, num_classes: int, crops: int) -> float:
         """With ImageNet's number of images and length of ids."""
@@ -51,8 +51,7 @@ class Stored:
         """The labels of logits [B, C] after a passage through the record, as a store reads them."""
         record = self.format(logits.shape[1])
         labels = SoftLabels.from_logits(logits, targets, None if record.full else record.k)
-        boxes, flips = np.zeros((len(logits), 4), np.int64), np.zeros(len(logits), bool)
-        records = record.encode(labels, boxes, flips)
+        records = record.encode(labels)
         return record.decode(records, (targets >= 0).numpy()).with_truth(targets)
 
     def recover(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -120,8 +119,9 @@ FORMS: tuple[Form, ...] = (
 
 def store_bytes(record: RecordFormat, images: int, crops: int, id_bytes: float) -> float:
     """The bytes of a store's data files with ids of ``id_bytes`` on average; the manifest (about
-    3 kB and the class names) is not counted, nor are records files beyond the first."""
-    return 3 * _NPY_HEADER + images * (crops * record.dtype.itemsize + IMAGE.itemsize + id_bytes)
+    3 kB and the class names) is not counted, nor are files beyond the first of a kind."""
+    of_crops = crops * (BOX_BYTES + record.dtype.itemsize) + -(-crops // 8)
+    return 5 * _NPY_HEADER + images * (of_crops + IMAGE.itemsize + id_bytes)
 
 
 def fits(form: Form, num_classes: int) -> bool:

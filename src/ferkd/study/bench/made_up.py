@@ -80,6 +80,6 @@ def write_labels(
             if not known:
                 shown = rng.integers(0, classes, len(shown))
             labels = random_labels(torch.from_numpy(shown), classes, rng, known=known)
-            records = record.encode(labels, boxes.reshape(-1, 4), flips.reshape(-1))
-            writer.write(part, ids, table, records.reshape(-1, crops), [])
+            records = record.encode(labels)
+            writer.write(part, ids, table, boxes, flips, records.reshape(-1, crops), [])
         return writer.finish()

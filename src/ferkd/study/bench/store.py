@@ -25,11 +25,12 @@ from ferkd.store import manifest as manifests
 from ferkd.store.reader import IMAGE, MANIFEST
 from ferkd.store.records import RecordFormat
 from ferkd.store.soft import TAIL_TEMPERATURES
-from ferkd.store.writer import StoreWriter, listing
+from ferkd.store.writer import SignalWriter, StoreWriter, copy_signal, listing
 from ferkd.study.bench.measuring import in_a_fresh_process, machine
 from ferkd.system.errors import InputError
 
 CLASSES, TOP_K = 1000, 5
+FEATURES = 384
 IMAGENET_IMAGES = 1_281_167
 _PART = 64  # images written at a time
 _ROUNDS = 20  # batches read from the store in a turn, so that it too runs with warm caches
@@ -71,7 +72,7 @@ def bench_store(
         rng = np.random.default_rng(seed)
         reads: dict[str, tuple[Callable[[NDArray[Any], NDArray[Any]], object], int]] = {
             "labels": (lambda rows, chosen: store.labels(rows[:, None], chosen), _ROUNDS),
-            "records": (lambda rows, chosen: store.records(rows[:, None], chosen), _ROUNDS),
+            "records": (lambda rows, chosen: _raw(store, rows[:, None], chosen), _ROUNDS),
             "torch.load": (lambda rows, chosen: [torch.load(files[row]) for row in rows], 1),
         }
         times: dict[str, list[float]] = {name: [] for name in reads}
@@ -114,6 +115,7 @@ def bench_store(
                 "crops_per_image": 50,
                 "record_bytes": weighed.record.dtype.itemsize,
                 "bytes_per_crop": weighed.bytes_on_disk / (len(weighed) * 50),
+                **weigh_signals(weighed, seed),
             }
     return {
         "benchmark": "store",
@@ -136,20 +138,56 @@ def write_store(path: Path, ids: Sequence[str], crops: int, *, seed: int = 0) ->
     """Write a store of synthetic top-5 labels over 1000 classes for the images ``ids``."""
     rng = np.random.default_rng(seed)
     settings = _settings(crops, listing(ids), seed)
-    record = settings.record.format
+    record = settings.labels.format
     with StoreWriter(path, settings, len(ids)) as writer:
         for part in writer.missing():
             places = writer.part_range(part)
             count = len(places) * crops
             labels = _random_labels(count, rng)
-            boxes = rng.integers(0, 500, (count, 4))
-            records = record.encode(labels, boxes, rng.random(count) < 0.5)
+            boxes = rng.integers(0, 498, (count, 4))
+            boxes = (boxes // 2).reshape(-1, crops, 4) + 1  # inside images of 500 pixels
+            flips, records = rng.random((len(places), crops)) < 0.5, record.encode(labels)
             table = np.zeros(len(places), IMAGE)
             table["target"], table["height"], table["width"] = 0, 500, 500
             table["fingerprint"] = rng.integers(0, 1 << 63, len(places))
             part_ids = [ids[i] for i in places]
-            writer.write(part, part_ids, table, records.reshape(-1, crops), [])
+            writer.write(part, part_ids, table, boxes, flips, records.reshape(-1, crops), [])
         return writer.finish()
+
+
+def _raw(store: LabelStore, rows: NDArray[Any], crops: NDArray[Any]) -> object:
+    """All that is stored of some crops, as a loader reads it: records, boxes and flips."""
+    return store.records(rows, crops), store.boxes(rows, crops), store.flips(rows, crops)
+
+
+def weigh_signals(store: LabelStore, seed: int) -> dict[str, float]:
+    """Bytes a crop with a second teacher's labels, and of the geometry with 384-d features in i8.
+
+    Both are added to ``store``; the features are random numbers, for their bytes do
+    not depend on what they are.
+    """
+    crops, rng = store.crops_per_image, np.random.default_rng(seed + 1)
+    whole = len(store) * crops
+    copied = copy_signal(store, "labels", store.folder, "second")
+    two = copied.bytes_on_disk / whole
+    vectors = manifests.Vectors(dim=FEATURES, codec="i8")
+    settings = copied.settings_of("labels").model_copy(update={"record": None, "vectors": vectors})
+    with SignalWriter(store.folder, settings, len(store), signal="features") as writer:
+        for part in writer.missing():
+            rows = np.arange(len(store))[slice(*_ends(writer.part_range(part)))]
+            where = rows[:, None], np.arange(crops)
+            made = vectors.format.encode(rng.normal(size=(len(rows) * crops, FEATURES)))
+            of_crops = store.boxes(*where), store.flips(*where), made.reshape(-1, crops)
+            ids = [store.ids[int(row)] for row in rows]
+            writer.write(part, ids, store.images[rows], *of_crops, [])
+        with_features = writer.finish()
+    alone = with_features.manifest.only(["features"])
+    held = len(manifests.to_bytes(alone)) + sum(file.size for file in alone.files)
+    return {"two_teachers_bytes_per_crop": two, "features_bytes_per_crop": held / whole}
+
+
+def _ends(places: range) -> tuple[int, int]:
+    return places.start, places.stop
 
 
 def write_fkd(path: Path, store: LabelStore) -> list[Path]:
@@ -184,21 +222,32 @@ def write_sparse(path: Path, images: int, crops: int) -> None:
     np.save(path / "images.npy", table)
     np.save(path / "ids.npy", np.frombuffer(text, "u1"))
     settings = _settings(crops, _MADE_UP, 0)
-    dtype = settings.record.format.dtype
-    name = "records-00000.npy"
-    np.lib.format.open_memmap(path / name, mode="w+", dtype=dtype, shape=(images, crops))
+    dtype = settings.labels.format.dtype
+    np.save(path / "flips.npy", np.zeros((images, -(-crops // 8)), "u1"))
+    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "boxes-00000.npy": ("<u2", (images, crops, 4))
+    }
+    shapes["labels-00000.npy"] = (dtype, (images, crops))
+    for name, (kind, shape) in shapes.items():
+        np.lib.format.open_memmap(path / name, mode="w+", dtype=kind, shape=shape)
 
     def described(name: str, rows: int) -> manifests.File:
         size = (path / name).stat().st_size
         return manifests.File(name=name, rows=rows, size=size, sha256=_MADE_UP)
 
-    manifest = manifests.Manifest(
-        settings=settings,
+    geometry = manifests.Geometry(
+        settings=settings.geometry,
         images=described("images.npy", images),
         ids=described("ids.npy", len(text)),
-        records=(described(name, images),),
+        flips=described("flips.npy", images),
+        boxes=(described("boxes-00000.npy", images),),
         skipped=(),
     )
+    signal = manifests.Signal(
+        settings=settings.signal(settings.class_names),
+        files=(described("labels-00000.npy", images),),
+    )
+    manifest = manifests.Manifest(geometry=geometry, signals={"labels": signal})
     (path / MANIFEST).write_bytes(manifests.to_bytes(manifest))
 
 
@@ -220,10 +269,10 @@ def probe(path: str, batch: int = 256, crops_per_image: int = 4) -> dict[str, An
     begun = time.perf_counter()
     rows = rng.integers(0, len(store), (batch, 1))
     crops = rng.integers(0, store.crops_per_image, (batch, crops_per_image))
-    store.labels(rows, crops)
+    _unchecked(store, rows, crops)
     first = time.perf_counter() - begun
     begun = time.perf_counter()
-    store.labels(rows, crops)
+    _unchecked(store, rows, crops)
     second = time.perf_counter() - begun
     wanted = [first_id, *(store.ids[int(r)] for r in rng.integers(0, len(store), _LOOKUPS))]
     ids = store.ids
@@ -243,6 +292,12 @@ def probe(path: str, batch: int = 256, crops_per_image: int = 4) -> dict[str, An
         "lookup_microseconds": lookup * 1e6,
         "resident_bytes": grown,
     }
+
+
+def _unchecked(store: LabelStore, rows: NDArray[Any], crops: NDArray[Any]) -> object:
+    """Labels of some crops though the records of a hole in a file are none that can be."""
+    records = store.of_kind("labels").raw_records(rows, crops).reshape(-1)
+    return store.decode(records, np.broadcast_to(rows, crops.shape).reshape(-1))
 
 
 def _resident() -> dict[str, int]:

@@ -144,7 +144,8 @@ class _Processes:
     def __call__(
         self, recipe: Path, out: Path, *, log: Path, steps: Callable[[float], None]
     ) -> dict[str, Any]:
-        command = [sys.executable, "-m", "ferkd", "train", str(recipe), "--out", str(out)]
+        # -P: not the modules that happen to lie in the working directory.
+        command = [sys.executable, "-P", "-m", "ferkd", "train", str(recipe), "--out", str(out)]
         with log.open("wb") as said:
             with self._lock:
                 if self._stopping:

@@ -15,7 +15,7 @@ from ferkd.study.compare.runs import Run, read_run
 from ferkd.study.compare.suite import Suite, did_you_mean, make_suite
 from ferkd.study.compare.trees import flatten
 from ferkd.system.errors import InputError
-from ferkd.system.files import write_whole
+from ferkd.system.files import make_folder, write_whole
 from ferkd.system.plain import read_yaml
 from ferkd.training import folder as folders
 
@@ -151,7 +151,7 @@ def write_suite(suite: Suite, out: Path) -> None:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold the suite's folder, made if need be; InputError when another process holds it."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     try:
         with FileLock(out / _LOCK).acquire(timeout=0):
             yield

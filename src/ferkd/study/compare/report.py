@@ -18,6 +18,7 @@ from ferkd.study.compare.runs import Run, group_runs, other_data, other_terms
 from ferkd.study.compare.suite import Suite, did_you_mean
 from ferkd.study.compare.summary import remarks, summarise
 from ferkd.system.errors import InputError
+from ferkd.system.storage import local_path
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def compare_suite(
     InputError before anything is written, KeyboardInterrupt on an interrupt, with all runs' states
     saved.
     """
+    out = local_path(out)
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: it must be at least 1")
     baseline = baseline or suite.baseline
@@ -100,7 +102,7 @@ def compare_runs(folders: Sequence[Path], *, baseline: str | None = None) -> Com
     ``baseline`` is the name of a group; by default ``hard`` where there is one, else the first.
     Raises InputError.
     """
-    found = group_runs(folders)
+    found = group_runs([local_path(folder) for folder in folders])
     names = list(dict.fromkeys(name for group in found.budgets.values() for name in group))
     if baseline is None:
         hard = [n for n in names if n == "hard" or n.startswith("hard ")]

@@ -107,7 +107,7 @@ def load_suite(suite: str | Path) -> Suite:
 
     Raises InputError with one line for each mistake, those of the recipes included.
     """
-    path = Path(suite)
+    path = Path(suite).expanduser()
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         return make_suite(parse_yaml(shipped_suite(str(suite)), f"suite {suite}", "suite"))
     try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,19 @@ from ferkd.store import LabelStore
 from ferkd.study.demo import data as demo_data
 from ferkd.study.demo.summary import methods_of, text_table, write_report
 from ferkd.system.errors import InputError
-from ferkd.system.files import temporary, write_json
+from ferkd.system.files import sweep, write_json
+from ferkd.system.locks import held
+from ferkd.system.plain import read_json
 from ferkd.system.settings import Part
+from ferkd.system.storage import local_path
+from ferkd.training import folder as folders
 from ferkd.training import train
 from ferkd.training.progress import Meter, no_meter, on_a_bar
 from ferkd.training.recipe import Recipe
 
 METHODS = ("hard", "fkd", "ferkd")
-_MARKER = "demo.json"
-_OURS = ("data", "teacher", "labels", "runs", "report.html", "result.json", _MARKER)
+_MARKER, _TIME = "demo.json", "time.json"
+_OURS = ("data", "teacher", "labels", "runs", "report.html", "result.json", _TIME, _MARKER)
 
 
 class Plan(Part):
@@ -100,16 +104,59 @@ def run_demo(
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; train at least 1 student by each method")
     plan = plan or (SCENES if images is None else FOLDER)
-    out = Path(out)
+    out = local_path(out)
+    images = None if images is None else local_path(images, "folder of images")
     refuse_inside_images(out, images)
-    begun = time.perf_counter()
     if images is not None:
-        demo_data.check(Path(images), held_out)
-    _claim(out, plan, images, held_out, resume=resume, overwrite=overwrite)
+        demo_data.check(images, held_out)
+    busy = f"{out} is being written by another ferkd demo; wait for it, or give another --out"
+    _claim(out, plan, images, held_out, resume=resume, overwrite=overwrite, look=True)
+    with held(out, busy):
+        _claim(out, plan, images, held_out, resume=resume, overwrite=overwrite)
+        with _Clock(out / _TIME) as clock:
+            return _run(out, plan, images, held_out, seeds, say, meter, clock)
+
+
+class _Clock:
+    """Seconds spent on a demo in all, those before interruptions included."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._begun, self._before = path, time.perf_counter(), 0.0
+        if path.is_file():
+            self._before = float(read_json(path, "time of a demo").get("seconds", 0.0))
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._begun
+
+    def keep(self) -> None:
+        """Write the time so far down: what a kill loses is what came after."""
+        write_json(self._path, {"seconds": self.seconds})
+
+    def __enter__(self) -> _Clock:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(InputError):  # a full disk has been said already
+            self.keep()
+
+
+def _run(
+    out: Path,
+    plan: Plan,
+    images: Path | None,
+    held_out: float,
+    seeds: int,
+    say: Callable[[str], None],
+    meter: Meter,
+    clock: _Clock,
+) -> dict[str, Any]:
     data = demo_data.prepare(out / "data", images, held_out)
     say(f"images: {data.train} and {data.val}")
     teacher = _train(out / "teacher", _teacher(plan, data), "teacher", say, meter)
+    clock.keep()
     store = _label(out, plan, data, say, meter)
+    clock.keep()
     runs: dict[str, list[Path]] = {method: [] for method in METHODS}
     results: list[dict[str, Any]] = []
     for seed in range(seeds):
@@ -118,6 +165,7 @@ def run_demo(
             recipe = _student(plan, data, method, seed, out / "labels")
             results.append(_train(run, recipe, f"{method}, seed {seed}", say, meter))
             runs[method].append(run)
+            clock.keep()
     result: dict[str, Any] = {
         "methods": methods_of(results, METHODS),
         "teacher": {key: teacher[key] for key in ("top1", "nll", "ece", "seconds")},
@@ -132,10 +180,10 @@ def run_demo(
         teacher=teacher,
         results=results,
         runs=runs,
-        seconds=time.perf_counter() - begun,
+        seconds=clock.seconds,
         command=_command(out, images, seeds, held_out),
     )
-    result["seconds"] = time.perf_counter() - begun
+    result["seconds"] = clock.seconds
     write_json(out / "result.json", result)
     return {**result, "table": text_table(result)}
 
@@ -158,8 +206,12 @@ def _claim(
     *,
     resume: bool,
     overwrite: bool,
+    look: bool = False,
 ) -> None:
-    """Take a folder for the demo, or refuse it; nothing but a demo's own files is ever removed."""
+    """Take a folder for the demo, or refuse it; nothing but a demo's own files is ever removed.
+
+    With ``look`` it is only refused where it would be.
+    """
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one")
     settings = {
@@ -170,11 +222,11 @@ def _claim(
     marker = out / _MARKER
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder with --out")
-    if out.exists() and any(file != temporary(marker) for file in out.iterdir()):
+    if out.exists() and any(not folders.is_trace(file.name) for file in out.iterdir()):
         if not marker.is_file():
             raise InputError(f"{out} is not empty and not a demo's folder; give another --out")
         if overwrite:
-            for name in _OURS:
+            for name in () if look else _OURS:
                 path = out / name
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -185,12 +237,13 @@ def _claim(
                 f"{out} holds a demo already; continue it with --resume, replace it with "
                 "--overwrite, or give another --out"
             )
-        elif json.loads(marker.read_text(encoding="utf-8")) != settings:
+        elif read_json(marker, "demo's settings") != settings:
             raise InputError(
                 f"{out} holds a demo with other settings; give the same ones, or --overwrite"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(marker, settings)
+    if not look:
+        sweep(out)
+        write_json(marker, settings)
 
 
 def _train(

@@ -18,7 +18,7 @@ from ferkd.study.report import plots
 from ferkd.study.report.compared import budget_charts
 from ferkd.study.report.model import REGION_NAMES, Column, Comparison, ConfidencePanel, Report, Stat
 from ferkd.system.errors import InputError
-from ferkd.system.files import write_whole
+from ferkd.system.files import make_folder, write_whole
 from ferkd.system.text import lines as visible
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def write_report(report: Report, path: Path) -> None:
     Missing parent directories are made.
     """
     data = render(report).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_whole(path, data)
 
 

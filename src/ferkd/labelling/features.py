@@ -1,0 +1,121 @@
+"""A network's features of crops, in the place of its answers: what a features signal holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ferkd.models.teacher import Teacher
+from ferkd.system.errors import InputError
+
+
+class FeatureTeacher:
+    """The features of a frozen network; tried once on a black image.
+
+    ``layer`` "penultimate" is what the classifier head is given: the input of the linear layer
+    whose output the network returns, or the network's own output where it has no such head
+    (a backbone, a callable). "output" is always the latter; any other name is a submodule of the
+    network, whose output is taken. Positions and tokens are averaged, so a vector remains.
+    ``normalised`` divides a vector by its length. ``dim`` is the vector's; ``layer`` then says
+    what was taken. Raises InputError for a submodule that is not there or gives no vectors.
+    """
+
+    def __init__(
+        self, teacher: Teacher, *, layer: str = "penultimate", normalised: bool = False
+    ) -> None:
+        self.teacher, self.normalised = teacher, normalised
+        self.sizes = (teacher.image_size,)
+        size = teacher.image_size
+        black = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+        self._module: nn.Module | None = None
+        self._before = False  # whether the module's input is taken, not its output
+        if layer == "penultimate":
+            self._module, name = _head(teacher, black)
+            self._before = self._module is not None
+            self.layer = f"input of {name}" if self._before else "output"
+        elif layer == "output":
+            self.layer = layer
+        else:
+            modules = dict(teacher.module.named_modules())
+            if layer not in modules:
+                known = ", ".join(name for name in list(modules)[1:6])
+                raise InputError(
+                    f"teacher {teacher.spec} has no layer {layer!r}; give penultimate, output or "
+                    f"a submodule ({known}, …)"
+                )
+            self._module, self.layer = modules[layer], f"output of {layer}"
+        self.dim = int(self({size: black}).shape[1])
+
+    def describe(self) -> dict[str, Any]:
+        return self.teacher.describe()
+
+    def __call__(self, images: Mapping[int, Tensor]) -> Tensor:
+        """Features float32 [B, dim] for crops uint8 [B, 3, S, S] at the teacher's size S."""
+        vectors = self.teacher.answers(images[self.sizes[0]], self._network, each=1)
+        if self.normalised:
+            vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return vectors
+
+    def _network(self, pixels: Tensor) -> Any:
+        if self._module is None:
+            return _pooled(_first(self.teacher.module(pixels)), self.teacher)
+        taken: list[Any] = []
+        if self._before:
+            hook = self._module.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
+        else:
+            hook = self._module.register_forward_hook(lambda _, given, out: taken.append(out))
+        try:
+            self.teacher.module(pixels)
+        finally:
+            hook.remove()
+        if not taken:
+            raise InputError(f"teacher {self.teacher.spec} does not use its layer {self.layer!r}")
+        return _pooled(_first(taken[-1]), self.teacher)
+
+
+def _head(teacher: Teacher, black: Tensor) -> tuple[nn.Module | None, str]:
+    """The linear layer whose output the network returns, and its name; None without one."""
+    calls: list[tuple[nn.Module, str, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(
+            lambda mod, given, out, name=name: calls.append((mod, name, out))
+        )
+        for name, module in teacher.module.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        answer = teacher(black)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for module, name, out in reversed(calls):
+        if out.ndim == 2 and torch.equal(out.float(), answer.to(out.device)):
+            return module, name or "the network"
+    return None, ""
+
+
+def _first(output: Any) -> Any:
+    """The tensor in what a network returns: itself, or the first of a tuple or mapping."""
+    for name in ("pooler_output", "logits", "last_hidden_state"):
+        held = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(held, Tensor):
+            return held
+    return output[0] if isinstance(output, tuple | list) and output else output
+
+
+def _pooled(output: Any, teacher: Teacher) -> Tensor:
+    """Vectors [B, d] of [B, d], [B, d, h, w] or [B, tokens, d], averaged over the rest."""
+    if isinstance(output, Tensor) and output.ndim == 4:
+        return output.mean((2, 3))
+    if isinstance(output, Tensor) and output.ndim == 3:
+        return output.mean(1)
+    if isinstance(output, Tensor) and output.ndim == 2:
+        return output
+    got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise InputError(
+        f"teacher {teacher.spec} gives {got} where features are taken; [B, d], [B, d, h, w] or "
+        "[B, tokens, d] are needed: choose another --layer"
+    )

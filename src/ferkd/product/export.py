@@ -1,0 +1,166 @@
+"""A finished run as a folder that others open: timm, ONNX Runtime, TorchScript, ferkd predict."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ferkd.models.student import ModelConfig, load_run
+from ferkd.product import bundle
+from ferkd.product.card import card
+from ferkd.system.errors import InputError
+from ferkd.system.files import make_folder, write_json, write_whole, writing
+from ferkd.system.plain import read_json, read_yaml
+from ferkd.system.storage import local_path
+from ferkd.training.checkpoint import save_weights
+
+log = logging.getLogger("ferkd")
+
+_FIGURES = ("method", "student", "epochs", "steps", "top1", "top5", "nll", "ece", "brier")
+
+
+def export(
+    run: str | Path,
+    to: str | Path,
+    *,
+    onnx: bool = False,
+    uint8: bool = False,
+    int8: bool = False,
+    torchscript: bool = False,
+    images: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the model of a finished run to the folder ``to``; returns what was written.
+
+    Always ``model.safetensors`` and ``config.json`` (timm loads them), ``labels.txt`` and a
+    ``README.md`` with the measured figures. ``onnx`` adds ``model.onnx``, any number of images at
+    a time; with ``uint8`` it takes the pixels uint8 [N, S, S, 3] and normalises them itself.
+    ``int8`` adds ``model.int8.onnx``, calibrated on and measured beside the other on ``images``.
+    ``torchscript`` adds a traced module. Each is compared with torch on real ``images`` (class
+    folders; unset, the run's validation images). The folder appears when it is complete. Raises
+    InputError for what is no finished run, for a folder in use, and where an answer differs.
+    """
+    run, to = local_path(run, "run"), local_path(to)
+    if uint8 and not (onnx or int8):
+        raise InputError("--uint8 is about ONNX; give --onnx with it")
+    model, config = load_run(run)
+    _check_target(to, overwrite)
+    checked = _images(run, images) if onnx or int8 or torchscript else None
+    make_folder(to.parent)
+    with writing(to.parent):
+        work = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
+    try:
+        folder = work / to.name
+        make_folder(folder)
+        result = _write(run, folder, model, config, checked, onnx or int8, uint8, int8, torchscript)
+        with writing(to):
+            if to.exists():
+                shutil.rmtree(to)
+            os.rename(folder, to)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return {"model": str(to), **result}
+
+
+def _check_target(to: Path, overwrite: bool) -> None:
+    if to.exists() and not to.is_dir():
+        raise InputError(f"{to} is a file; give a folder with --to")
+    held = {file.name for file in to.iterdir()} if to.exists() else set()
+    if not held:
+        return
+    if not bundle.is_bundle(to) or held - set(bundle.FILES):
+        raise InputError(f"{to} holds other files; give a new or empty folder with --to")
+    if not overwrite:
+        raise InputError(
+            f"{to} holds an exported model; replace it with --overwrite, or give another --to"
+        )
+
+
+def _images(run: Path, given: str | Path | None) -> str:
+    """The images to compare answers on: those given, else the run's own."""
+    if given is not None:
+        return str(given)
+    folder = run if run.is_dir() else run.parent
+    try:
+        data = read_yaml(folder / "recipe.yaml", "recipe").get("data", {})
+        named = data.get("val") or data.get("images")
+    except OSError:
+        named = None
+    if not isinstance(named, str):
+        raise InputError(
+            f"{run} does not tell its images, on which the export is compared with torch; give "
+            "--images DIR"
+        )
+    return named
+
+
+def _write(
+    run: Path,
+    folder: Path,
+    model: nn.Module,
+    config: ModelConfig,
+    images: str | None,
+    onnx: bool,
+    uint8: bool,
+    int8: bool,
+    torchscript: bool,
+) -> dict[str, Any]:
+    names = bundle.class_names(config)
+    odd = [name for name in names if name != " ".join(name.split())]
+    if odd:
+        raise InputError(f"class {odd[0]!a} does not fit on a line of labels.txt; rename it")
+    save_weights(folder / bundle.WEIGHTS, model)
+    write_whole(folder / bundle.LABELS, "".join(f"{name}\n" for name in names).encode())
+    arguments = config.model_args
+    if config.architecture.startswith("timm/"):
+        arguments = bundle.timm_model_args(folder, config, model)
+    figures = _figures(run, model, folder)
+    if images is not None:
+        from ferkd.product import graphs
+
+        pixels, targets = graphs.crops(images, config)
+        figures |= {"compared_on": {"images": len(pixels), "of": images}}
+        if torchscript:
+            figures["torchscript"] = graphs.torchscript(
+                model, config, pixels, folder / bundle.TORCHSCRIPT
+            )
+        if onnx:
+            figures["onnx"] = graphs.onnx(model, config, pixels, folder / bundle.ONNX, uint8=uint8)
+        if int8:
+            figures["int8"] = graphs.int8(
+                config, pixels, targets, folder / bundle.ONNX, folder / bundle.INT8
+            )
+    write_whole(folder / bundle.CARD, card(config, figures, _command(run)).encode())
+    others = [name for name in bundle.FILES if name != bundle.CONFIG and (folder / name).is_file()]
+    record = bundle.Record(
+        model=config,
+        files={name: bundle.sha256(folder / name) for name in others if name != bundle.CARD},
+        figures=figures,
+    )
+    written = {
+        **bundle.timm_config(config, arguments),
+        "ferkd": record.model_dump(mode="json"),
+    }
+    write_json(folder / bundle.CONFIG, written)
+    return {"files": sorted([*others, bundle.CONFIG]), **figures}
+
+
+def _figures(run: Path, model: nn.Module, folder: Path) -> dict[str, Any]:
+    path = (run if run.is_dir() else run.parent) / "result.json"
+    result = read_json(path, "result of a run") if path.is_file() else {}
+    return {
+        **{key: result[key] for key in _FIGURES if key in result},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "bytes": (folder / bundle.WEIGHTS).stat().st_size,
+    }
+
+
+def _command(run: Path) -> str:
+    return shlex.join(["ferkd", "export", run.name, "--to", "DIR"])
