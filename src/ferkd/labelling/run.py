@@ -38,7 +38,7 @@ from ferkd.labelling.features import FeatureTeacher
 from ferkd.labelling.given import read_crops
 from ferkd.labelling.maps import MapTeacher, map_teacher
 from ferkd.labelling.relabelling import CropPlan, check_same_images, extended, on_boxes_of
-from ferkd.labelling.settings import Labelling, default_batch
+from ferkd.labelling.settings import Labelling, default_batch, default_part
 from ferkd.models.committee import Committee, load_committee
 from ferkd.models.teacher import Teacher, load_teacher
 from ferkd.store import manifest as manifests
@@ -205,7 +205,7 @@ def _label(
         teacher={**answers.describe(), "batch_size": batch_size},
         class_names=names,
         targets=wanted.targets,
-        part_images=wanted.part_images,
+        part_images=wanted.part_images or default_part(len(source)),
         software=f"ferkd {__version__}, torch {torch.__version__}",
     )
     plan = CropPlan(recorded.crops, base, given=given_crops, whole=wanted.per == "image")

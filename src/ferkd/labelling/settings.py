@@ -13,7 +13,7 @@ from ferkd.store.reader import LabelStore
 from ferkd.system.errors import InputError
 from ferkd.system.settings import check_seed, check_share
 
-PART_IMAGES = 256  # images to a part: what a kill can cost at most
+PART_IMAGES, PART_OF_MANY, MANY = 32, 256, 65_536  # images to a part; of sets larger than MANY
 _CPU_PIXELS = 16 * 112 * 112  # of a forward pass on a CPU: larger ones leave its caches
 _LARGEST = 128
 _MOST_CROPS = 1_000_000  # of an image: what is more was not meant, and fits no memory
@@ -42,7 +42,8 @@ class Labelling:
       :func:`ferkd.models.classes.match_folders`. ``check_agreement`` ends a pass whose labels agree
       with the ground truth no more than by chance, or far less than in another order.
     - ``exif``: images are turned as their EXIF orientation says. More unreadable ones than the
-      share ``max_unreadable`` end the pass. ``part_images`` make a part, all that a kill costs.
+      share ``max_unreadable`` end the pass. ``part_images`` make a part, all that a kill costs;
+      None chooses by the number of images, see :func:`default_part`.
 
     Raises InputError for numbers out of range and settings that exclude each other.
     """
@@ -69,7 +70,7 @@ class Labelling:
     check_agreement: bool = True
     exif: bool = True
     max_unreadable: float = 0.01
-    part_images: int = PART_IMAGES
+    part_images: int | None = None
     boxes_from: str | Path | LabelStore | None = None
     add_to: str | Path | LabelStore | None = None
 
@@ -118,9 +119,10 @@ class Labelling:
         if self.seed is not None:
             check_seed(self.seed)
         batch = 1 if self.batch_size is None else self.batch_size
-        if batch < 1 or self.workers < 1 or self.part_images < 1:
+        part = 1 if self.part_images is None else self.part_images
+        if batch < 1 or self.workers < 1 or part < 1:
             raise InputError(
-                f"batch_size {batch}, workers {self.workers} and part_images {self.part_images} "
+                f"batch_size {batch}, workers {self.workers} and part_images {part} "
                 "must be at least 1"
             )
         if self.boxes_from is not None and self.add_to is not None:
@@ -131,6 +133,12 @@ class Labelling:
             raise InputError(
                 "class_map is given, but without targets the folders are no classes; leave one out"
             )
+
+
+def default_part(images: int) -> int:
+    """Images to a part of a set of ``images``: few, so that a kill costs little; more where the
+    parts themselves would be tens of thousands of files."""
+    return PART_OF_MANY if images > MANY else PART_IMAGES
 
 
 def default_batch(device: str, image_size: int) -> int:
