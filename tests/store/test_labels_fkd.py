@@ -685,10 +685,11 @@ def test_imported_labels_train_with_a_warning(fkd, caplog):
     assert batch.images.shape == (4, 3, 16, 16) and torch.isfinite(batch.labels.dense()).all()
 
 
-def test_an_unknown_rule_is_still_refused(fkd):
+def test_an_unknown_rule_is_still_refused(fkd, monkeypatch):
     store = fkd.run().store
-    crops = store.settings.crops.model_copy(update={"rule": "imported by hand"})
-    store.settings = store.settings.model_copy(update={"crops": crops})
+    crops = store.geometry.crops.model_copy(update={"rule": "imported by hand"})
+    changed = store.geometry.model_copy(update={"crops": crops})
+    monkeypatch.setattr(type(store), "geometry", changed)
     with pytest.raises(InputError, match="were made with the crop rule"):
         match(open_images(fkd.images), store)
 

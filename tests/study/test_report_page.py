@@ -287,7 +287,7 @@ def test_writing_replaces_whole_files_only(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"report\.html cannot be written: disk full"):
         write_report(Report(title="second"), path)
     assert "first" in path.read_text("utf-8")
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]

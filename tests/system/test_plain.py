@@ -31,7 +31,7 @@ def recipe(path):
 
 def override(path):
     (path / "r.yaml").write_text("method: hard\n")
-    load_recipe(path / "r.yaml", ["data.images=[&a x, *a]"])
+    load_recipe(path / "r.yaml", ["student.model_args={a: &a x, b: *a}"])
 
 
 def suite(path):

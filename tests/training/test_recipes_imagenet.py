@@ -37,7 +37,8 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, CLASSES)
     )
     teacher = Teacher(module, Inputs(image_size=8), spec="test")
-    label(root / "train", teacher, root / "labels", crops=4, workers=1, device="cpu")
+    options = {"crops": 4, "workers": 1, "device": "cpu", "check_agreement": False}
+    label(root / "train", teacher, root / "labels", **options)
     return root / "train", root / "labels"
 
 

@@ -52,11 +52,11 @@ IN_QUOTES = "in quotes it is text, not a number"
             "YAML reads 1e3 and 2.0 as numbers with a fraction; write 1000",
         ),
         (
-            "data.images=2024",
+            "method=2024",
             "got 2024; must be a valid string",
             "YAML reads it as a number or a date; put it in quotes",
         ),
-        ("data.images=no", "got False; must be a valid string", A_TEXT),
+        ("student.name=no", "got False; must be a valid string", A_TEXT),
         ("mix.kind=off", "got False; must be 'none', 'selfmix', 'mixup' or 'cutmix'", A_TEXT),
     ],
 )

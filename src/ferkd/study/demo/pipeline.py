@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from ferkd.calibration.regions import Regions
-from ferkd.images import refuse_inside_images
+from ferkd.images import refuse_inside_images, refuse_other_sources
 from ferkd.labelling.run import Progress, label
 from ferkd.loading.mixing import Mix
 from ferkd.store import LabelStore
@@ -105,7 +105,9 @@ def run_demo(
         raise InputError(f"seeds is {seeds}; train at least 1 student by each method")
     plan = plan or (SCENES if images is None else FOLDER)
     out = local_path(out)
-    images = None if images is None else local_path(images, "folder of images")
+    if images is not None:
+        refuse_other_sources(images, "the demo")
+        images = local_path(images, "folder of images")
     refuse_inside_images(out, images)
     if images is not None:
         demo_data.check(images, held_out)
