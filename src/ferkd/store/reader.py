@@ -276,8 +276,9 @@ class LabelStore:
         rows: ArrayLike,
         crops: ArrayLike,
     ) -> NDArray[Any]:
-        """Items of arrays [rows, width, *inner] that lie in ``files``, at (rows, crops): copies of
-        shape [..., *inner]. Raises IndexError for rows outside."""
+        """Items of arrays ``[rows, width, *inner]`` that lie in ``files``, at (rows, crops).
+
+        Copies, of shape ``[..., *inner]``. Raises IndexError for rows outside."""
         item = np.dtype((dtype, inner)).itemsize
         whole = np.dtype(f"V{item}") if item != 8 else np.dtype("<u8")
         place = _within(rows, len(self), "image rows") * width + np.asarray(crops)
