@@ -257,10 +257,11 @@ def _label_temperature(recipe: Recipe, store: LabelStore) -> tuple[float, Fitted
             "ground truth",
             *(wanted, fitted.low, fitted.high),
         )
+    labels = store.labels([0], [0])
     try:
-        store.labels([0], [0]).tempered(wanted)
+        labels.tempered(wanted)
     except InputError as error:
-        raise InputError(f"loss.label_temperature {store.path}: {error}") from None
+        raise InputError(f"loss.label_temperature of {store.path}: {error}") from None
     return wanted, fitted
 
 
