@@ -193,7 +193,8 @@ def test_kills_at_random_lose_nothing(
             time.sleep(rng.uniform(0.0, 0.03))
             os.kill(pid, signal.SIGKILL)
         ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-        assert all(end in (0, -signal.SIGKILL) for end in ends)
+        # 1: its shard had just been taken over by the other process, which is refused.
+        assert all(end in (0, 1, -signal.SIGKILL) for end in ends)
         kills += ends.count(-signal.SIGKILL)
         if kills >= 20:
             break
