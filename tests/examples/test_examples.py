@@ -67,6 +67,8 @@ def start(example: str, data, out: Path, log: Path, stop: int) -> None:
             break
         print(f"{example} ended before its first batch:\n{done.stderr[-3000:]}")
     else:
+        # Within the whole suite the Trainer alone failed to start, twice; the cause is not found.
+        assert example == "hf_trainer", done.stderr[-3000:]
         pytest.skip(f"{example} could not be started twice: {done.stderr[-1500:]}")
     assert (done.returncode == 0) == (stop > EPOCHS * STEPS), done.stderr[-3000:]
 
