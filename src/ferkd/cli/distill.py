@@ -60,6 +60,7 @@ def distill(
     """
     from ferkd.images import refuse_other_sources
     from ferkd.product import distill as product
+    from ferkd.product.commands import next_commands
     from ferkd.product.settings import Settings
 
     refuse_other_sources(images, "distill")
@@ -94,11 +95,7 @@ def distill(
         say(f"stopped; what is finished is kept in {out}. Continue with:")
         say("  " + shlex.join(["ferkd", *words, "--resume"]))
         raise
-    show(result, _told(result, product.next_commands(out, _path(result["model"]))), as_json)
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
+    show(result, _told(result, next_commands(out)), as_json)
 
 
 def _told(result: dict[str, Any], following: list[str]) -> str:
@@ -114,7 +111,7 @@ def _told(result: dict[str, Any], following: list[str]) -> str:
     rows += [
         ("size", f"{student['parameters'] / 1e6:.2f} M parameters"),
         ("speed", f"{student['ms_per_image']:.1f} ms an image on this machine's CPU"),
-        ("model", result["model"] or result["run"]),
+        ("model", result["model"]),
         ("report", result["report"]),
     ]
     return "\n".join([table(rows), "next:", *(f"  {command}" for command in following)])
