@@ -48,7 +48,9 @@ figure img{width:100%;border-radius:.3rem;display:block}
 figcaption{font-size:.8rem;line-height:1.35;overflow-wrap:anywhere}
 svg{max-width:100%;height:auto}svg text{fill:var(--soft);font-size:12px}
 .names th{max-width:7rem;overflow:hidden;text-overflow:ellipsis}
-@media(max-width:30rem){th,td{padding:.35rem .35rem}svg text{font-size:18px}}
+@media(max-width:30rem){table{font-size:.8rem}th{font-size:.75rem}th,td{padding:.3rem .25rem}
+td:first-child{min-width:5.5rem}svg text{font-size:18px}.names{font-size:.7rem}
+.names th{max-width:3.4rem}}
 .hit{background:color-mix(in srgb,var(--mark) var(--w),transparent)}
 .miss{background:color-mix(in srgb,var(--bad) var(--w),transparent)}
 """
@@ -130,9 +132,9 @@ def _table(
     speeds: Mapping[str, float],
 ) -> str:
     words = {
-        "teacher": f"teacher, {result['teacher']['spec']}",
+        "teacher": f"teacher, {result['teacher']['spec'].partition('?')[0]}",
         "student": f"student, {result['student']['name']}",
-        "baseline": "the same student, hard labels (not smoothed), as many steps",
+        "baseline": "the same student by hard labels, not smoothed, in as many steps",
     }
     rows = [
         [
@@ -148,8 +150,8 @@ def _table(
     ]
     probe = result["teacher"].get("probe_top1")
     if probe is not None:
-        rows.insert(1, ["its linear probe, before fine-tuning", f"{probe:.1%}", "", "", "", ""])
-    return _rows(["", "top-1", "NLL", "ECE", "parameters", "ms an image"], rows)
+        rows.insert(1, ["its linear probe", f"{probe:.1%}", "", "", "", ""])
+    return _rows(["", "top-1", "NLL", "ECE", "size", "ms an image"], rows)
 
 
 def _trade(
@@ -168,7 +170,7 @@ def _trade(
         radius = 4 + 10 * (sizes[name] / max(sizes.values())) ** 0.5
         column = round(x / 160)
         at = max(y + 4, *(free.get(c, 0.0) for c in (column - 1, column, column + 1)))
-        free[column] = at + 16
+        free[column] = at + 20
         marks.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="var(--mark)" '
             f'fill-opacity="0.35" stroke="var(--mark)"/><text x="{x + radius + 4:.1f}" '
