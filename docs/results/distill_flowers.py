@@ -44,7 +44,7 @@ def command(case: str, given: argparse.Namespace, out: Path) -> list[str]:
         images = _few(given.flowers, given.out / "few-images")
         more = ["--unlabelled", str(images / "rest"), "--val", str(given.flowers / "val")]
         images = images / "known"
-    sizes = ["--image-size", "96", "--teacher-image-size", "112"]
+    sizes = ["--image-size", "64", "--teacher-image-size", "112"]
     if case == "pretrained":
         sizes = ["--image-size", "112", "--teacher-image-size", "160"]
     return [

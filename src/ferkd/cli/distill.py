@@ -125,7 +125,7 @@ def finetune(
     image_size: Annotated[int, typer.Option(help="Pixels.")] = 224,
     epochs: Annotated[float, typer.Option(help="At most; 0 keeps the linear probe.")] = 6.0,
     lr: Annotated[float, typer.Option(help="The head's; lower layers learn slower.")] = 3e-4,
-    layer_decay: Annotated[float, typer.Option(help="Of the rate, by layer.")] = 0.75,
+    layer_decay: Annotated[float, typer.Option(help="Of the rate, by layer.")] = 0.9,
     batch_size: int = 32,
     workers: Workers = 2,
     seed: int = 0,

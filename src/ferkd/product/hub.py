@@ -67,7 +67,7 @@ def commit(parcel: Parcel, folder: Path, url: str, *, overwrite: bool, public: b
     with storage.clear_errors(f"{url} cannot be written", _ADVICE):
         try:
             api.create_repo(place.name, repo_type=place.kind, private=not public, exist_ok=True)
-            head = api.repo_info(place.name, repo_type=place.kind, revision=place.revision)
+            head: Any = api.repo_info(place.name, repo_type=place.kind, revision=place.revision)
         except FileNotFoundError as error:
             raise InputError(f"{url} cannot be written: {error}; {_ADVICE}") from None
     most = MOST_LISTING if parcel.listing == LISTING else storage.SMALL_FILE

@@ -39,7 +39,7 @@ class Photograph(nn.Module):
         """The central square, levels 0 to 255 as float32 [1, 3, S, S]."""
         rows = torch.arange(image.shape[0], dtype=torch.float64)
         columns = torch.arange(image.shape[1], dtype=torch.float64)
-        height, width = rows.amax() + 1, columns.amax() + 1
+        height, width = rows.amax(0) + 1, columns.amax(0) + 1
         # Python's round, as center_box has it, goes to the even one of two; so does torch's.
         side = torch.round(torch.minimum(height, width) * self.fraction).clamp(min=1)
         down = self._weights(rows, torch.floor((height - side) / 2), side)
@@ -63,12 +63,11 @@ class Photograph(nn.Module):
 def squares(photographs: Sequence[NDArray[np.uint8]], config: ModelConfig) -> NDArray[np.uint8]:
     """The central squares of photographs as training cuts them, uint8 [N, S, S, 3]."""
     size = config.image_size
-    return np.stack(
-        [
-            cut(image, center_box(*image.shape[:2], config.crop_fraction), False, size)
-            for image in photographs
-        ]
-    )
+    cuts = []
+    for image in photographs:
+        box = center_box(image.shape[0], image.shape[1], config.crop_fraction)
+        cuts.append(cut(image, box, False, size))
+    return np.stack(cuts)
 
 
 def example(size: int) -> tuple[Tensor, dict[int, Any]]:

@@ -58,10 +58,11 @@ def int8(
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     before = Session(path)
-    held, true, ranges = pixels, targets, calibration
-    if ranges is None:
+    if calibration is None:
         ranges = pixels[::2]
         held, true = (pixels[1::2], targets[1::2]) if len(pixels) > 1 else (pixels, targets)
+    else:
+        ranges, held, true = calibration, pixels, targets
 
     class Crops(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

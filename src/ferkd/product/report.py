@@ -162,7 +162,8 @@ def _trade(
     slowest = max(speeds[name] for name in names) * 1.15
     low = min(figures[name].top1 for name in names)
     low = max(0.0, low - 0.05)
-    marks, free = [], {}
+    marks: list[str] = []
+    free: dict[int, float] = {}  # by column of the chart, from where on down there is room
     # From the top down; a label that would lie on another's goes below it.
     for name in sorted(names, key=lambda name: -figures[name].top1):
         x = 50 + 480 * speeds[name] / slowest

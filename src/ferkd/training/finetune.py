@@ -50,7 +50,8 @@ class FineTuning:
     """Settings of :func:`fine_tune`.
 
     ``network`` starts from pretrained weights or a file of yours. ``lr`` is the head's; a layer n
-    below it learns at lr * layer_decay^n. The run ends after ``patience`` evaluations, one each
+    below it learns at lr * layer_decay^n. Crops hold at least ``smallest_crop`` of an image's area:
+    the probe knows whole objects. The run ends after ``patience`` evaluations, one each
     ``evaluate_epochs``, without a better accuracy. ``epochs`` 0 keeps the probe. Labels are not
     smoothed: a teacher's confidence is what it teaches.
     """
@@ -62,7 +63,8 @@ class FineTuning:
     epochs: float = 6.0
     batch_size: int = 32
     lr: float = 3e-4
-    layer_decay: float = 0.75
+    layer_decay: float = 0.9
+    smallest_crop: float = 0.25
     patience: int = 3
     evaluate_epochs: float = 1.0
     crop_fraction: float = 0.875
@@ -86,6 +88,7 @@ class FineTuning:
                     "image_size": self.image_size,
                     "batch_size": self.batch_size,
                     "workers": self.workers,
+                    "crops": {"scale": [self.smallest_crop, 1.0]},
                 },
                 "student": start.model_dump(mode="json"),
                 "optimizer": {"name": "adamw", "lr": self.lr, "layer_decay": self.layer_decay},
