@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import zipfile
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from ferkd.images import ImageSource, fingerprint
 from ferkd.store import manifest as manifests
-from ferkd.store.claims import refuse_shared
+from ferkd.store.claims import refuse_shared, release
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import IMAGE, MANIFEST, Ids, LabelStore, StoredSignal
 from ferkd.system.errors import InputError
@@ -39,6 +38,7 @@ from ferkd.system.files import (
     unwritable,
     whole_file,
     write_whole,
+    writing,
 )
 from ferkd.system.storage import SMALL_FILE, as_local, masked
 
@@ -114,7 +114,8 @@ class StoreWriter:
         try:
             if not self._shared:
                 refuse_shared(self.path)
-            self._prepare()
+            with writing(self.path):
+                self._prepare()
         except BaseException:
             self._unlock()
             raise
@@ -125,13 +126,7 @@ class StoreWriter:
 
     def _unlock(self) -> None:
         """Release the lock; a finished store keeps no trace of it."""
-        finished = (self.path / MANIFEST).exists()
-        if finished and os.name == "posix":  # while it is held: a later writer has its own file
-            (self.path / _LOCK).unlink(missing_ok=True)
-        self._lock.release()
-        if finished and os.name != "posix":  # where an open file cannot be removed
-            with suppress(OSError):
-                (self.path / _LOCK).unlink()
+        release(self._lock, remove=(self.path / MANIFEST).exists())
 
     def _prepare(self) -> None:
         if not self._shared:  # else others may be writing
@@ -269,7 +264,8 @@ class StoreWriter:
                 and labelled[source.ids[place]] != fingerprint(source.read(place))
             ]
             if differing or self._skipped_of(number):
-                self._part(number).unlink()
+                with writing(self._part(number)):
+                    self._part(number).unlink()
             changed += differing
         return changed
 
@@ -289,10 +285,12 @@ class StoreWriter:
         if not self.finished():
             if missing := self.missing():
                 raise RuntimeError(f"parts {missing[:5]} are not written yet")
-            sweep(self.path)
+            with writing(self.path):
+                sweep(self.path)
             write_whole(self.path / MANIFEST, manifests.to_bytes(self._join()))
         shutil.rmtree(self.work / _PARTS, ignore_errors=True)
-        (self.work / _SETTINGS).unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.work / _SETTINGS).unlink()
         return LabelStore(self.path)
 
     def _join(self) -> manifests.Manifest:
@@ -371,7 +369,8 @@ class StoreWriter:
         """Remove what a store that was overwritten has left, for it would not be replaced."""
         for file in self.path.glob("*-*.npy*"):
             if _NUMBERED.fullmatch(file.name) and file.name not in current:
-                file.unlink()
+                with writing(file):
+                    file.unlink()
 
 
 class SignalWriter(StoreWriter):
@@ -475,7 +474,8 @@ def _drop(store: LabelStore, name: str) -> None:
     gone = store.manifest.signals[name].files
     write_whole(store.folder / MANIFEST, manifests.to_bytes(store.manifest.only(left)))
     for file in gone:
-        (store.folder / file.name).unlink(missing_ok=True)
+        with writing(store.folder / file.name):
+            (store.folder / file.name).unlink(missing_ok=True)
 
 
 def copy_signal(source: LabelStore, name: str, into: str | Path, new_name: str = "") -> LabelStore:
@@ -524,11 +524,12 @@ def _locked(folder: Path) -> Iterator[None]:
         raise InputError(
             f"{folder} is being written by another process; wait for it or stop it"
         ) from None
+    except OSError as error:
+        raise unwritable(folder, error) from error
     try:
         yield
     finally:
-        (folder / _LOCK).unlink(missing_ok=True)
-        lock.release()
+        release(lock, remove=True)
 
 
 def _settings_in(folder: Path) -> manifests.Settings:
