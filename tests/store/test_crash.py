@@ -21,8 +21,8 @@ from stores import bytes_of, write_store
 from ferkd.labelling.run import label
 from ferkd.labelling.verify import verify_store
 from ferkd.models.teacher import Inputs, Teacher
-from ferkd.store import LabelStore
-from ferkd.store.writer import SignalWriter
+from ferkd.store import LabelStore, arrays
+from ferkd.store.adding import SignalWriter
 from ferkd.system.errors import InputError
 from ferkd.system.files import Unwritable, temporary, whole_file
 
@@ -132,7 +132,7 @@ def test_overwriting_can_be_killed_anywhere(tmp_path, monkeypatch):
     """What is left is the old store or resumes to the new one, and can be overwritten again."""
     write_store(tmp_path / "new", seed=1)
     new = bytes_of(tmp_path / "new")
-    monkeypatch.setattr(writers, "FILE_BYTES", 1)  # the old store has more files than the new
+    monkeypatch.setattr(arrays, "FILE_BYTES", 1)  # the old store has more files than the new
     write_store(tmp_path / "old", k=2)
     old = bytes_of(tmp_path / "old")
     monkeypatch.undo()
@@ -203,9 +203,12 @@ def test_a_store_whose_folder_becomes_unwritable_says_so_and_goes_on(tmp_path):
         return SignalWriter(store.path, store.settings, len(store), signal="second", resume=True)
 
     try:
-        with pytest.raises(Unwritable, match="permi"):  # permission denied, or not permitted
-            with adding(), whole_file(store.folder / "second-00000.npy"):
-                crash._freeze(store.folder, True)
+        with (  # permission denied, or not permitted
+            pytest.raises(Unwritable, match="permi"),
+            adding(),
+            whole_file(store.folder / "second-00000.npy"),
+        ):
+            crash._freeze(store.folder, True)
     except subprocess.CalledProcessError as error:
         pytest.skip(f"root, and no chattr ({error.stderr})")
     finally:
