@@ -8,8 +8,8 @@ of 1000 classes. They are asked in turns, each first in every other turn. The fi
 seconds, so that other work on the machine counts little; a ratio is version 2 over version 1 within
 a turn. Both have to show the same crops.
 
-labels: `LabelStore.labels` of 4 random crops of each of 256 images. store: all that a loader asks of
-the store for such a batch (crops chosen, boxes, flips, labels). loader: the whole batch at 64 px.
+labels: `LabelStore.labels` of 4 random crops of each of 256 images. store: all that a loader asks
+of the store for such a batch (crops chosen, boxes, flips, labels). loader: the whole batch, 64 px.
 """
 
 from __future__ import annotations

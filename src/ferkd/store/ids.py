@@ -42,14 +42,17 @@ class Ids(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return self.at(np.arange(*index.indices(len(self))))
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        raw = self.raw(index % len(self))
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            raise InputError(f"the id of image {index} is {raw!r}, not UTF-8; {REMEDY}") from None
+        return _text(self.raw(index % len(self)))
+
+    def at(self, rows: NDArray[np.integer]) -> list[str]:
+        """The ids of the images ``rows`` [n], 0 .. N - 1. Raises InputError for one not UTF-8."""
+        ends = self._ends[rows].tolist()
+        starts = np.where(rows > 0, self._ends[rows - 1], 0).tolist()
+        text = self._text
+        return [_text(text[a:b].tobytes()) for a, b in zip(starts, ends, strict=True)]
 
     def find(self, image_id: str) -> int:
         """The row of an image, by bisection (ids are sorted); -1 when it is not there."""
@@ -61,3 +64,10 @@ class Ids(Sequence[str]):
             else:
                 high = middle
         return low if low < len(self) and self.raw(low) == wanted else -1
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise InputError(f"the id {raw!r} is not UTF-8; {REMEDY}") from None

@@ -307,7 +307,8 @@ class LabelStore:
                     raise ValueError(f"it is no plain file of {file.size} bytes")
                 # Not np.load, which also opens zip archives. An empty file cannot be mapped.
                 if file.rows:
-                    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+                    # As a plain array over the map: numpy's memmap makes every step dearer.
+                    array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
                 else:
                     with path.open("rb") as opened:
                         array = np.lib.format.read_array(opened, allow_pickle=False)
