@@ -28,10 +28,7 @@ def push(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Copy a store, a run or an export elsewhere, its listing last: all of it or nothing.
-
-    Example: ferkd push model hf://ME/flowers
-    """
+    """Copy a store, a run or an export elsewhere, its listing last: all of it or nothing."""
     from ferkd.product.transfer import push as run
 
     with continuing(resume=False), meter("pushing") as advance:
@@ -47,10 +44,7 @@ def pull(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch a store, a run or an export, verified; repeat it to go on after an interruption.
-
-    Example: ferkd pull hf://ME/flowers --out model
-    """
+    """Fetch a store, a run or an export, verified; repeat it to go on after an interruption."""
     from ferkd.product.transfer import pull as run
 
     with continuing(resume=False), meter("pulling") as advance:
