@@ -7,8 +7,10 @@ pretrained_weights.py wrote. Cases:
 - ``scratch``: EfficientNet-Lite0 teaches a small student from scratch, beside the baseline
 - ``pretrained``: EfficientNet-Lite1 teaches a pretrained Lite0, beside the baseline
 - ``few``: as scratch, with a tenth of the labels; the other images are given by --unlabelled
-- ``killed``: as scratch on fewer epochs, run whole, and again killed twice at random by SIGKILL
-  and continued; the files of both are compared byte by byte
+- ``killed``: as scratch, run whole, and again killed twice at random by SIGKILL and continued; the
+  files of both are compared byte by byte
+
+``--every N`` takes every N-th training photograph of a class, and every (N + 1) / 2-th to validate.
 """
 
 from __future__ import annotations
@@ -39,14 +41,15 @@ def command(case: str, given: argparse.Namespace, out: Path) -> list[str]:
         )
 
     small = "timm/mobilenetv3_small_050?pretrained=false"
-    images, more = given.flowers, []
+    images = _some(given.flowers, given.out / f"{case}-images", given.every)
+    more: list[str] = []
     if case == "few":
-        images = _few(given.flowers, given.out / "few-images")
-        more = ["--unlabelled", str(images / "rest"), "--val", str(given.flowers / "val")]
-        images = images / "known"
+        known = _few(images, given.out / "few-known")
+        more = ["--unlabelled", str(known / "rest"), "--val", str(images / "val")]
+        images = known / "known"
     sizes = ["--image-size", "64", "--teacher-image-size", "112"]
     if case == "pretrained":
-        sizes = ["--image-size", "112", "--teacher-image-size", "160"]
+        sizes = ["--image-size", "96", "--teacher-image-size", "128"]
     return [
         *("ferkd", "distill", str(images), "--out", str(out), "--json", *more),
         *("--teacher", network(1 if case == "pretrained" else 0)),
@@ -55,6 +58,20 @@ def command(case: str, given: argparse.Namespace, out: Path) -> list[str]:
         *(["--baseline"] if case != "killed" else []),
         *("--workers", "1", "--device", "cpu"),
     ]
+
+
+def _some(flowers: Path, to: Path, every: int) -> Path:
+    """Links to a part of the photographs."""
+    if every == 1:
+        return flowers
+    for part, step in (("train", every), ("val", (every + 1) // 2)):
+        for folder in sorted(path for path in (flowers / part).iterdir() if path.is_dir()):
+            place = to / part / folder.name
+            place.mkdir(parents=True, exist_ok=True)
+            for file in sorted(folder.iterdir())[::step]:
+                if not (place / file.name).is_symlink():
+                    (place / file.name).symlink_to(file.resolve())
+    return to
 
 
 def _few(flowers: Path, to: Path) -> Path:
@@ -118,6 +135,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--budget", help="the student's epochs")
+    parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     given = parser.parse_args()
     given.flowers, given.weights = given.flowers.resolve(), given.weights.resolve()
@@ -126,7 +144,7 @@ def main() -> None:
     print("$", " ".join(words), file=sys.stderr, flush=True)
     begun = time.monotonic()
     resume = ["--resume"] if (out / "distill.json").is_file() else []
-    found: dict[str, Any] = {"result": run([*words, *resume])}
+    found: dict[str, Any] = {"every": given.every, "result": run([*words, *resume])}
     seconds = time.monotonic() - begun
     if given.case == "killed":
         again = given.out / "killed-again"

@@ -194,7 +194,7 @@ def _place(
         if out.exists():
             os.rename(out, staging / "old")
         os.rename(files, out)
-    shutil.rmtree(staging)
+    shutil.rmtree(staging, ignore_errors=True)  # gone where nothing was left in it
 
 
 def _sound(parcel: Parcel, folder: Path) -> None:
