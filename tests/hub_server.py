@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             if repo in self.hub.repos:
                 return self._json({"error": "exists", "url": f"{self.hub.url}/{name}"}, 409)
             self.hub.repos[repo] = {".gitattributes": b"*.safetensors filter=lfs\n"}
-            self.hub.private[repo] = bool(asked.get("private"))
+            self.hub.private[repo] = asked.get("private", asked.get("visibility") == "private")
             self.hub.commits[repo] = 0
             return self._json({"url": f"{self.hub.url}/{name}", "name": name})
         if found := re.fullmatch(r"/api/(models|datasets)/(.+?)/preupload/.+", path):
