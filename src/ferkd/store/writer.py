@@ -44,7 +44,7 @@ from ferkd.system.files import (
 )
 from ferkd.system.storage import as_local, masked
 
-_NUMBERED = re.compile(rf"{manifests.NAME}-\d{{5}}\.npy(\.tmp)?")
+_OF_SIGNALS = re.compile(rf"{manifests.NAME}(-\d{{5}}|\.{manifests.NAME})\.npy(\.tmp)?")
 
 
 class StoreWriter:
@@ -364,8 +364,8 @@ class StoreWriter:
 
     def _remove_old(self, current: set[str]) -> None:
         """Remove what a store that was overwritten has left, for it would not be replaced."""
-        for file in self.path.glob("*-*.npy*"):
-            if _NUMBERED.fullmatch(file.name) and file.name not in current:
+        for file in self.path.glob("*.npy*"):
+            if _OF_SIGNALS.fullmatch(file.name) and file.name not in current:
                 with writing(file):
                     file.unlink()
 
