@@ -63,7 +63,7 @@ class Loader:
 
     ``batch_size`` is that of all processes together: the batch of a step is divided among them by
     whole images, so each gets as many steps. ``rank`` and ``world_size`` are those of the process
-    group unless given.
+    group unless given, ``order`` is drawn from ``seed`` unless given.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Loader:
         worker_kind: WorkerKind = "threads",
         rank: int | None = None,
         world_size: int | None = None,
+        order: ImageOrder | None = None,
     ) -> None:
         for name, value in (
             ("batch_size", batch_size),
@@ -121,7 +122,7 @@ class Loader:
         self._steps = Steps(
             Pictures(images, exif=exif, scaled=scaled_decoding, cache=cache),
             crops,
-            ImageOrder(len(crops), seed),
+            order or ImageOrder(len(crops), seed),
             self.images_per_batch,
             crops_per_image,
             size_at or _Constant(image_size),
