@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +85,7 @@ class _Snapshots:
 
     def __init__(self, recipe: Recipe, growing: Growing, images: ImageSource) -> None:
         self._recipe, self._growing, self._images = recipe, growing, images
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Callable[[], object] | None = None  # removes the one in use
         self._cache: PixelCache | None = None
         self.found: Found | None = None
 
@@ -101,9 +104,10 @@ class _Snapshots:
     def _store(self, parts: tuple[int, ...]) -> LabelStore:
         if len(parts) == self._growing.parts and self._growing.finished:
             return self._growing.store()
-        former = self._folder
-        self._folder = tempfile.TemporaryDirectory(prefix="ferkd-partial-")
-        store = self._growing.snapshot(parts, Path(self._folder.name) / "labels")
+        former, folder = self._folder, tempfile.mkdtemp(prefix="ferkd-partial-")
+        self._folder = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        store = self._growing.snapshot(parts, Path(folder) / "labels")
+        store.map_all()
         if former is not None:
-            former.cleanup()  # what is mapped of it stays until it is let go
+            former()  # what is mapped of it stays until it is let go
         return store
