@@ -58,6 +58,7 @@ class Loader:
       ceil(batch_size / crops_per_image) images. They are divided among the processes whole, so
       each process gets as many steps.
     - ``rank`` and ``world_size`` are those of the process group unless given.
+    - ``order`` is drawn from ``seed`` unless given.
     - ``workers`` 0 loads in this thread.
     - ``worker_kind`` "threads" costs nothing to start and has nothing to hand over: decoding and
       cutting release Python's lock. "processes" is for an image source that computes in Python.
@@ -87,6 +88,7 @@ class Loader:
         worker_kind: WorkerKind = "threads",
         rank: int | None = None,
         world_size: int | None = None,
+        order: ImageOrder | None = None,
     ) -> None:
         for name, value in (
             ("batch_size", batch_size),
@@ -124,7 +126,7 @@ class Loader:
         self._steps = Steps(
             Pictures(images, exif=exif, scaled=scaled_decoding, cache=cache),
             crops,
-            ImageOrder(len(crops), seed),
+            order or ImageOrder(len(crops), seed),
             self.images_per_batch,
             crops_per_image,
             size_at or _Constant(image_size),
@@ -213,16 +215,16 @@ class Loader:
 class SoftLabelLoader(Loader):
     """Batches with stored soft labels, for any training loop.
 
-    Iterating gives one pass over the images. Each iteration begins the next pass, also where the one
-    before was broken off, or the pass that :meth:`set_epoch` names. :meth:`state_dict` and
+    Iterating gives one pass over the images. Each iteration begins the next pass, also where the
+    one before was broken off, or the pass that :meth:`set_epoch` names. :meth:`state_dict` and
     :meth:`load_state_dict` continue a pass. Passes have one length, so one may end a few images
     before or after the last visit of an image; none is left out.
 
     - ``images`` is a folder or a source, ``store`` a path or an open store.
     - ``regions`` is FerKD's calibration; None takes the labels as they are.
     - ``mix`` mixes each batch, on uint8 images. Across images it mixes what one process has.
-    - With ``cut_on`` "device", ``batch.to(device, non_blocking=True).cut()`` makes a batch's images.
-      Mixing is then the caller's.
+    - With ``cut_on`` "device", ``batch.to(device, non_blocking=True).cut()`` makes the images of a
+      batch. Mixing is then the caller's.
     """
 
     def __init__(
