@@ -53,11 +53,8 @@ class TrainingData:
 
 
 def open_data(recipe: Recipe) -> TrainingData:
-    """The batches of a recipe and what they are made of. Raises InputError."""
-    if recipe.data.partial:
-        from ferkd.training.partial import open_partial
-
-        return open_partial(recipe)
+    """The batches of a recipe and what they are made of, the store being finished. Raises
+    InputError."""
     found = _from_images(recipe) if METHODS[recipe.method].labels == "none" else stored(recipe)
     if found.num_classes < 2:
         raise InputError(
