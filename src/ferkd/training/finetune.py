@@ -55,7 +55,8 @@ class FineTuning:
 
     ``network`` starts from pretrained weights or a file of yours. ``lr`` is the head's; a layer n
     below it learns at lr * layer_decay^n. Crops hold at least ``smallest_crop`` of an image's area:
-    the probe knows whole objects. The run ends after ``patience`` evaluations, one each
+    the probe knows whole objects. The running statistics of BatchNorm stay as they came: those of
+    augmented crops in batches of 32 are not those of the central crops that are judged. The run ends after ``patience`` evaluations, one each
     ``evaluate_epochs``, without a better accuracy. ``epochs`` 0 keeps the probe. Labels are not
     smoothed: a teacher's confidence is what it teaches.
     """
@@ -68,7 +69,7 @@ class FineTuning:
     batch_size: int = 32
     lr: float = 3e-4
     layer_decay: float = 0.9
-    smallest_crop: float = 0.25
+    smallest_crop: float = 0.35
     patience: int = 3
     evaluate_epochs: float = 1.0
     crop_fraction: float = 0.875
@@ -99,6 +100,7 @@ class FineTuning:
                 "schedule": {"epochs": max(self.epochs, 1e-3), "warmup": 0.1},
                 "loss": {"label_smoothing": 0.0},
                 "ema": 0.99,
+                "frozen_statistics": True,
                 "device": self.device,
                 "precision": self.precision,
                 "evaluation": {
