@@ -347,8 +347,9 @@ def _blended(
     probe = read_state_dict(out / PROBE_WEIGHTS)
     last = trainer.best_model.state_dict()
     model = copy.deepcopy(trainer.best_model)
-    for number, share in enumerate(BLENDS, 1):
-        tell(number, len(BLENDS), f"blends with the probe, best {kept['top1']:.1%}")
+    for share in BLENDS:
+        note = f"steps, {share:.0%} of them beside the probe, best {kept['top1']:.1%}"
+        tell(trainer.steps, trainer.steps, note)
         model.load_state_dict(
             {
                 name: torch.lerp(probe[name].to(value), value, share)
