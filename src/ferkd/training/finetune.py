@@ -56,9 +56,10 @@ class FineTuning:
     ``network`` starts from pretrained weights or a file of yours. ``lr`` is the head's; a layer n
     below it learns at lr * layer_decay^n. Crops hold at least ``smallest_crop`` of an image's area:
     the probe knows whole objects. The running statistics of BatchNorm stay as they came: those of
-    augmented crops in batches of 32 are not those of the central crops that are judged. The run ends after ``patience`` evaluations, one each
-    ``evaluate_epochs``, without a better accuracy. ``epochs`` 0 keeps the probe. Labels are not
-    smoothed: a teacher's confidence is what it teaches.
+    augmented crops in batches of 32 are not those of the central crops that are judged. The run
+    ends after ``patience`` evaluations, one each ``evaluate_epochs``, without a better accuracy.
+    ``epochs`` 0 keeps the probe. Labels are not smoothed: a teacher's confidence is what it
+    teaches.
     """
 
     network: Student
