@@ -51,8 +51,8 @@ from ferkd.system.troubles import in_plain_words
 
 app = typer.Typer(
     name="ferkd",
-    help="Stored soft-label distillation: label crops once with a heavy teacher, train many "
-    "small students from the labels.",
+    help="Stored soft-label distillation: a heavy teacher labels crops once, many small students "
+    "train from the labels.",
     no_args_is_help=True,
     cls=Ferkd,
     context_settings={"help_option_names": ["-h", "--help"]},

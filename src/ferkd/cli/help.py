@@ -33,7 +33,7 @@ GROUPS = {
         "pull": "download one",
         "merge": "teachers in one store",
         "subset": "a smaller store",
-        "signals": "list, drop, copy, tables",
+        "signals": "what a store holds",
         "import": "labels from elsewhere",
         "export-labels": "for other programs",
     },
@@ -135,6 +135,5 @@ class Ferkd(Commands):
                     formatter.write_text(EXAMPLES[name])
         formatter.write_paragraph()
         formatter.write_text(
-            "ferkd COMMAND -h tells more. --version; --install-completion for this shell; "
-            "--debug shows a traceback with an error."
+            "ferkd COMMAND -h tells more; also --version --install-completion --debug"
         )
