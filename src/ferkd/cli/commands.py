@@ -31,6 +31,7 @@ from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
 from ferkd.cli import product as cli_product
 from ferkd.cli import store as cli_store
+from ferkd.cli import transfer as cli_transfer
 from ferkd.cli.console import continuing, expanded, meter, say, show, table
 from ferkd.cli.help import Commands, Ferkd
 from ferkd.cli.options import (
@@ -570,6 +571,7 @@ cli_inspect.register(app)
 cli_plan.register(app)
 cli_product.register(app)
 cli_store.register(app)
+cli_transfer.register(app)
 cli_bench.register(app)
 cli_compare.register(app)
 cli_data.register(app)

@@ -60,6 +60,8 @@ EXAMPLES = {
     "doctor": "ferkd doctor",
     "publish": "ferkd publish labels s3://bucket/labels",
     "fetch": "ferkd fetch s3://bucket/labels --out labels",
+    "push": "ferkd push model hf://ME/flowers",
+    "pull": "ferkd pull hf://ME/flowers --out model",
     "merge": "ferkd merge labels-a labels-b --out both --weights 1,3",
     "subset": "ferkd subset labels --out small --crops 10",
     "signals ls": "ferkd signals ls labels",
