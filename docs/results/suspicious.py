@@ -1,9 +1,9 @@
 """Planted wrong labels found by ferkd's ranking and by cleanlab's, on the same probabilities.
 
 ``python docs/results/suspicious.py SCENES LABELS [SCENES LABELS ...]`` prints one JSON object; with
-``--json FILE`` it goes there. SCENES is a folder of ``ferkd scenes --label-noise``, LABELS the store
-of its training images. Of every ranking: precision (which is recall) at the number planted, and
-precision and recall at half and twice that number; for the two that draw a line also how many
+``--json FILE`` it goes there. SCENES is a folder of ``ferkd scenes --label-noise``, LABELS the
+store of its training images. Of every ranking: precision (which is recall) at the number planted,
+and precision and recall at half and twice that number; for those that draw a line also how many
 images lie beyond it. cleanlab gets the plain mean of the crops' probabilities, and ours, the mean
 weighted by reliability: ``pip install "ferkd[cleanlab]"``.
 """
