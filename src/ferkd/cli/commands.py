@@ -17,7 +17,7 @@ import time
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,6 +48,9 @@ from ferkd.system.errors import InputError
 from ferkd.system.files import writing
 from ferkd.system.launch import SaidByTheFirst, is_first, refuse_several
 from ferkd.system.troubles import in_plain_words
+
+if TYPE_CHECKING:
+    from ferkd.training.result import RunResult
 
 app = typer.Typer(
     name="ferkd",
@@ -404,6 +407,7 @@ def train(
     from ferkd.training import train_together
     from ferkd.training.progress import on_a_bar
     from ferkd.training.recipe import load_recipe
+    from ferkd.training.result import RunResult
 
     loaded = {Path(recipe).stem: load_recipe(recipe, set_ or []) for recipe in recipes}
     if len(loaded) < len(recipes):
@@ -412,7 +416,7 @@ def train(
             "so give files of different names"
         )
 
-    def run(**options: Any) -> dict[str, Any]:
+    def run(**options: Any) -> RunResult | dict[str, RunResult]:
         if len(loaded) > 1:
             return train_together(loaded, out, resume=resume, overwrite=overwrite, **options)
         (only,) = loaded.values()
@@ -424,7 +428,7 @@ def train(
         return
     with continuing(), meter("training") as advance:
         result = run(progress=on_a_bar(advance, say))
-    each = result if len(loaded) > 1 else {"": result}
+    each = {"": result} if isinstance(result, RunResult) else result
     said = [
         _trained(one, out / name, loaded[name or next(iter(loaded))].data.val)
         for name, one in each.items()
@@ -432,7 +436,7 @@ def train(
     show(result, "\n\n".join(said), as_json)
 
 
-def _trained(result: dict[str, Any], out: Path, val: str | None) -> str:
+def _trained(result: RunResult, out: Path, val: str | None) -> str:
     """The result of a run in words, and what comes next."""
     figures = [
         f"{words} {result[key]:{form}}"
@@ -445,12 +449,12 @@ def _trained(result: dict[str, Any], out: Path, val: str | None) -> str:
     ]
     measured = f": {', '.join(figures)}" if figures else ", not evaluated"
     lines = [
-        f"{result['student']} trained by {result['method']} for {result['epochs']:.4g} epochs "
-        f"({result['steps']} steps, {result['seconds']:.0f} s, "
-        f"{result['crops_per_second']:.0f} crops/s){measured}"
+        f"{result.student} trained by {result.method} for {result.epochs:.4g} epochs "
+        f"({result.steps} steps, {result.seconds:.0f} s, "
+        f"{result.crops_per_second:.0f} crops/s){measured}"
     ]
-    if "regions" in result:
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in result["regions"].items())
+    if result.regions is not None:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in result.regions.items())
         lines.append(f"regions: {shares}")
     lines += [
         f"the run is in {out}",
@@ -491,11 +495,11 @@ def evaluate(
         batch_size=batch_size,
         workers=workers,
         device=device,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
         class_map=class_map,
     )
     rows = [(k, _short(v)) for k, v in result.items() if k != "per_class"]
-    rows += [(f"  {name}", _short(v)) for name, v in result["per_class"].items()]
+    rows += [(f"  {name}", _short(v)) for name, v in result.per_class.items()]
     show(result, table(rows), as_json)
 
 
@@ -522,7 +526,7 @@ def demo(
     from ferkd.study.demo.run import run_demo
 
     with continuing():
-        result = run_demo(
+        found = run_demo(
             out,
             images=images,
             seeds=seeds,
@@ -532,7 +536,7 @@ def demo(
             say=say,
             meter=meter,
         )
-    show(result, result.pop("table"), as_json)
+    show(found.result, found.table, as_json)
 
 
 @recipes_app.command("ls")

@@ -34,6 +34,7 @@ from ferkd.system.compute import Normalise, Precision, autocast, resolve_device,
 from ferkd.system.distributed import Ranks, gathered, padded_rows_of_all
 from ferkd.system.errors import InputError
 from ferkd.system.plain import read_json
+from ferkd.system.results import Result
 from ferkd.system.storage import local_path
 from ferkd.system.threads import workers as worker_threads
 
@@ -262,6 +263,31 @@ def match_classes(
     return table[targets]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluation(Result):
+    """What :func:`evaluate` found: the figures of :func:`measure`, and on what.
+
+    ``per_class`` has None for a class without images, ``unreadable`` the ids of images left out;
+    ``epochs`` is None where the run does not tell. ``agreement`` and ``kl`` are with a store.
+    """
+
+    top1: float
+    top5: float
+    nll: float
+    brier: float
+    ece: float
+    balanced_accuracy: float
+    per_class: dict[str, float | None]
+    images: int
+    unreadable: list[str]
+    epochs: float | None
+    seconds: float
+    crops_per_second: float
+    run: str
+    agreement: float | None = None
+    kl: float | None = None
+
+
 def evaluate(
     run: str | Path,
     images: str | Path | ImageSource,
@@ -275,15 +301,13 @@ def evaluate(
     crop_fraction: float | None = None,
     store_crops: int = 4,
     class_map: str | Path | Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate a run's folder, or a weights file beside its config.json, on images.
 
     ``image_size`` (pixels) and ``crop_fraction`` default to the run's own. ``class_map`` says which
-    of the run's classes the folders are, where their names do not. Returns the figures of
-    :func:`measure` with ``per_class``, ``images``, ``unreadable`` (ids), ``seconds``,
-    ``crops_per_second``, ``epochs`` (None where the run does not tell) and ``run``; with the
-    teacher's ``store`` of these images also ``agreement`` and ``kl``, measured on the first
-    ``store_crops`` stored crops of each image. Raises InputError for classes that do not match,
+    of the run's classes the folders are, where their names do not. With the teacher's ``store`` of
+    these images the agreement with it is measured, too, on the first ``store_crops`` stored crops
+    of each image. Raises InputError for classes that do not match,
     images without ground truth, and a store of other images.
     """
     for name, value in (
@@ -332,25 +356,12 @@ def evaluate(
     )
     known = targets >= 0
     accuracy = per_class_accuracy(found.logits[known], targets[known])
-    result: dict[str, Any] = {
-        **measure(found.logits, targets),
-        "per_class": {
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(config.class_names, accuracy, strict=True)
-        },
-        "images": len(targets),
-        "unreadable": [skipped.id for skipped in crops.unreadable],
-        "epochs": _epochs(run),
-        "seconds": seconds,
-        "crops_per_second": len(targets) / seconds,
-        "run": str(run),
-    }
+    agreement: dict[str, float] = {}
     if store is not None:
-        labels = LabelStore.open(store)
-        result |= store_agreement(
+        agreement = store_agreement(
             model,
             source,
-            labels,
+            LabelStore.open(store),
             num_classes=config.num_classes,
             image_size=size,
             normalise=normalise,
@@ -358,7 +369,20 @@ def evaluate(
             batch_size=batch_size,
             crops=store_crops,
         )
-    return result
+    return Evaluation(
+        **measure(found.logits, targets),
+        per_class={
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(config.class_names, accuracy, strict=True)
+        },
+        images=len(targets),
+        unreadable=[skipped.id for skipped in crops.unreadable],
+        epochs=_epochs(run),
+        seconds=seconds,
+        crops_per_second=len(targets) / seconds,
+        run=str(run),
+        **agreement,
+    )
 
 
 def store_agreement(
