@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from ferkd.evaluating.run import CenterCrops, NonFiniteOutputs, measure, predict
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.measures import measure
+from ferkd.evaluating.predictions import NonFiniteOutputs, predict
 from ferkd.store.checking import ChecksumCheck
 from ferkd.system.distributed import agreed, as_first, by_first
 from ferkd.system.errors import InputError

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ferkd.evaluating.run import CenterCrops, match_classes
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.predictions import match_classes
 from ferkd.images import ImageSource, open_images, refuse_inside_images
 from ferkd.methods import METHODS
 from ferkd.methods.base import Setup

@@ -21,8 +21,9 @@ import torch
 from ferkd.images import ImageSource, open_images
 from ferkd.images.cache import PixelCache
 from ferkd.loading.crop_sources import StoredCrops
-from ferkd.loading.loader import Loader, WorkerKind
+from ferkd.loading.loader import Loader
 from ferkd.loading.order import ImageOrder
+from ferkd.loading.processes import WorkerKind
 from ferkd.models.student import IMAGENET_MEAN, IMAGENET_STD
 from ferkd.store import LabelStore
 from ferkd.study.bench.made_up import write_labels
