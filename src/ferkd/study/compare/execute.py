@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ferkd.study.compare.folder import WantedRun
 from ferkd.study.compare.length import run_length
-from ferkd.study.compare.plan import Planned
 from ferkd.study.compare.runs import write_company
 from ferkd.study.compare.suite import Suite
 from ferkd.system.company import Company
@@ -34,7 +34,7 @@ Progress = Callable[[float, int, str], None]
 class Failure:
     """A run that failed, and why."""
 
-    run: Planned
+    run: WantedRun
     error: Exception
 
     @property
@@ -61,7 +61,7 @@ class Execute(Protocol):
 
 
 def run_suite(
-    suite: Suite, wanted: Sequence[Planned], *, jobs: int, say: Say, progress: Progress
+    suite: Suite, wanted: Sequence[WantedRun], *, jobs: int, say: Say, progress: Progress
 ) -> list[Failure]:
     """Run what is not finished of ``wanted``; returns the runs that failed.
 
@@ -75,7 +75,7 @@ def run_suite(
     done = len(wanted) - len(waiting)
     for run in waiting:
 
-        def steps(share: float, done: int = done, run: Planned = run) -> None:
+        def steps(share: float, done: int = done, run: WantedRun = run) -> None:
             progress(done + share, len(wanted), f"runs, {run.name}")
 
         here = _Here(lambda words, run=run: say(f"{run.name}: {words}"))  # type: ignore[misc]
@@ -88,7 +88,7 @@ def run_suite(
 
 def _one(
     suite: Suite,
-    run: Planned,
+    run: WantedRun,
     execute: Execute,
     say: Say,
     steps: Callable[[float], None],
@@ -182,7 +182,7 @@ class _Processes:
 
 def _in_processes(
     suite: Suite,
-    waiting: Sequence[Planned],
+    waiting: Sequence[WantedRun],
     total: int,
     jobs: int,
     say: Say,
@@ -193,7 +193,7 @@ def _in_processes(
     failures: list[Failure] = []
     with ThreadPoolExecutor(jobs) as pool:
 
-        def begin(run: Planned) -> Future[Failure | None]:
+        def begin(run: WantedRun) -> Future[Failure | None]:
             lock = trials[run.budget, run.method]
             alone = len(waiting) == 1
             nothing: Callable[[float], None] = lambda share: None  # noqa: E731
