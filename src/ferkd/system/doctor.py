@@ -57,8 +57,8 @@ def examine() -> Installation:
         "bf16": bool(torch.cpu._is_avx512_bf16_supported()),
     }
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        found = torch.cuda.get_device_properties(number)
-        devices[f"cuda:{number}"] = f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
+        card = torch.cuda.get_device_properties(number)
+        devices[f"cuda:{number}"] = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
     if torch.backends.mps.is_available():
         devices["mps"] = "Apple GPU"
     found: dict[str, Any] = {"devices": devices}
