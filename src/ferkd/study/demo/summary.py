@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ferkd import __version__
-from ferkd.calibration.regions import Mining, Region, mine, scores_of
+from ferkd.calibration.labels import Region
+from ferkd.calibration.regions import Mining, mine, scores_of
 from ferkd.crops import object_share
 from ferkd.images import open_images
 from ferkd.store import LabelStore
