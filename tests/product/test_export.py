@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ferkd.evaluating.run import CenterCrops, predict
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.predictions import predict
 from ferkd.images import open_images
 from ferkd.models.student import load_run
 from ferkd.product.bundle import read_record
