@@ -17,7 +17,8 @@ class RunResult(Result):
 
     The figures are of the last evaluation (see :mod:`ferkd.evaluating.measures`), None without one.
     ``seconds`` are of training alone, ``decodes`` counts images read, ``data`` identifies images,
-    classes, labels and teacher. ``thresholds`` to ``note`` say what FerKD found in the labels.
+    classes, labels and teacher. ``thresholds`` to ``note`` say what FerKD found in the labels,
+    ``partial`` from which step on a run saw how many labels of a store in the making.
     """
 
     method: str
@@ -42,6 +43,7 @@ class RunResult(Result):
     rescued: int | None = None
     note: str | None = None
     label_temperature: dict[str, Any] | None = None
+    partial: list[dict[str, Any]] | None = None
     images_without_labels: int | None = None
 
 

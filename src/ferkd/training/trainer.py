@@ -73,6 +73,13 @@ def whole_batch(objective: Loss) -> bool:
     return bool(says)
 
 
+def freeze_statistics(model: nn.Module) -> None:
+    """Set the BatchNorm layers of a model to evaluation mode; gains and biases still learn."""
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+
 class BatchLike(Protocol):
     """What the trainer takes of a batch: images uint8 [B, 3, S, S], labels, and int64 [B] each:
     targets, rows (the image) and crops (its crop number). One whose ``raw`` are whole images
@@ -107,7 +114,8 @@ class Trainer:
     ``learning_rate(step)`` the rate of each 0-based step. ``dtype`` other than float32 turns
     autocast on (float16 scales the loss). ``mixer`` mixes normalised images and labels, on the
     device; ``ema`` is the decay of an average of the weights, ``clip_grad`` the largest norm of
-    the gradient. ``model`` is moved
+    the gradient. With ``frozen_statistics`` BatchNorm normalises by the running statistics that the
+    model came with, and does not change them. ``model`` is moved
     to the normaliser's device. ``seconds`` counts the time spent in steps, waiting for data
     included and everything that the caller does between steps left out.
 
@@ -131,6 +139,7 @@ class Trainer:
         mixer: Mixer | None = None,
         ema: float | None = None,
         clip_grad: float | None = None,
+        frozen_statistics: bool = False,
         channels_last: bool = True,
         compile: bool = False,
         accumulate: int = 1,
@@ -151,6 +160,7 @@ class Trainer:
         self.dtype = dtype
         self.mixer = mixer
         self.clip_grad = clip_grad
+        self.frozen_statistics = frozen_statistics
         self.channels_last = channels_last
         self.ema = None if ema is None else Ema(self.model, ema)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
@@ -213,6 +223,8 @@ class Trainer:
         features: Tensor | None = getattr(batch, "features", None)
         if features is not None:
             features = features.to(self.device, non_blocking=True)
+        if self.frozen_statistics:  # at every step: an evaluation in between sets the mode anew
+            freeze_statistics(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._gradients(View(images, labels, targets, rows, crops, features))
         if self.clip_grad is not None:
