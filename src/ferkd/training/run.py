@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from torch import nn
 from ferkd.evaluating.run import CenterCrops, match_classes
 from ferkd.images import ImageSource, open_images, refuse_inside_images
 from ferkd.methods import METHODS
-from ferkd.methods.base import Setup
+from ferkd.methods.base import Attached, Setup
+from ferkd.models.heads import head_of_student
 from ferkd.models.student import (
     ModelConfig,
     build_student,
@@ -39,6 +41,8 @@ from ferkd.training.metrics import require_tensorboard
 from ferkd.training.optim import build_optimizer
 from ferkd.training.schedule import learning_rate
 from ferkd.training.trainer import Trainer
+
+log = logging.getLogger("ferkd")
 
 if TYPE_CHECKING:
     from ferkd.training.recipe import Recipe
@@ -215,6 +219,9 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
             )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
+    head, features = None, 0
+    if METHODS[recipe.method].attached:
+        head, features = head_of_student(model, recipe.data.image_size, data.num_classes)
     steps = schedule.total_steps(loader.images, loader.batch_size)
     warmup = schedule.warmup_steps(loader.images, loader.batch_size)
 
@@ -234,12 +241,15 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
         teacher=data.teacher,
         store=data.store,
         unlabelled=data.unlabelled,
+        features=features,
     )
+    loss = METHODS[recipe.method].make(recipe.loss, setup)
+    layers = loss.layers if isinstance(loss, Attached) else None
     return Trainer(
         model,
         loader,
-        METHODS[recipe.method].make(recipe.loss, setup),
-        optimizer=build_optimizer(recipe.optimizer, model),
+        loss,
+        optimizer=build_optimizer(recipe.optimizer, model, layers),
         learning_rate=rate,
         steps=steps,
         normalise=Normalise(config.mean, config.std, device, reuse=True),
@@ -258,12 +268,19 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
         compile=recipe.compile,
         accumulate=recipe.accumulate,
         ranks=ranks,
+        head=head,
     )
 
 
 def _validation(recipe: Recipe, trainer: Trainer, config: ModelConfig) -> Validation | None:
     """What evaluates the student on the validation images; None where the recipe has none."""
     if recipe.data.val is None:
+        return None
+    if not config.num_classes:
+        log.info(
+            "the student has no classes, so data.val is not evaluated; judge its features by "
+            "ferkd evaluate --knn --probe"
+        )
         return None
     images: ImageSource = open_images(recipe.data.val)
     targets = torch.from_numpy(images.targets.astype(np.int64))
