@@ -143,7 +143,8 @@ class Method:
     image. ``teacher``: a live one. ``truth``: the class of every image. ``regions``: labels are
     calibrated by their region. ``features``: a teacher's stored features of the crops, in
     `Batch.features`. ``attached``: its loss is :class:`Attached`. ``defaults``: settings of the
-    recipe's other parts where it says nothing. ``refuses(recipe)`` says in a line what keeps a recipe from being trained, or None.
+    recipe's other parts where it says nothing. ``refuses(recipe)`` says in a line what keeps a
+    recipe from being trained, or None.
     """
 
     name: str

@@ -72,7 +72,7 @@ def centres(vectors: np.ndarray, count: int) -> Tensor:
     """
     if len(vectors) < count:
         raise InputError(
-            f"loss.prototypes is {count}, but they are made of {len(vectors)} vectors of the store; "
+            f"loss.prototypes is {count}, but there are {len(vectors)} vectors to make them of; "
             "lower it, or label more crops"
         )
     unit = normalize(torch.from_numpy(vectors), dim=1)

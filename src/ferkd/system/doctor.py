@@ -18,6 +18,7 @@ from ferkd import __version__
 EXTRAS = {
     "report": ("jinja2",),
     "demo": ("jinja2", "sklearn"),
+    "probe": ("sklearn",),
     "tensorboard": ("tensorboard",),
     "hf": ("transformers",),
     "s3": ("s3fs",),
