@@ -35,7 +35,7 @@ _ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Embedder:
-    """A frozen network: ``features`` maps uint8 [B, 3, S, S] to float32 [B, d], S ``image_size``."""
+    """A frozen network: ``features`` maps uint8 [B, 3, S, S] to float32 [B, d] at its size S."""
 
     features: Callable[[Tensor], Tensor]
     image_size: int

@@ -55,10 +55,18 @@ class FeatureTeacher:
 
     def __call__(self, images: Mapping[int, Tensor]) -> Tensor:
         """Features float32 [B, dim] for crops uint8 [B, 3, S, S] at the teacher's size S."""
-        vectors = self.teacher.answers(images[self.sizes[0]], self._network, each=1)
-        if self.normalised:
-            vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        return vectors
+        return self._lengthened(self.teacher.answers(images[self.sizes[0]], self._network, each=1))
+
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """Features float32 [B, dim] for ``pixels`` float [B, 3, S, S] normalised for the teacher,
+        of any side S that it takes; without waiting for the device, and whether they are finite is
+        for the caller to see."""
+        return self._lengthened(self.teacher.logits(pixels, self._network))
+
+    def _lengthened(self, vectors: Tensor) -> Tensor:
+        if not self.normalised:
+            return vectors
+        return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
     def _network(self, pixels: Tensor) -> Any:
         if self._module is None:

@@ -52,7 +52,7 @@ class View:
 
     def part(self, some: slice) -> View:
         """Some rows of it."""
-        held = {part.name: getattr(self, part.name) for part in fields(self)}
+        held: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
         return View(**{name: None if of is None else of[some] for name, of in held.items()})
 
 

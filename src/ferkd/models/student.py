@@ -299,13 +299,18 @@ def _load(config: Student, model: nn.Module, state: dict[str, Tensor], classes: 
     state = {key: value for key, value in state.items() if not key.startswith(besides)}
     run = None if config.weights is None else _run_of(config.weights)
     if classes and run is not None and not run.num_classes:
-        head = {
+        zero = {
             name: torch.zeros_like(value)
             for name, value in model.state_dict().items()
             if name not in state and value.shape[:1] == (classes,)
         }
-        log.info("%s was trained without classes; %s start at zero", source, [*head])
-        state = {**head, **state}
+        log.info("%s was trained without classes; %s start at zero", source, [*zero])
+        state = {**zero, **state}
+    if not classes:
+        foreign = [name for name in state if name not in model.state_dict()]
+        if len({name.rpartition(".")[0] for name in foreign}) == 1:
+            log.info("%s: the student has no classes, so %s are left out", source, foreign)
+            state = {name: value for name, value in state.items() if name not in foreign}
     theirs = head_classes(model, state, classes)
     if theirs != classes:
         own = model.state_dict()

@@ -107,7 +107,7 @@ class _Found:
 def _from_images(recipe: Recipe) -> _Found:
     """Fresh crops of images with their ground truth, and the live teacher of the method."""
     method, wanted = METHODS[recipe.method], recipe.data
-    images = open_images(wanted.images)
+    images = open_images(wanted.images, targets=recipe.loss.has_classes)
     names, targets = images.class_names, images.targets
     if method.truth and len(targets) and int(targets.min()) < 0:
         raise InputError(
@@ -139,6 +139,9 @@ def _live_teacher(recipe: Recipe, images: ImageSource) -> Teacher:
         device=recipe.device,
         precision=recipe.teacher_precision or recipe.precision,
     )
+    if METHODS[recipe.method].features:  # whatever its classes are
+        _check_sides(teacher, recipe)
+        return teacher
     teacher = teacher.for_folders(images.class_names, recipe.class_map)
     _check_sides(teacher, recipe)
     if found := probe(teacher, images):
