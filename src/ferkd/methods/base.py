@@ -7,7 +7,7 @@ package that names it as an entry point ``ferkd.methods``, or any ``package.modu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -53,7 +53,8 @@ class View:
     def part(self, some: slice) -> View:
         """Some rows of it."""
         held: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
-        return View(**{name: None if of is None else of[some] for name, of in held.items()})
+        taken = {name: None if of is None else of[some] for name, of in held.items()}
+        return replace(self, **taken)
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from ferkd.models.heads import last_linear
+from ferkd.models.heads import head_of_student, last_linear
 from ferkd.models.weights import head_classes, load_strict, read_state_dict
 from ferkd.system.errors import InputError
 from ferkd.system.plain import read_json
@@ -40,14 +40,16 @@ class Student(Part):
     """Which model to train: ``timm/NAME`` or ``torchvision/NAME``, and what it starts from.
 
     ``pretrained`` takes the library's published weights, ``weights`` a file (safetensors, or a
-    ``torch.save`` of a state dict) or a run's folder; neither starts from scratch. ``model_args``
-    go to the model's constructor (``drop_path_rate: 0.1``). ``mean`` and ``std`` of each channel,
+    ``torch.save`` of a state dict) or a run's folder; neither starts from scratch. With
+    ``fresh_head`` the last layer starts at zero, though weights have one of as many classes: labels
+    that it was trained on are then not among what the student starts from. ``model_args`` go to the model's constructor (``drop_path_rate: 0.1``). ``mean`` and ``std`` of each channel,
     for pixels in 0 .. 1, are what the images are normalised by; unset, see :func:`normalisation`.
     """
 
     name: str = "timm/resnet18"
     pretrained: bool = False
     weights: Path | None = None
+    fresh_head: bool = False
     model_args: dict[str, Any] = Field(default_factory=dict)
     mean: Triple | None = None
     std: tuple[Positive, Positive, Positive] | None = None
@@ -109,6 +111,10 @@ def build_student(config: Student, num_classes: int, *, image_size: int | None =
         _load(config, model, architecture.pretrained().state_dict(), num_classes)
     if config.weights is not None:
         _load(config, model, read_state_dict(weights_file(config.weights)), num_classes)
+    if config.fresh_head and num_classes:
+        head, _ = head_of_student(model, image_size or 224, num_classes)
+        for parameter in () if head is None else head.parameters():
+            nn.init.zeros_(parameter)
     return model
 
 
