@@ -42,8 +42,9 @@ class Student(Part):
     ``pretrained`` takes the library's published weights, ``weights`` a file (safetensors, or a
     ``torch.save`` of a state dict) or a run's folder; neither starts from scratch. With
     ``fresh_head`` the last layer starts at zero, though weights have one of as many classes: labels
-    that it was trained on are then not among what the student starts from. ``model_args`` go to the model's constructor (``drop_path_rate: 0.1``). ``mean`` and ``std`` of each channel,
-    for pixels in 0 .. 1, are what the images are normalised by; unset, see :func:`normalisation`.
+    that it was trained on are then not among what the student starts from. ``model_args`` go to the
+    model's constructor (``drop_path_rate: 0.1``). ``mean`` and ``std`` of each channel, for pixels
+    in 0 .. 1, are what the images are normalised by; unset, see :func:`normalisation`.
     """
 
     name: str = "timm/resnet18"
