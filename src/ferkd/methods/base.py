@@ -53,7 +53,9 @@ class View:
     def part(self, some: slice) -> View:
         """Some rows of it."""
         held: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(self)}
-        taken = {name: None if of is None else of[some] for name, of in held.items()}
+        taken: dict[str, Any] = {
+            name: None if of is None else of[some] for name, of in held.items()
+        }
         return replace(self, **taken)
 
 
@@ -81,7 +83,7 @@ class Setup:
 
     ``images`` in the data, ``unlabelled`` of them without ground truth; ``batch_size`` crops a
     step; ``mean`` and ``std`` are the student's, of pixels in 0 .. 1; ``features`` how many numbers
-    its features are, 0 where the method has no use for them.
+    its features are, 0 where the method has no use for them; ``seed`` the run's.
     """
 
     num_classes: int
@@ -95,6 +97,7 @@ class Setup:
     store: LabelStore | None = None
     unlabelled: int = 0
     features: int = 0
+    seed: int = 0
 
 
 class LossSettings(Part):

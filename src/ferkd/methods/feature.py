@@ -47,7 +47,7 @@ def _make(settings: Settings, setup: Setup) -> FeatureLoss:
     if settings.feature_distance == "smooth-l1":
         distance = smooth_l1(max(spread_of(setup.store, mean), torch.finfo(torch.float32).tiny))
     return FeatureLoss(
-        projector(settings.projector, setup.features, len(mean)).to(setup.device),
+        projector(settings.projector, len(mean), setup),
         mean.to(setup.device),
         distance,
         weight=settings.feature_weight,

@@ -61,7 +61,7 @@ def _make(settings: Settings, setup: Setup) -> Loss:
     assert setup.teacher is not None
     features = FeatureTeacher(setup.teacher)
     return LiveFeatures(
-        projector(settings.projector, setup.features, features.dim).to(setup.device),
+        projector(settings.projector, features.dim, setup),
         torch.zeros(features.dim, device=setup.device),
         Shown(setup.teacher, features.of_pixels, mean=setup.mean, std=setup.std),
         weight=settings.feature_weight,

@@ -107,12 +107,19 @@ class FeatureLoss:
         self.mean.copy_(state["mean"])
 
 
-def projector(kind: str, inputs: int, outputs: int) -> nn.Module:
-    """The layers between the student's features [B, inputs] and the teacher's [B, outputs]."""
-    if kind == "linear":
-        return nn.Linear(inputs, outputs)
-    hidden = nn.Sequential(nn.Linear(inputs, inputs, bias=False), nn.LayerNorm(inputs), nn.ReLU())
-    return nn.Sequential(*hidden, nn.Linear(inputs, outputs))
+def projector(kind: str, outputs: int, setup: Setup) -> nn.Module:
+    """The layers between the student's features and the teacher's [B, outputs], on the device.
+
+    They are drawn by the run's seed alone, whatever was drawn before.
+    """
+    inputs = setup.features
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setup.seed)
+        layers = [nn.Linear(inputs, outputs)]
+        if kind == "mlp":
+            hidden = [nn.Linear(inputs, inputs, bias=False), nn.LayerNorm(inputs), nn.ReLU()]
+            return nn.Sequential(*hidden, *layers).to(setup.device)
+    return layers[0].to(setup.device)
 
 
 def loss_beside(settings: FeatureSettings, setup: Setup) -> Loss | None:

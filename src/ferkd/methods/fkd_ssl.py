@@ -109,7 +109,7 @@ def _make(settings: Settings, setup: Setup) -> SslLoss:
     usual = _OF_PROTOTYPES if count else _OF_S2BNN * math.sqrt(_ITS_NUMBERS / width)
     temperature = settings.embedding_temperature or usual
     loss = SslLoss(
-        projector(settings.projector, setup.features, width).to(setup.device),
+        projector(settings.projector, width, setup),
         mean.to(setup.device),
         soft_embedding(
             temperature,

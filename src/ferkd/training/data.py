@@ -56,6 +56,7 @@ def open_data(recipe: Recipe) -> TrainingData:
         raise InputError(
             f"{found.images.name} has {found.num_classes} class; a classifier needs at least 2 "
             "class folders"
+            + ("; without classes set loss.beside none" if METHODS[recipe.method].features else "")
         )
     loader = Loader(
         found.images,

@@ -242,6 +242,7 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
         store=data.store,
         unlabelled=data.unlabelled,
         features=features,
+        seed=recipe.seed,
     )
     loss = METHODS[recipe.method].make(recipe.loss, setup)
     layers = loss.layers if isinstance(loss, Attached) else None
