@@ -227,9 +227,7 @@ def test_a_flat_folder_from_labels_to_a_fine_tuned_student(
     free = {**settings, "method": "fkd-ssl", "data": data}
     result = train(make_recipe(free), tmp_path / "run")
     assert "top1" not in result and "data.val is not evaluated" in caplog.text
-    with pytest.raises(
-        InputError, match="at least 2 class folders; without classes set loss.beside none"
-    ):
+    with pytest.raises(InputError, match=r"class folders; without classes set loss\.beside none"):
         build_trainer(make_recipe({**free, "method": "feature"}))
     status, out, err = command_line(
         *("evaluate", tmp_path / "run", photos, "--knn", "--probe", "--reference", photos),
