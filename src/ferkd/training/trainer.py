@@ -173,6 +173,11 @@ class Trainer:
             self.model.compile()
 
     @property
+    def trained(self) -> nn.Module:
+        """The model, with the layers that its objective has beside it."""
+        return self._forward
+
+    @property
     def best_model(self) -> nn.Module:
         """The model to evaluate and to keep: the average if there is one."""
         return self.model if self.ema is None else self.ema.module
