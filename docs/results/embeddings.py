@@ -15,7 +15,7 @@ from typing import Any
 
 from ferkd.evaluating.embedding import judge
 from ferkd.study.compare.plan import finished, planned, read_folder
-from ferkd.study.statistics import mean, sample_deviation
+from ferkd.system.statistics import mean, sample_deviation
 
 FIGURES = ("knn_top1", "probe_top1")
 
