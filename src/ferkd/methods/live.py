@@ -71,7 +71,7 @@ class LiveTeacher:
     def __init__(
         self, teacher: Teacher, objective: Objective, hard: HardLabels, *, mean: Triple, std: Triple
     ) -> None:
-        self.answers = Shown(teacher, teacher.logits, mean=mean, std=std)
+        self.answers = Shown(teacher, lambda of: teacher.logits(of), mean=mean, std=std)
         self.teacher, self.objective, self.hard = teacher, objective, hard
 
     @property
