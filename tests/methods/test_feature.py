@@ -185,6 +185,8 @@ def test_what_cannot_be_is_refused(settings, signals, photos, tmp_path):
     conv = {"name": "torchvision/squeezenet1_1"}  # what its head is
     with pytest.raises(InputError, match="does not end in a linear layer, whose input its feat"):
         build_trainer(relative(settings, signals, {}, student=conv))
+    with pytest.raises(InputError, match="takes the mean of all stored features, which a store"):
+        build_trainer(relative(settings, signals, {}, data={"partial": True}))
     with pytest.raises(InputError, match=r"loss\.feature_distance"):
         relative(settings, signals, {"feature_distance": "euclid"})
     with pytest.raises(InputError, match=r"loss\.beside"):

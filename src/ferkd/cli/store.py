@@ -216,7 +216,8 @@ def signals_ls(store: Store, as_json: Json = False) -> None:
             "kind": signal.settings.kind,
             "form": form.model_dump() if form else None,
             "teacher": signal.settings.teacher.get("spec"),
-            "bytes": sum(file.size for file in signal.files),
+            "bytes": sum(file.size for file in signal.every_file),
+            "tables": {name: [t.rows, t.dim] for name, t in signal.tables.items()},
         }
     rows = [(n, f"{s['kind']}, {s['teacher']}, {s['bytes']} bytes") for n, s in result.items()]
     show(result, table(rows), as_json)
@@ -251,6 +252,42 @@ def signals_copy(
     if len(names) != 1:
         raise InputError(f"{source} has signals {', '.join(names)}; choose one by #NAME")
     _show_store(copy_signal(opened, names[0], into, signal or ""), as_json)
+
+
+@signals_app.command("table")
+def signals_table(
+    store: Annotated[str, typer.Argument(help="A finished local store, STORE#NAME of several.")],
+    name: Annotated[str, typer.Argument(help="The table's name.")],
+    values: Annotated[
+        Path | None, typer.Option("--from", help="A .npy file of numbers [rows, dim].")
+    ] = None,
+    means: Annotated[
+        bool, typer.Option("--means", help="The mean of each class's stored features.")
+    ] = False,
+    gone: Annotated[bool, typer.Option("--drop", help="Remove the table.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a side table beside a signal, such as class vectors, or remove it."""
+    from ferkd.store.reader import LabelStore
+    from ferkd.store.tables import add_table, class_means, drop_table, read_table
+
+    if (values is not None) + means + gone != 1:
+        raise InputError("give one of --from FILE, --means and --drop")
+    opened = LabelStore.open(store)
+    names = opened.chosen.split(",") if opened.chosen else list(opened.manifest.signals)
+    if len(names) != 1:
+        raise InputError(f"{store} has signals {', '.join(names)}; choose one by #NAME")
+    (signal,) = names
+    if gone:
+        drop_table(opened.folder, signal, name)
+        result: dict[str, Any] = {"store": str(opened.path), "signal": signal, "dropped": name}
+        show(result, f"table {name} of {signal} is gone", as_json)
+        return
+    numbers = class_means(opened) if values is None else read_table(values)
+    add_table(opened.folder, signal, name, numbers)
+    result = {"store": str(opened.path), "signal": signal, "table": name, "shape": numbers.shape}
+    rows, dim = numbers.shape
+    show(result, f"table {name} of {signal}: {rows} rows of {dim} numbers", as_json)
 
 
 @import_app.command("fkd")

@@ -51,19 +51,23 @@ _FILES_PER_WORKER, _FILES_BESIDE = 24, 16
 class Loader:
     """Batches by step: ``batch_size`` crops, ``crops_per_image`` from each image.
 
-    ``batch_size`` counts crops; a step shows ceil(batch_size / crops_per_image) images. The
-    images follow each other in one endless shuffled stream (see `ImageOrder`), so every batch is
-    full. ``workers`` 0 loads in this thread. ``worker_kind``: "threads", which cost nothing to
-    start and have nothing to hand over, as decoding and cutting release Python's lock; or
-    "processes", for an image source that computes in Python. ``size_at`` gives the side of the
-    crops of a step where it is not always ``image_size``. ``scaled_decoding`` decodes a large JPEG
-    at a half, a quarter or an eighth where all its crops are cut smaller still (see
-    `ferkd.crops.cut_scaled`); ``cache`` keeps decoded images. ``cut_on`` "device" leaves the crops
-    to be cut where the batch is sent (`Batch.cut`): batches then hold whole images.
+    The images follow each other in one endless shuffled stream (see `ImageOrder`), so every batch
+    is full.
 
-    ``batch_size`` is that of all processes together: the batch of a step is divided among them by
-    whole images, so each gets as many steps. ``rank`` and ``world_size`` are those of the process
-    group unless given.
+    - ``batch_size`` counts the crops of all processes together. A step shows
+      ceil(batch_size / crops_per_image) images. They are divided among the processes whole, so
+      each process gets as many steps.
+    - ``rank`` and ``world_size`` are those of the process group unless given.
+    - ``order`` is drawn from ``seed`` unless given.
+    - ``workers`` 0 loads in this thread.
+    - ``worker_kind`` "threads" costs nothing to start and has nothing to hand over: decoding and
+      cutting release Python's lock. "processes" is for an image source that computes in Python.
+    - ``size_at`` gives the side of a step's crops where it is not always ``image_size``.
+    - ``scaled_decoding`` decodes a large JPEG at a half, a quarter or an eighth where all its crops
+      are cut smaller still (see `ferkd.crops.cut_scaled`).
+    - ``cache`` keeps decoded images.
+    - ``cut_on`` "device" leaves the crops to be cut where the batch is sent (`Batch.cut`). Batches
+      then hold whole images.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Loader:
         worker_kind: WorkerKind = "threads",
         rank: int | None = None,
         world_size: int | None = None,
+        order: ImageOrder | None = None,
     ) -> None:
         for name, value in (
             ("batch_size", batch_size),
@@ -121,7 +126,7 @@ class Loader:
         self._steps = Steps(
             Pictures(images, exif=exif, scaled=scaled_decoding, cache=cache),
             crops,
-            ImageOrder(len(crops), seed),
+            order or ImageOrder(len(crops), seed),
             self.images_per_batch,
             crops_per_image,
             size_at or _Constant(image_size),
@@ -210,14 +215,16 @@ class Loader:
 class SoftLabelLoader(Loader):
     """Batches with stored soft labels, for any training loop.
 
-    Iterating gives one pass over the images: the next one each time that iteration begins, also
-    when the one before was broken off, or the one that :meth:`set_epoch` names. A pass is
-    continued by :meth:`state_dict` and :meth:`load_state_dict`. Passes have one length, so one may
-    end a few images before or after the last visit of an image; none is left out. ``images`` is a
-    folder or a source, ``store`` a path or an open store, ``regions`` FerKD's calibration (None:
-    the labels as they are) and ``mix`` a mixing applied to each batch (on uint8 images); across
-    images it mixes what one process has. With ``cut_on`` "device" a batch's images are had by
-    ``batch.to(device, non_blocking=True).cut()``; to mix them is then for the caller.
+    Iterating gives one pass over the images. Each iteration begins the next pass, also where the
+    one before was broken off, or the pass that :meth:`set_epoch` names. :meth:`state_dict` and
+    :meth:`load_state_dict` continue a pass. Passes have one length, so one may end a few images
+    before or after the last visit of an image; none is left out.
+
+    - ``images`` is a folder or a source, ``store`` a path or an open store.
+    - ``regions`` is FerKD's calibration; None takes the labels as they are.
+    - ``mix`` mixes each batch, on uint8 images. Across images it mixes what one process has.
+    - With ``cut_on`` "device", ``batch.to(device, non_blocking=True).cut()`` makes the images of a
+      batch. Mixing is then the caller's.
     """
 
     def __init__(

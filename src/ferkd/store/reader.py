@@ -138,7 +138,7 @@ class LabelStore:
     def identity(self) -> str:
         """SHA-256 that names the geometry and the chosen signals: others may come and go."""
         names = [name for name in self._names.values() if isinstance(name, str)]
-        return manifests.checksum(self.manifest.only(names))
+        return manifests.checksum(self.manifest.only(names).without_tables)
 
     @property
     def crops_per_image(self) -> int:
@@ -306,6 +306,12 @@ class LabelStore:
             signal = self.signal(name)
             for file in signal.files:
                 self._map(file, signal.format.dtype, (signal.width,))
+            for table in signal.stored.tables:
+                signal.table(table)
+
+    def table_of(self, file: manifests.Table) -> NDArray[np.float32]:
+        """A side table, float32 [rows, dim]: a map."""
+        return self._map(file, np.dtype("<f4"), (file.dim,))
 
     def _map(
         self, file: manifests.File, dtype: np.dtype[Any], row: tuple[int, ...]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -98,6 +98,7 @@ class Run:
         self._progress = progress
         self.figures: dict[str, float] = {}  # of the last evaluation
         self.evaluated = 0  # the step that it was made at
+        self._labels: list[dict[str, Any]] = []  # what was logged of a store being written
         every, loader = recipe.evaluation.every_epochs, data.loader
         steps_per_epoch = loader.images / loader.batch_size
         self.eval_steps = trainer.steps if every is None else max(1, round(every * steps_per_epoch))
@@ -110,6 +111,9 @@ class Run:
         try:
             self.trainer.load_state(state)
             self.figures, self.evaluated = state["figures"], state["evaluated"]
+            if (growing := self.data.growing) is not None:
+                growing.restore(state["labels"])
+                self._labels = growing.seen()
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
             cause = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(
@@ -149,6 +153,7 @@ class Run:
             for step in steps:
                 if self.check is not None:
                     self.check.require()
+                self._log_labels()
                 last = step == trainer.steps
                 if last or step % recipe.log_steps == 0:
                     self._log_training()
@@ -213,7 +218,7 @@ class Run:
                 self._progress = None
                 log.warning("progress is no longer shown (%s); the run goes on", error)
 
-    def _write(self, kind: str, figures: dict[str, float]) -> None:
+    def _write(self, kind: str, figures: Mapping[str, Any]) -> None:
         trainer = self.trainer
         where = {"kind": kind, "step": trainer.step, "epoch": self._epoch}
         line = {
@@ -226,6 +231,15 @@ class Run:
         if self.metrics is not None:
             self.metrics.write(line)
             self._tell(line)
+
+    def _log_labels(self) -> None:
+        """What was found of a store that is still being written, as soon as it is trained on."""
+        growing = self.data.growing
+        if growing is None or self._labels == (seen := growing.seen()):
+            return
+        for stretch in seen[len(self._labels) :]:
+            self._write("labels", stretch)
+        self._labels = seen
 
     def _log_training(self) -> None:
         trainer = self.trainer
@@ -260,6 +274,8 @@ class Run:
         state["figures"], state["evaluated"] = self.figures, self.evaluated
         state["recipe"] = folders.recipe_hash(self.recipe.to_dict())
         state["data"] = self.data.identity
+        if self.data.growing is not None:
+            state["labels"] = self.data.growing.state()
         try:
             save_checkpoint(self.out / folders.CHECKPOINT, state)
         except Unwritable as error:
@@ -311,6 +327,8 @@ class Run:
                 result["note"] = mining.note
         if self.data.temperature is not None:
             result["label_temperature"] = asdict(self.data.temperature)
+        if self.data.growing is not None:
+            result["partial"] = self.data.growing.seen()
         if self.data.store is not None:
             result["images_without_labels"] = self.data.images_without_labels
         write_json(self.out / folders.RESULT, result)

@@ -18,6 +18,7 @@ from ferkd.images.content import content
 from ferkd.loading.crop_sources import CropSource, FreshCrops, StoredCrops, without_labels
 from ferkd.loading.loader import Loader
 from ferkd.loading.mixing import Mix, Mixture
+from ferkd.loading.order import ImageOrder
 from ferkd.methods import METHODS
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.system.distributed import Ranks
@@ -26,6 +27,7 @@ from ferkd.system.errors import InputError
 logger = logging.getLogger("ferkd")
 
 if TYPE_CHECKING:
+    from ferkd.loading.growing import GrowingLoader
     from ferkd.models.teacher import Teacher
     from ferkd.training.recipe import Data, Recipe
 
@@ -46,33 +48,20 @@ class TrainingData:
     teacher: Teacher | None = None
     temperature: FittedTemperature | None = None  # of the labels, where it was fitted
     images_without_labels: int = 0  # in the folder, but unknown to the store: not trained on
+    growing: GrowingLoader | None = None  # the loader, where the store is still being written
 
 
 def open_data(recipe: Recipe) -> TrainingData:
-    """The batches of a recipe and what they are made of. Raises InputError."""
-    wanted = recipe.data
-    found = _from_images(recipe) if METHODS[recipe.method].labels == "none" else _stored(recipe)
+    """The batches of a recipe and what they are made of, the store being finished. Raises
+    InputError."""
+    found = _from_images(recipe) if METHODS[recipe.method].labels == "none" else stored(recipe)
     if recipe.loss.has_classes and found.num_classes < 2:
         raise InputError(
             f"{found.images.name} has {found.num_classes} class; a classifier needs at least 2 "
             "class folders"
             + ("; without classes set loss.beside none" if METHODS[recipe.method].features else "")
         )
-    loader = Loader(
-        found.images,
-        found.crops,
-        batch_size=wanted.batch_size,
-        crops_per_image=wanted.crops_per_image,
-        image_size=wanted.image_size,
-        seed=recipe.seed,
-        workers=wanted.workers,
-        worker_kind=wanted.worker_kind,
-        exif=found.exif,
-        size_at=recipe.schedule.sizes(len(found.crops), _crops(wanted), wanted.image_size),
-        scaled_decoding=wanted.scaled_decoding,
-        cache=_cache(wanted, found),
-        cut_on="device" if wanted.cut == "device" else "workers",
-    )
+    loader = loader_of(recipe, found, cache_of(recipe.data, found))
     return TrainingData(
         loader,
         found.class_names,
@@ -88,8 +77,38 @@ def open_data(recipe: Recipe) -> TrainingData:
     )
 
 
+def loader_of(
+    recipe: Recipe,
+    found: Found,
+    cache: PixelCache | None,
+    *,
+    order: ImageOrder | None = None,
+    images: int | None = None,
+) -> Loader:
+    """The loader of a recipe over what was found; ``images`` is the number that epochs count."""
+    wanted = recipe.data
+    return Loader(
+        found.images,
+        found.crops,
+        batch_size=wanted.batch_size,
+        crops_per_image=wanted.crops_per_image,
+        image_size=wanted.image_size,
+        seed=recipe.seed,
+        workers=wanted.workers,
+        worker_kind=wanted.worker_kind,
+        exif=found.exif,
+        size_at=recipe.schedule.sizes(
+            images or len(found.crops), _crops(wanted), wanted.image_size
+        ),
+        scaled_decoding=wanted.scaled_decoding,
+        cache=cache,
+        order=order,
+        cut_on="device" if wanted.cut == "device" else "workers",
+    )
+
+
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """Images and the crops that they show; ``labels`` names what labels them, "" for nothing."""
 
     images: ImageSource
@@ -105,7 +124,7 @@ class _Found:
     temperature: FittedTemperature | None = None
 
 
-def _from_images(recipe: Recipe) -> _Found:
+def _from_images(recipe: Recipe) -> Found:
     """Fresh crops of images with their ground truth, and the live teacher of the method."""
     method, wanted = METHODS[recipe.method], recipe.data
     images = open_images(wanted.images, targets=recipe.loss.has_classes)
@@ -116,7 +135,7 @@ def _from_images(recipe: Recipe) -> _Found:
             "on; use class folders, or method fkd with a label store"
         )
     teacher = _live_teacher(recipe, images) if method.teacher else None
-    return _Found(
+    return Found(
         images,
         FreshCrops(images, distribution=wanted.crops, seed=recipe.seed),
         names,
@@ -212,11 +231,14 @@ def open_store(recipe: Recipe) -> LabelStore:
     return store
 
 
-def _stored(recipe: Recipe) -> _Found:
-    """The crops of a label store, or fresh crops of images with label maps."""
-    method, wanted, store = METHODS[recipe.method], recipe.data, open_store(recipe)
+def stored(
+    recipe: Recipe, store: LabelStore | None = None, images: ImageSource | None = None
+) -> Found:
+    """The crops of a label store, or fresh crops of images with label maps; ``store`` and
+    ``images`` are the recipe's unless given."""
+    method, wanted, store = METHODS[recipe.method], recipe.data, store or open_store(recipe)
     is_map = store.geometry.crops.is_map
-    images = open_images(wanted.images, targets=store.settings.targets)
+    images = images or open_images(wanted.images, targets=store.settings.targets)
     crops: CropSource
     mining = fitted = None
     if is_map:
@@ -237,7 +259,7 @@ def _stored(recipe: Recipe) -> _Found:
         )
         mining = stored.mining
     classes = recipe.loss.has_classes
-    return _Found(
+    return Found(
         images,
         crops,
         store.class_names if classes else (),
@@ -283,7 +305,7 @@ def _crops(wanted: Data) -> int:
     return -(-wanted.batch_size // wanted.crops_per_image) * wanted.crops_per_image
 
 
-def _cache(wanted: Data, found: _Found) -> PixelCache | None:
+def cache_of(wanted: Data, found: Found) -> PixelCache | None:
     if wanted.cache == "none":
         return None
     sizes = None
@@ -310,7 +332,7 @@ def _cache(wanted: Data, found: _Found) -> PixelCache | None:
     )
 
 
-def _identity(found: _Found) -> str:
+def _identity(found: Found) -> str:
     """What the data are, in one number. Labels name their images by content already; without a
     store the images are read for it (see ferkd.images.content)."""
     held = content(found.images) if found.store is None else ""

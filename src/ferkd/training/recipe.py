@@ -46,7 +46,8 @@ class Data(Part):
     ``batch_size`` counts crops and ``crops_per_image`` (m) is how many an image shows at a visit;
     unset, it is 1 for hard, kd, funmatch, relabel and pskd and 4 for the others. ``crops`` is the
     distribution of those methods' random crops; the labels of stored crops bring their own.
-    ``store`` holds labels of crops, or label maps for relabel.
+    ``store`` holds labels of crops, or label maps for relabel. With ``partial`` it may still be
+    being written: see docs/scaling.md.
 
     ``workers`` load images, as threads or as processes; 0 loads between the steps.
     ``scaled_decoding`` decodes large JPEG files no larger than their crops need. ``cache`` keeps
@@ -62,6 +63,7 @@ class Data(Part):
     images: str
     val: str | None = None
     store: str | None = None
+    partial: bool = False
     image_size: int = Field(default=224, ge=8)
     crops_per_image: int = Field(default=4, ge=1)
     batch_size: int = Field(default=256, ge=1)

@@ -39,6 +39,7 @@ from ferkd.training.course import Progress, Run, Validation, check_room
 from ferkd.training.data import TrainingData, mixer, open_data
 from ferkd.training.metrics import require_tensorboard
 from ferkd.training.optim import build_optimizer
+from ferkd.training.partial import open_partial
 from ferkd.training.schedule import learning_rate
 from ferkd.training.trainer import Trainer
 
@@ -172,7 +173,8 @@ def build_trainer(
     recipe: Recipe, data: TrainingData | None = None
 ) -> tuple[Trainer, TrainingData, ModelConfig]:
     """What a run trains with, at its first step: nothing is written. Raises InputError."""
-    data = open_data(recipe) if data is None else data
+    if data is None:
+        data = open_partial(recipe) if recipe.data.partial else open_data(recipe)
     torch.manual_seed(recipe.seed)
     size = recipe.data.image_size
     model = build_student(recipe.student, data.num_classes, image_size=size)

@@ -69,6 +69,11 @@ def train_together(
 
 def check_shared(recipes: Mapping[str, Recipe]) -> None:
     """Raise InputError unless the recipes train on the same batches, naming where they differ."""
+    if growing := [name for name, recipe in recipes.items() if recipe.data.partial]:
+        raise InputError(
+            f"recipe {growing[0]} has data.partial, which one run alone can follow; train it by "
+            "itself, or wait until the store is finished"
+        )
     (first, one), *others = ((name, _deciding(recipe)) for name, recipe in recipes.items())
     for name, other in others:
         if differing := [key for key in one if one[key] != other[key]]:
