@@ -31,6 +31,7 @@ from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
 from ferkd.cli import product as cli_product
 from ferkd.cli import store as cli_store
+from ferkd.cli import transfer as cli_transfer
 from ferkd.cli.console import continuing, expanded, meter, say, show, table
 from ferkd.cli.help import Commands, Ferkd
 from ferkd.cli.options import (
@@ -51,8 +52,8 @@ from ferkd.system.troubles import in_plain_words
 
 app = typer.Typer(
     name="ferkd",
-    help="Stored soft-label distillation: label crops once with a heavy teacher, train many "
-    "small students from the labels.",
+    help="Stored soft-label distillation: a heavy teacher labels crops once, many small students "
+    "train from the labels.",
     no_args_is_help=True,
     cls=Ferkd,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -590,6 +591,7 @@ cli_inspect.register(app)
 cli_plan.register(app)
 cli_product.register(app)
 cli_store.register(app)
+cli_transfer.register(app)
 cli_bench.register(app)
 cli_compare.register(app)
 cli_data.register(app)

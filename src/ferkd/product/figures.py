@@ -47,7 +47,11 @@ def figures_of(run: Path, val: str, workers: int, device: str) -> Figures:
     where = resolve_device(device)
     source = open_images(val)
     crops = CenterCrops(
-        source, image_size=config.image_size, crop_fraction=config.crop_fraction, workers=workers
+        source,
+        image_size=config.image_size,
+        crop_fraction=config.crop_fraction,
+        workers=workers,
+        exif=config.exif,
     )
     found = predict(
         model.to(where), crops, normalise=Normalise(config.mean, config.std, where), batch_size=32

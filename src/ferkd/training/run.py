@@ -267,6 +267,7 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
         ),
         ema=recipe.ema,
         clip_grad=recipe.clip_grad,
+        frozen_statistics=recipe.frozen_statistics,
         channels_last=recipe.channels_last,
         compile=recipe.compile,
         accumulate=recipe.accumulate,

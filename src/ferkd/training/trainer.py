@@ -75,6 +75,13 @@ def whole_batch(objective: Loss) -> bool:
     return bool(says)
 
 
+def freeze_statistics(model: nn.Module) -> None:
+    """Set the BatchNorm layers of a model to evaluation mode; gains and biases still learn."""
+    for part in model.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+
 class BatchLike(Protocol):
     """What the trainer takes of a batch: images uint8 [B, 3, S, S], labels, and int64 [B] each:
     targets, rows (the image) and crops (its crop number). One whose ``raw`` are whole images
@@ -109,10 +116,12 @@ class Trainer:
     ``learning_rate(step)`` the rate of each 0-based step. ``dtype`` other than float32 turns
     autocast on (float16 scales the loss). ``mixer`` mixes normalised images and labels, on the
     device; ``ema`` is the decay of an average of the weights, ``clip_grad`` the largest norm of
-    the gradient. An objective that is `Attached` has layers of its own, which the optimizer is to
-    be made with; ``head`` is then the model's, None for one that answers with its features.
-    ``model`` is moved to the normaliser's device. ``seconds`` counts the time spent in steps,
-    waiting for data included and everything that the caller does between steps left out.
+    the gradient. With ``frozen_statistics`` BatchNorm normalises by the running statistics that the
+    model came with, and does not change them. An objective that is `Attached` has layers of its
+    own, which the optimizer is to be made with; ``head`` is then the model's, None for one that
+    answers with its features. ``model`` is moved to the normaliser's device. ``seconds`` counts the
+    time spent in steps, waiting for data included and everything that the caller does between steps
+    left out.
 
     Of several processes of a group each is told its ``ranks`` and given its part of every batch;
     gradients are averaged, and an objective that needs a step's rows together sees those of all.
@@ -134,6 +143,7 @@ class Trainer:
         mixer: Mixer | None = None,
         ema: float | None = None,
         clip_grad: float | None = None,
+        frozen_statistics: bool = False,
         channels_last: bool = True,
         compile: bool = False,
         accumulate: int = 1,
@@ -155,6 +165,7 @@ class Trainer:
         self.dtype = dtype
         self.mixer = mixer
         self.clip_grad = clip_grad
+        self.frozen_statistics = frozen_statistics
         self.channels_last = channels_last
         self.ema = None if ema is None else Ema(self.model, ema)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
@@ -225,6 +236,8 @@ class Trainer:
         if self.mixer is not None:
             images, labels, targets = self.mixer(self.step, images, labels, targets)
         view = View(images, labels, targets, rows, crops, *self._features(batch, images))
+        if self.frozen_statistics:  # at every step: an evaluation in between sets the mode anew
+            freeze_statistics(self.model)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._gradients(view)
         if self.clip_grad is not None:
