@@ -9,7 +9,8 @@ results say. In a page a table follows a line like::
 result's own baseline unless said; ``only`` keeps methods, in the order given; ``no`` leaves out
 columns: ``ece``, ``difference``, ``nll`` (its difference), ``reach``. What a run reached before its
 end is known for the result's own baseline only. ``pairs=fkd:ferkd,fkd-weak:ferkd-weak`` makes a row
-of each pair instead, the second against the first.
+of each pair instead, the second against the first. ``shares=knn_top1,probe_top1`` makes a table of
+these figures of the runs, in percent, each with its difference from ``base``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ferkd.system.tables import markdown
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "evidence.md", HERE.parents[1] / "README.md")
 MARK = re.compile(r"<!-- table (?P<file>\S+?)(?P<options>( \S+=\S+)*) -->")
+SHARES = {"knn_top1": "nearest neighbours", "probe_top1": "linear probe"}
 
 Rows = dict[str, dict[str, Any]]
 
@@ -43,6 +45,8 @@ def table(file: str, **options: str) -> list[str]:
     if base != result["baseline"]:
         without.add("reach")
     names = options["only"].split(",") if "only" in options else list(rows)
+    if "shares" in options:
+        return _shares(rows, names, base, options["shares"].split(","))
     columns = ["method", "top-1, %", "NLL"]
     columns += [] if "ece" in without else ["ECE, %"]
     columns += [] if "difference" in without else [f"top-1 against {base}, points"]
@@ -73,6 +77,20 @@ def _pairs(rows: Rows, pairs: list[list[str]]) -> list[str]:
         for key, scale, digits in (("top1", 100, 1), ("nll", 1, 3)):
             both = [_spread(rows[name], key, scale, digits) for name in (first, second)]
             cells += [" / ".join(both), _difference(rows, second, first, key, scale, digits)]
+        lines.append(cells)
+    return _markdown(lines)
+
+
+def _shares(rows: Rows, names: list[str], base: str, keys: list[str]) -> list[str]:
+    columns = ["network", "seeds"]
+    for key in keys:
+        columns += [f"{SHARES.get(key, key)}, %", f"against {base}, points"]
+    lines = [columns, ["---"] * len(columns)]
+    for name in names:
+        cells = [name, str(len(rows[name]["seeds"]))]
+        for key in keys:
+            cells.append(_spread(rows[name], key, 100, 1))
+            cells.append(_difference(rows, name, base, key, 100, 1))
         lines.append(cells)
     return _markdown(lines)
 

@@ -378,8 +378,19 @@ def _bytes_per_crop(store: Any) -> float:
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run's folder or its weights.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's folder or its weights; with --knn, --probe a teacher.")
+    ],
     images: Annotated[str, typer.Argument(help="A folder of class folders.")],
+    knn: Annotated[
+        bool, typer.Option("--knn", help="Judge the features by their nearest neighbours.")
+    ] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Judge the features by a linear probe on them.")
+    ] = False,
+    reference: Annotated[
+        str | None, typer.Option(help="Images that both learn from [four fifths of the images].")
+    ] = None,
     store: Annotated[
         str | None, typer.Option(help="The teacher's labels of these images: adds agreement.")
     ] = None,
@@ -396,23 +407,32 @@ def evaluate(
     precision: Precision = "fp32",
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy and calibration of a run on images."""
+    """Measure accuracy and calibration of a run on images.
+
+    With --knn and --probe its frozen features too, or those of a teacher named as for ferkd
+    label, or of a run that was trained without classes.
+    """
+    from ferkd.evaluating.embedding import has_classes, judge
     from ferkd.evaluating.run import evaluate as run_evaluation
 
-    result = run_evaluation(
-        run,
-        images,
-        store=store,
-        image_size=image_size,
-        crop_fraction=crop_fraction,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        precision=precision,
-        class_map=class_map,
-    )
+    features = knn or probe
+    if reference is not None and not features:
+        raise InputError("--reference is what --knn and --probe learn from; give one of these")
+    common: dict[str, Any] = {
+        "image_size": image_size,
+        "crop_fraction": crop_fraction,
+        "batch_size": batch_size,
+        "workers": workers,
+        "device": device,
+        "precision": precision,
+    }
+    result: dict[str, Any] = {}
+    if not features or has_classes(run):
+        result |= run_evaluation(run, images, store=store, class_map=class_map, **common)
+    if features:
+        result |= judge(run, images, reference=reference, knn=knn, probe=probe, **common)
     rows = [(k, _short(v)) for k, v in result.items() if k != "per_class"]
-    rows += [(f"  {name}", _short(v)) for name, v in result.per_class.items()]
+    rows += [(f"  {name}", _short(v)) for name, v in result.get("per_class", {}).items()]
     show(result, table(rows), as_json)
 
 

@@ -20,6 +20,7 @@ from ferkd.system.results import Result
 EXTRAS = {
     "report": ("jinja2",),
     "demo": ("jinja2", "sklearn"),
+    "probe": ("sklearn",),
     "tensorboard": ("tensorboard",),
     "hf": ("transformers",),
     "s3": ("s3fs",),

@@ -71,10 +71,12 @@ def check_room(out: Path, trainer: Trainer, *, ema: bool, kept: bool) -> None:
 
     A state is replaced by a whole new one, so there are two for a moment; ``kept``: one is there.
     """
-    state = trainer.model.state_dict().values()
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in state)
+    weights, trained = (
+        sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+        for module in (trainer.model, trainer.trained)
+    )
     # Optimizers keep at most two numbers a parameter; the rest of a state is small beside them.
-    checkpoint = (3 + ema) * weights + (1 << 20)
+    checkpoint = 3 * trained + ema * weights + (1 << 20)
     require_room(out, *[checkpoint] * (1 if kept else 2), weights, what="a run's state and weights")
 
 

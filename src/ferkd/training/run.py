@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.evaluating.predictions import match_classes
 from ferkd.images import ImageSource, open_images, refuse_inside_images
 from ferkd.methods import METHODS
-from ferkd.methods.base import Setup
+from ferkd.methods.base import Attached, Setup
+from ferkd.models.heads import head_of_student
 from ferkd.models.student import (
     ModelConfig,
     build_student,
@@ -41,6 +43,8 @@ from ferkd.training.partial import open_partial
 from ferkd.training.result import RunResult, read_result
 from ferkd.training.schedule import learning_rate
 from ferkd.training.trainer import Trainer
+
+log = logging.getLogger("ferkd")
 
 if TYPE_CHECKING:
     from ferkd.training.recipe import Recipe
@@ -218,6 +222,9 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
             )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
+    head, features = None, 0
+    if METHODS[recipe.method].attached:
+        head, features = head_of_student(model, recipe.data.image_size, data.num_classes)
     steps = schedule.total_steps(loader.images, loader.batch_size)
     warmup = schedule.warmup_steps(loader.images, loader.batch_size)
 
@@ -237,12 +244,16 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
         teacher=data.teacher,
         store=data.store,
         unlabelled=data.unlabelled,
+        features=features,
+        seed=recipe.seed,
     )
+    loss = METHODS[recipe.method].make(recipe.loss, setup)
+    layers = loss.layers if isinstance(loss, Attached) else None
     return Trainer(
         model,
         loader,
-        METHODS[recipe.method].make(recipe.loss, setup),
-        optimizer=build_optimizer(recipe.optimizer, model),
+        loss,
+        optimizer=build_optimizer(recipe.optimizer, model, layers),
         learning_rate=rate,
         steps=steps,
         normalise=Normalise(config.mean, config.std, device, reuse=True),
@@ -262,12 +273,19 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
         compile=recipe.compile,
         accumulate=recipe.accumulate,
         ranks=ranks,
+        head=head,
     )
 
 
 def _validation(recipe: Recipe, trainer: Trainer, config: ModelConfig) -> Validation | None:
     """What evaluates the student on the validation images; None where the recipe has none."""
     if recipe.data.val is None:
+        return None
+    if not config.num_classes:
+        log.info(
+            "the student has no classes, so data.val is not evaluated; judge its features by "
+            "ferkd evaluate --knn --probe"
+        )
         return None
     images: ImageSource = open_images(recipe.data.val)
     targets = torch.from_numpy(images.targets.astype(np.int64))

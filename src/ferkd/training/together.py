@@ -96,8 +96,14 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
         "schedule.image_size": sizes,
         # Sizes follow the run's length, which otherwise may differ.
         "schedule": settings["schedule"] if sizes else None,
-        "method (the labels that it reads)": method.labels,
-        "regions": settings["regions"] if method.regions else None,
+        "method (the labels that it reads)": (
+            method.labels,
+            method.features,
+            recipe.loss.reads_labels,
+        ),
+        "loss.label_temperature": settings["loss"].get("label_temperature"),
+        "loss.truth_share": settings["loss"].get("truth_share"),
+        "regions": settings["regions"] if method.regions or recipe.loss.mined else None,
         "teacher": (settings["teacher"], settings["teacher_precision"]) if method.teacher else None,
     }
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ferkd.calibration.regions import scores_of
 from ferkd.images import open_images
 from ferkd.loading.loader import Batch
-from ferkd.store import LabelStore
+from ferkd.store import LabelStore, SoftLabels
 from ferkd.study.bench.loader import fill
 from ferkd.study.bench.made_up import write_labels
 from ferkd.study.bench.measuring import Target, described, in_turns, machine, seconds_of, summary
@@ -233,7 +233,8 @@ def parts_of_step(trainer: Trainer, data: TrainingData, *, repeats: int) -> dict
     assert on_device.labels is not None
     images, labels, targets = trainer.normalise(on_device.images), on_device.labels, batch.targets
     mixer = trainer.mixer
-    mixed, mixed_labels, mixed_targets = images, labels, on_device.targets
+    mixed, mixed_targets = images, on_device.targets
+    mixed_labels: SoftLabels | None = labels
     if mixer is not None:
         mixed, mixed_labels, mixed_targets = mixer(0, images, labels, on_device.targets)
     view = View(mixed, mixed_labels, mixed_targets, on_device.rows, on_device.crops)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ferkd.images import open_images
@@ -43,7 +44,6 @@ def check_data(suite: Suite, wanted: Sequence[WantedRun]) -> None:
 def _reads(recipe: Recipe) -> dict[tuple[Any, ...], Callable[[], object]]:
     """What a recipe reads from the disk, each with its check; equal keys mean equal checks."""
     # Not at the top: it imports all of training, which reading a suite should not cost.
-    from ferkd.models.weights import read_state_dict
     from ferkd.training.data import check_live, open_store
 
     data, method, weights = recipe.data, METHODS[recipe.method], recipe.student.weights
@@ -52,13 +52,21 @@ def _reads(recipe: Recipe) -> dict[tuple[Any, ...], Callable[[], object]]:
         if folder is not None:
             checks["images", folder] = partial(open_images, folder)
     if method.labels != "none":
-        checks["store", data.store, method.labels] = partial(open_store, recipe)
+        reads = (method.labels, method.features, recipe.loss.reads_labels)
+        checks["store", data.store, *reads] = partial(open_store, recipe)
     if method.teacher:
         teacher = recipe.teacher or ""
         checks["teacher", teacher, data.image_size] = partial(check_live, teacher, recipe)
     if weights is not None:
-        checks["weights", weights] = partial(read_state_dict, weights)
+        checks["weights", weights] = partial(_weights, weights)
     return checks
+
+
+def _weights(path: Path) -> object:
+    from ferkd.models.student import weights_file
+    from ferkd.models.weights import read_state_dict
+
+    return read_state_dict(weights_file(path))
 
 
 def check_finished(suite: Suite, wanted: Sequence[WantedRun]) -> None:
