@@ -113,7 +113,7 @@ class StoreWriter:
             raise unwritable(self.path, error) from error
         try:
             if not self._shared:
-                refuse_shared(self.path)
+                refuse_shared(*self._shared_places())
             self._prepare()
         except BaseException:
             self._unlock()
@@ -122,6 +122,10 @@ class StoreWriter:
 
     def __exit__(self, *exception: object) -> None:
         self._unlock()
+
+    def _shared_places(self) -> list[Path]:
+        """The folders that other processes may be writing parts to, which this one would break."""
+        return [self.path, *self.path.glob(f"{_ADDING}*")]
 
     def _unlock(self) -> None:
         """Release the lock; a finished store keeps no trace of it."""
@@ -420,6 +424,9 @@ class SignalWriter(StoreWriter):
             self._write_settings()
         (self.work / _PARTS).mkdir(exist_ok=True)
 
+    def _shared_places(self) -> list[Path]:
+        return [self.work]
+
     def _written_settings(self) -> manifests.Settings:
         return _settings_in(self.work)
 
@@ -541,28 +548,31 @@ def _settings_in(folder: Path) -> manifests.Settings:
         ) from None
 
 
-def has_labels(path: str | Path) -> bool:
-    """Whether a store is finished here, or a part of one written."""
+def has_labels(path: str | Path, adding: str | None = None) -> bool:
+    """Whether a store is finished here, or a part of one written; ``adding``: of that signal."""
     local = as_local(path)
     if local is None:
         return False
+    if adding is not None:
+        return any((local / f"{_ADDING}{adding}" / _PARTS).glob("*.npz"))
     return (local / MANIFEST).exists() or any((local / _PARTS).glob("*.npz"))
 
 
-def begun_settings(store: str | Path) -> manifests.Settings:
-    """The settings of a finished or unfinished store. Raises InputError."""
+def begun_settings(store: str | Path, adding: str | None = None) -> manifests.Settings:
+    """The settings of a finished or unfinished store, or of a signal that is being added to one.
+
+    Raises InputError.
+    """
     folder = Path(store)
-    if (folder / MANIFEST).exists():
+    if (folder / MANIFEST).exists() and adding is None:
         return LabelStore(folder).settings
+    if adding is not None:
+        if adding in (opened := LabelStore(folder)).manifest.signals:
+            return opened.settings_of(adding)
+        folder /= f"{_ADDING}{manifests.check_name(adding)}"
     if not (folder / _SETTINGS).exists():
         raise InputError(f"{folder} holds no labels; check the path")
-    try:
-        data = read_plain(folder / _SETTINGS, SMALL_FILE)
-        return manifests.Settings.model_validate_json(data)
-    except (ValueError, OSError) as error:
-        raise InputError(
-            f"{folder / _SETTINGS} is damaged ({error}); start again with --overwrite"
-        ) from None
+    return _settings_in(folder)
 
 
 def listing(ids: Sequence[str]) -> str:
