@@ -16,7 +16,7 @@ from ferkd.labelling.run import Progress, Report, pass_begun
 from ferkd.labelling.settings import Labelling
 from ferkd.store.reader import LabelStore
 from ferkd.store.sharing import Shard, SharedWriter
-from ferkd.store.writer import begun_settings
+from ferkd.store.unfinished import begun_settings
 from ferkd.system.errors import InputError
 from ferkd.system.threads import workers as worker_threads
 

@@ -28,10 +28,11 @@ from ferkd.labelling.maps import MapTeacher
 from ferkd.labelling.relabelling import CropPlan, check_same_images, extended, on_boxes_of
 from ferkd.labelling.settings import Labelling, default_part
 from ferkd.store import manifest as manifests
+from ferkd.store.adding import SignalWriter
 from ferkd.store.derive import refuse_inside
 from ferkd.store.reader import LabelStore
 from ferkd.store.sharing import Shard, SharedSignalWriter, SharedWriter
-from ferkd.store.writer import SignalWriter, StoreWriter, listing
+from ferkd.store.writer import StoreWriter, listing
 from ferkd.system.errors import InputError
 
 CROPS = 50  # per image, where nothing else is said

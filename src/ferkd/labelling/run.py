@@ -20,7 +20,8 @@ from ferkd.labelling.passes import PartLabeller, Pass, check_skipped, shared_wri
 from ferkd.labelling.settings import Labelling
 from ferkd.store.reader import LabelStore
 from ferkd.store.sharing import Shard
-from ferkd.store.writer import StoreWriter, begun_settings, has_labels, listing
+from ferkd.store.unfinished import begun_settings, has_labels
+from ferkd.store.writer import StoreWriter, listing
 from ferkd.system.errors import InputError
 from ferkd.system.threads import workers as worker_threads
 

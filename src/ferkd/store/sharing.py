@@ -17,9 +17,10 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from ferkd.store import manifest as manifests
-from ferkd.store.claims import CLAIMS, names_of_shards
+from ferkd.store.adding import SignalWriter
+from ferkd.store.claims import CLAIMS, names_of_shards, release
 from ferkd.store.reader import LabelStore
-from ferkd.store.writer import SignalWriter, StoreWriter
+from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
 
 _PATIENCE = 600.0  # seconds for another process to write the settings, or to join the parts
@@ -96,7 +97,7 @@ class SharedWriter(StoreWriter):
 
     def __exit__(self, *exception: object) -> None:
         if self._mine is not None:
-            _release(self._mine, remove=exception[0] is None)
+            release(self._mine, remove=exception[0] is None)
 
     def claimed(self) -> Iterator[int]:
         """The parts that are this process's to write, one claimed at a time."""
@@ -110,7 +111,7 @@ class SharedWriter(StoreWriter):
             theirs = self._claim(other)
             if theirs is not None:  # it has died
                 yield from self._of_shard(Shard(index, count))
-                _release(theirs, remove=True)
+                release(theirs, remove=True)
 
     def _of_shard(self, shard: Shard) -> Iterator[int]:
         for number in range(shard.index, self.parts, shard.count):
@@ -129,7 +130,7 @@ class SharedWriter(StoreWriter):
         try:
             yield not written.exists()
         finally:
-            _release(claim, remove=True)
+            release(claim, remove=True)
 
     def _claim(self, name: str) -> FileLock | None:
         """The lock of that name; None where another process holds it or the store is finished."""
@@ -143,7 +144,7 @@ class SharedWriter(StoreWriter):
                 return None
             raise
         if self.finished():  # since a moment: taking the lock has made its folder again
-            _release(lock, remove=True)
+            release(lock, remove=True)
             self._sweep_finished()
             return None
         return lock
@@ -178,13 +179,6 @@ class SharedWriter(StoreWriter):
 
 class SharedSignalWriter(SharedWriter, SignalWriter):
     """Writes some parts of a signal that several processes add to a finished store."""
-
-
-def _release(lock: FileLock, *, remove: bool) -> None:
-    if remove and os.name == "posix":  # while it is held: a later one has a file of its own
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-    lock.release()
 
 
 def _of_array(environment: Mapping[str, str]) -> Shard:
