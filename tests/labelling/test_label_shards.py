@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -317,22 +316,6 @@ def test_shards_that_cannot_be() -> None:
 
 
 SPEC = "timm/resnet10t?random=1&num_classes=2"
-FLAGS = ["--teacher", SPEC, "--crops", "1", "--image-size", "32", "--no-agreement-check"]
-
-
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
-    """Images for three parts of the command line's size."""
-    return write_noise(tmp_path / "many", {f"{i % 2}/{i:03d}.png": (9, 11) for i in range(520)})
-
-
-def test_two_processes_under_torchrun(many: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = ["-m", "ferkd", "label", str(many), "--out", str(tmp_path / "two"), *FLAGS]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    label(many, SPEC, tmp_path / "one", Labelling(crops=1, image_size=32, check_agreement=False))
-    assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")
 
 
 TEACHER = """

@@ -84,17 +84,20 @@ def _opened(url: str) -> Any:
 def patiently(fetch: Callable[[], _T]) -> _T:
     """What ``fetch`` gives; a server that is busy (429, 503) is asked again after growing waits, or
     after those that it asks for, up to a minute each. The last try raises what ``fetch`` does."""
-    for tried in range(1, _TRIES):
+    for tried in range(1, _TRIES + 1):
         try:
             return fetch()
         except Exception as error:
-            if (answer := _busy(error)) is None:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # its connection
+            answer = _busy(error)
+            if answer is None or tried == _TRIES:
                 raise
-            wait = str(answer.headers.get("Retry-After", ""))
-            seconds = min(60, int(wait)) if wait.isdecimal() else 2.0**tried
-            log.warning("the server is busy; it is asked again in %.0f s", seconds)
-            time.sleep(seconds)
-    return fetch()
+        wait = str(answer.headers.get("Retry-After", ""))
+        seconds = min(60, int(wait)) if wait.isdecimal() else 2.0**tried
+        log.warning("the server is busy; it is asked again in %.0f s", seconds)
+        time.sleep(seconds)
+    raise AssertionError("the last try returns or raises")
 
 
 def _busy(error: BaseException | None) -> Any:
