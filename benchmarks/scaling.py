@@ -32,7 +32,7 @@ from ferkd.study.planning import Cores, Rates, Scale, plan
 from ferkd.training import train
 from ferkd.training.recipe import Recipe, make_recipe
 
-OF_CLASS, CROPS, SIZE, BATCH, STEPS, ROUNDS = 50, 8, 96, 32, 40, 3
+OF_CLASS, CROPS, SIZE, BATCH, STEPS, ROUNDS = 30, 8, 96, 32, 30, 2
 OPTIONS: dict[str, Any] = {"crops": CROPS, "image_size": SIZE, "workers": 1, "device": "cpu"}
 
 
