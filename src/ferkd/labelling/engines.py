@@ -6,7 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,15 @@ class Device:
 
     def __init__(self, images: str, teacher: str, out: str, settings: Labelling) -> None:
         self._given, self._out = (images, teacher, out, settings), out
-        self._job: Pass | None = None
+        self._parts: PartLabeller | None = None
+        self._open = ExitStack()  # until the process ends
 
     def label(self, part: int | None) -> str | None:
         """Load the teacher if it is not, then label a part, unless it is written or another
         process is at it."""
         try:
-            if self._job is None:
-                self._load()
+            if self._parts is None:
+                self._parts = self._load()
             if part is not None:
                 with self._writer.claiming(part) as mine:
                     if mine:
@@ -89,13 +90,12 @@ class Device:
             return str(error)
         return None
 
-    def _load(self) -> None:
+    def _load(self) -> PartLabeller:
         settings = self._given[-1]
         job = Pass.prepare(*self._given, begun=pass_begun(self._out, settings))
-        self._pool = worker_threads(settings.workers).__enter__()  # until the process ends
-        self._writer = job.shared_writer(self._out, None).__enter__()  # holds nothing open
-        self._parts = PartLabeller(job, self._writer, self._pool)
-        self._job = job
+        pool = self._open.enter_context(worker_threads(settings.workers))
+        self._writer = self._open.enter_context(job.shared_writer(self._out, None))
+        return PartLabeller(job, self._writer, pool)
 
 
 class _Crew:
