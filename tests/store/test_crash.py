@@ -61,7 +61,7 @@ def test_a_second_job_on_the_same_output_is_refused(result):
 SABOTAGED = """
 import random, sys
 from pathlib import Path
-
+import crash
 scene = crash.Scene(Path(sys.argv[1]), random.Random(0))
 try:
     for name, (outcome, kind) in [*crash.KINDS.items()]:

@@ -49,8 +49,8 @@ def compare(
     """Compare runs, or run a suite of methods on equal budgets and compare them."""
     refuse_several("ferkd compare")
     from ferkd.study.compare.cells import plain, print_rich, tables
+    from ferkd.study.compare.folder import is_suite_folder, read_folder
     from ferkd.study.compare.page import write_page
-    from ferkd.study.compare.plan import is_suite_folder, read_folder
     from ferkd.study.compare.report import compare_runs, compare_suite
     from ferkd.study.compare.suite import load_suite, with_seeds
 
@@ -90,7 +90,7 @@ def compare(
         compared = compare_runs([Path(folder) for folder in what], baseline=baseline)
     result = compared.result
     if html is not None:
-        write_page(html, result, compared.groups, compared.titles)
+        write_page(html, compared)
     for note in result["notes"]:
         say(note)
     if as_json:

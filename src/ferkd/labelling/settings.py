@@ -59,7 +59,7 @@ class Labelling:
     )
     kind: Literal["crops", "map", "features"] = field(
         default="crops",
-        metadata=said("crops; map: one label map per image (ReLabel); features of crops."),
+        metadata=said("map: one label map per image (ReLabel); features of crops."),
     )
     layer: str = field(
         default="penultimate", metadata=said("Features: penultimate, output or a submodule's name.")
@@ -70,8 +70,8 @@ class Labelling:
     )
     crops: int | None = field(default=None, metadata=said("Random crops per image [50]."))
     top_k: int | None = field(default=5, metadata=said("Classes kept per crop; 0 keeps all."))
-    values: str = field(
-        default="auto", metadata=said("Number type: auto, u8, f16 or f32; of features i8 or f16.")
+    values: Literal["auto", "u8", "f16", "f32", "i8"] = field(
+        default="auto", metadata=said("Number type; of features i8 or f16.")
     )
     distribution: CropDistribution | None = None
     crops_from: str | Path | None = field(
@@ -92,7 +92,9 @@ class Labelling:
     workers: int = field(default=2, metadata=said("Threads that load images."))
     seed: int | None = field(default=None, metadata=said("Of the crops [0]."))
     device: str = field(default="auto", metadata=said("auto, cpu, cuda, cuda:N or mps."))
-    precision: str = field(default="auto", metadata=said("auto, fp32, bf16 or fp16."))
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
+        default="auto", metadata=said("Of the arithmetic.")
+    )
     targets: bool = field(
         default=True,
         metadata=said("The folders are not the teacher's classes.", flag="--no-targets"),

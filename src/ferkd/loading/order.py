@@ -17,19 +17,22 @@ from ferkd.crops import hashes, image_keys
 class ImageOrder:
     """An endless stream of image rows: every pass shows each of ``count`` images once, shuffled.
 
-    Passes follow each other without a gap, so a batch may straddle two; none is short.
+    Passes follow each other without a gap, so a batch may straddle two; none is short. An order
+    may begin at a later position, ``first``, with the number of a later pass, ``visit``.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int, *, first: int = 0, visit: int = 0) -> None:
         if count < 1:
             raise ValueError("an image order needs at least 1 image")
+        self.first, self.visit = first, visit
         self.count, self._key = count, image_keys(["image order"], seed)[0]
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def at(self, start: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Image rows and their visit numbers (passes) at positions start .. start + length - 1."""
-        positions = np.arange(start, start + length)
+        positions = np.arange(start - self.first, start - self.first + length)
         visits, places = np.divmod(positions, self.count)
+        visits += self.visit
         rows = np.empty(length, np.int64)
         for visit in np.unique(visits):
             here = visits == visit

@@ -23,7 +23,7 @@ from ferkd.system.storage import as_local, join, local_path, masked, open_url, r
 
 PUT_PART = 50 << 20  # the bytes of a part when s3fs uploads a large file in parts
 
-_NUMBERED = re.compile(rf"{manifests.NAME}-\d{{5}}\.npy")
+_OF_SIGNALS = re.compile(rf"{manifests.NAME}(-\d{{5}}|\.{manifests.NAME})\.npy")
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -65,7 +65,7 @@ def publish(
             _remove_stale(url, old, files)
     done = 0
     for file in files:
-        _upload(folder, url, Expected.of(file))
+        upload(folder, url, Expected.of(file))
         done += file.size
         if progress:
             progress(done, sum(f.size for f in files))
@@ -120,8 +120,8 @@ def fetch(
             _check_free(str(folder), old, begun, _marker(data), overwrite)
             write_whole(folder / UNFINISHED, _marker(data))
             (folder / MANIFEST).unlink(missing_ok=True)
-            for path in folder.glob("*-*.npy"):
-                if _NUMBERED.fullmatch(path.name) and path.name not in {f.name for f in files}:
+            for path in folder.glob("*.npy"):
+                if _OF_SIGNALS.fullmatch(path.name) and path.name not in {f.name for f in files}:
                     path.unlink()
         done = 0
         for file in files:
@@ -194,11 +194,21 @@ def _extended(
         return None
     common = there.signals.keys() & wanted.signals.keys()
     if there.geometry != wanted.geometry or any(
-        there.signals[name] != wanted.signals[name] for name in common
+        _others(there.signals[name], wanted.signals[name]) for name in common
     ):
         return None
     signals = dict(sorted({**there.signals, **wanted.signals}.items()))
+    for name in common:
+        tables = {**there.signals[name].tables, **wanted.signals[name].tables}
+        update = {"tables": dict(sorted(tables.items()))}
+        signals[name] = wanted.signals[name].model_copy(update=update)
     return manifests.Manifest(geometry=there.geometry, signals=signals)
+
+
+def _others(one: manifests.Signal, other: manifests.Signal) -> bool:
+    """Whether two signals differ: in more than tables that one of them lacks."""
+    common = one.tables.keys() & other.tables.keys()
+    return one.records != other.records or any(one.tables[t] != other.tables[t] for t in common)
 
 
 def _marker(data: bytes) -> bytes:
@@ -241,7 +251,7 @@ def _remove_stale(url: str, old: bytes, files: Sequence[manifests.File]) -> None
             storage.remove(join(url, file.name))
 
 
-def _upload(folder: Path, url: str, file: Expected) -> None:
+def upload(folder: Path, url: str, file: Expected) -> None:
     """Send one file unless it is there already, and verify what has arrived; tried twice."""
     where = join(url, file.name)
     if damage := file.damage(folder / file.name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,15 +11,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from ferkd.study.compare.folder import WantedRun
 from ferkd.study.compare.length import run_length
-from ferkd.study.compare.plan import Planned
 from ferkd.study.compare.runs import write_company
 from ferkd.study.compare.suite import Suite
 from ferkd.system.company import Company
 from ferkd.system.interrupt import Interrupt
 from ferkd.training import folder as folders
+from ferkd.training.progress import on_a_bar
+from ferkd.training.recipe import load_recipe
+from ferkd.training.result import RunResult, read_result
 from ferkd.training.run import train
 
 Say = Callable[[str], None]
@@ -30,10 +32,16 @@ Progress = Callable[[float, int, str], None]
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that failed, and what it said."""
+    """A run that failed, and why."""
 
-    run: Planned
-    message: str
+    run: WantedRun
+    error: Exception
+
+    @property
+    def message(self) -> str:
+        """What the run said; a run in a process of its own has worded its error already."""
+        own = isinstance(self.error, RunFailed)
+        return str(self.error) if own else f"{type(self.error).__name__}: {self.error}"
 
 
 class RunFailed(RuntimeError):
@@ -49,11 +57,11 @@ class Execute(Protocol):
 
     def __call__(
         self, recipe: Path, out: Path, *, log: Path, steps: Callable[[float], None]
-    ) -> dict[str, Any]: ...
+    ) -> RunResult: ...
 
 
 def run_suite(
-    suite: Suite, wanted: Sequence[Planned], *, jobs: int, say: Say, progress: Progress
+    suite: Suite, wanted: Sequence[WantedRun], *, jobs: int, say: Say, progress: Progress
 ) -> list[Failure]:
     """Run what is not finished of ``wanted``; returns the runs that failed.
 
@@ -67,10 +75,11 @@ def run_suite(
     done = len(wanted) - len(waiting)
     for run in waiting:
 
-        def steps(share: float, done: int = done, run: Planned = run) -> None:
+        def steps(share: float, done: int = done, run: WantedRun = run) -> None:
             progress(done + share, len(wanted), f"runs, {run.name}")
 
-        failure = _one(suite, run, _here, say, steps, threading.Lock(), alone=True)
+        here = _Here(lambda words, run=run: say(f"{run.name}: {words}"))  # type: ignore[misc]
+        failure = _one(suite, run, here, say, steps, threading.Lock(), alone=True)
         failures += [failure] if failure else []
         done += 1
         progress(done, len(wanted), "runs")
@@ -79,7 +88,7 @@ def run_suite(
 
 def _one(
     suite: Suite,
-    run: Planned,
+    run: WantedRun,
     execute: Execute,
     say: Say,
     steps: Callable[[float], None],
@@ -103,30 +112,25 @@ def _one(
         write_company(run.folder, company.others() if alone else None)
     except Stopped:
         return None
-    except RunFailed as error:
-        say(f"{run.name} failed")
-        return Failure(run, str(error))
     except Exception as error:  # any failure of a run is that run's alone
         say(f"{run.name} failed")
-        return Failure(run, f"{type(error).__name__}: {error}")
-    top1 = result.get("top1")
-    accuracy = "" if top1 is None else f"top-1 {top1:.1%}, "
-    say(f"{run.name}: {accuracy}{result['steps']} steps, {result['seconds']:.0f} s")
+        return Failure(run, error)
+    accuracy = "" if result.top1 is None else f"top-1 {result.top1:.1%}, "
+    say(f"{run.name}: {accuracy}{result.steps} steps, {result.seconds:.0f} s")
     return None
 
 
-def _here(recipe: Path, out: Path, *, log: Path, steps: Callable[[float], None]) -> dict[str, Any]:
-    """Train in this process."""
-    from ferkd.training.recipe import load_recipe
+@dataclass(frozen=True)
+class _Here:
+    """Trains in this process; what a run finds in its labels goes to ``say``."""
 
-    total = 1
+    say: Say
 
-    def progress(line: dict[str, Any]) -> None:
-        nonlocal total
-        total = line.get("steps", total)
-        steps(line["step"] / total)
-
-    return train(load_recipe(recipe), out, resume=True, progress=progress)
+    def __call__(
+        self, recipe: Path, out: Path, *, log: Path, steps: Callable[[float], None]
+    ) -> RunResult:
+        progress = on_a_bar(lambda done, total, note: steps(done / total), self.say)
+        return train(load_recipe(recipe), out, resume=True, progress=progress)
 
 
 class _Processes:
@@ -143,7 +147,7 @@ class _Processes:
 
     def __call__(
         self, recipe: Path, out: Path, *, log: Path, steps: Callable[[float], None]
-    ) -> dict[str, Any]:
+    ) -> RunResult:
         # -P: not the modules that happen to lie in the working directory.
         command = [sys.executable, "-P", "-m", "ferkd", "train", str(recipe), "--out", str(out)]
         with log.open("wb") as said:
@@ -163,7 +167,7 @@ class _Processes:
             with self._lock:
                 self._children.discard(child)
         if status == 0:
-            return dict(json.loads((out / folders.RESULT).read_text(encoding="utf-8")))
+            return read_result(out)
         if self._stopping:
             raise Stopped
         raise RunFailed(_last_words(log, status))
@@ -178,7 +182,7 @@ class _Processes:
 
 def _in_processes(
     suite: Suite,
-    waiting: Sequence[Planned],
+    waiting: Sequence[WantedRun],
     total: int,
     jobs: int,
     say: Say,
@@ -189,7 +193,7 @@ def _in_processes(
     failures: list[Failure] = []
     with ThreadPoolExecutor(jobs) as pool:
 
-        def begin(run: Planned) -> Future[Failure | None]:
+        def begin(run: WantedRun) -> Future[Failure | None]:
             lock = trials[run.budget, run.method]
             alone = len(waiting) == 1
             nothing: Callable[[float], None] = lambda share: None  # noqa: E731
