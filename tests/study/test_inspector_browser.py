@@ -224,13 +224,14 @@ def test_a_phone_shows_all_of_it_and_takes_touches(browser: Any, root: Path, the
         assert shares(page) != before and shares(page) == said_by_python(page, root / "labels")
         page.locator("#tiles button").first.tap()
         dialog = page.locator("#viewer")
-        assert dialog.is_visible() and overflow(page) <= 0
+        dialog.wait_for()
+        assert overflow(page) <= 0
         width = dialog.evaluate("e => [e.scrollWidth, e.clientWidth]")
         assert width[0] <= width[1]
         dialog.locator(".crop-button").nth(2).tap()
-        assert dialog.locator(".crop.lit").count() == 1
+        dialog.locator(".crop.lit").wait_for(state="attached")
         dialog.locator("text=Close").tap()
-        assert not dialog.is_visible()
+        dialog.wait_for(state="hidden")
 
 
 def test_a_whole_store_is_paged_through(browser: Any, root: Path) -> None:
