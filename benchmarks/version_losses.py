@@ -1,4 +1,4 @@
-"""Are losses those of the store's version 1? The tiny runs of the expected losses, in both versions.
+"""Are losses those of the store's version 1? The runs of the expected losses, in both versions.
 
     OMP_NUM_THREADS=1 python benchmarks/version_losses.py --json FILE
 
@@ -71,7 +71,10 @@ def compare(before: str, after: str) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder, built(before) as old, built(after) as new:
         places = Path(folder) / "1", Path(folder) / "2"
-        first, second = (of_version(source, at) for source, at in zip((old, new), places))
+        first, second = (
+            of_version(source, at) for source, at in zip((old, new), places, strict=True)
+        )
+        pairs = {m: list(zip(first[m], second[m], strict=True)) for m in first}
         one, two = (np.load(at / "labels.npz") for at in places)
         same = (one["dense"] == two["dense"]).all(1)
         difference = np.abs(one["dense"] - two["dense"]).max(1)
@@ -80,10 +83,8 @@ def compare(before: str, after: str) -> dict[str, Any]:
             "losses": {
                 method: {
                     "logged": len(first[method]),
-                    "equal_to_the_bit": sum(a == b for a, b in zip(first[method], second[method])),
-                    "largest_difference": max(
-                        abs(a - b) for a, b in zip(first[method], second[method], strict=True)
-                    ),
+                    "equal_to_the_bit": sum(a == b for a, b in pairs[method]),
+                    "largest_difference": max(abs(a - b) for a, b in pairs[method]),
                 }
                 for method in first
             },
