@@ -11,7 +11,6 @@ import errno
 import io
 import logging
 import os
-import shlex
 import sys
 import time
 import traceback
@@ -25,14 +24,18 @@ from ferkd import __version__
 from ferkd.cli import bench as cli_bench
 from ferkd.cli import compare as cli_compare
 from ferkd.cli import data as cli_data
+from ferkd.cli import demo as cli_demo
 from ferkd.cli import distill as cli_distill
 from ferkd.cli import doctor as cli_doctor
 from ferkd.cli import inspect as cli_inspect
 from ferkd.cli import plan as cli_plan
 from ferkd.cli import product as cli_product
+from ferkd.cli import recipes as cli_recipes
 from ferkd.cli import store as cli_store
+from ferkd.cli import train as cli_train
+from ferkd.cli import transfer as cli_transfer
 from ferkd.cli.console import continuing, expanded, meter, say, show, table
-from ferkd.cli.help import Commands, Ferkd
+from ferkd.cli.help import Ferkd
 from ferkd.cli.options import (
     Device,
     Json,
@@ -45,25 +48,19 @@ from ferkd.cli.options import (
 )
 from ferkd.system import text as texts
 from ferkd.system.errors import InputError
-from ferkd.system.files import writing
-from ferkd.system.launch import SaidByTheFirst, is_first, refuse_several
+from ferkd.system.launch import SaidByTheFirst
 from ferkd.system.troubles import in_plain_words
 
 app = typer.Typer(
     name="ferkd",
-    help="Stored soft-label distillation: label crops once with a heavy teacher, train many "
-    "small students from the labels.",
+    help="Stored soft-label distillation: a heavy teacher labels crops once, many small students "
+    "train from the labels.",
     no_args_is_help=True,
     cls=Ferkd,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(
-    help="Shipped recipes: ls, show, copy.", no_args_is_help=True, cls=Commands
-)
-app.add_typer(recipes_app, name="recipes")
-
 
 # What the user can do about what the system refused.
 _REMEDIES = {
@@ -380,89 +377,20 @@ def _bytes_per_crop(store: Any) -> float:
 
 
 @app.command()
-def train(
-    recipes: Annotated[
-        list[str],
-        typer.Argument(help="A YAML file, or a shipped recipe's name; several share one loader."),
-    ],
-    out: Annotated[Path, typer.Option(help="A new folder for the run; of several, for each.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value, e.g. optimizer.lr=0.01.")
-    ] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Train a student from a recipe, or several from one loader.
-
-    Recipes that train on the same batches read and decode them once; their runs lie in OUT/NAME.
-
-    On several processes: torchrun --nproc-per-node N -m ferkd train ..., the batch size being that
-    of all together.
-    """
-    from ferkd.training import train as train_one
-    from ferkd.training import train_together
-    from ferkd.training.progress import on_a_bar
-    from ferkd.training.recipe import load_recipe
-
-    loaded = {Path(recipe).stem: load_recipe(recipe, set_ or []) for recipe in recipes}
-    if len(loaded) < len(recipes):
-        raise InputError(
-            f"{len(recipes)} recipes have {len(loaded)} names; runs are named by their recipes, "
-            "so give files of different names"
-        )
-
-    def run(**options: Any) -> dict[str, Any]:
-        if len(loaded) > 1:
-            return train_together(loaded, out, resume=resume, overwrite=overwrite, **options)
-        (only,) = loaded.values()
-        return train_one(only, out, resume=resume, overwrite=overwrite, **options)
-
-    if not is_first():  # one process speaks for all, but for what only another one knows
-        logging.getLogger("ferkd").setLevel(logging.ERROR)
-        run()
-        return
-    with continuing(), meter("training") as advance:
-        result = run(progress=on_a_bar(advance, say))
-    each = result if len(loaded) > 1 else {"": result}
-    said = [
-        _trained(one, out / name, loaded[name or next(iter(loaded))].data.val)
-        for name, one in each.items()
-    ]
-    show(result, "\n\n".join(said), as_json)
-
-
-def _trained(result: dict[str, Any], out: Path, val: str | None) -> str:
-    """The result of a run in words, and what comes next."""
-    figures = [
-        f"{words} {result[key]:{form}}"
-        for key, words, form in (
-            ("top1", "top-1", ".2%"),
-            ("nll", "NLL", ".3f"),
-            ("ece", "ECE", ".3f"),
-        )
-        if key in result
-    ]
-    measured = f": {', '.join(figures)}" if figures else ", not evaluated"
-    lines = [
-        f"{result['student']} trained by {result['method']} for {result['epochs']:.4g} epochs "
-        f"({result['steps']} steps, {result['seconds']:.0f} s, "
-        f"{result['crops_per_second']:.0f} crops/s){measured}"
-    ]
-    if "regions" in result:
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in result["regions"].items())
-        lines.append(f"regions: {shares}")
-    lines += [
-        f"the run is in {out}",
-        f"next: {shlex.join(['ferkd', 'evaluate', str(out), val or 'IMAGES'])}",
-    ]
-    return "\n".join(lines)
-
-
-@app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run's folder or its weights.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's folder or its weights; with --knn, --probe a teacher.")
+    ],
     images: Annotated[str, typer.Argument(help="A folder of class folders.")],
+    knn: Annotated[
+        bool, typer.Option("--knn", help="Judge the features by their nearest neighbours.")
+    ] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Judge the features by a linear probe on them.")
+    ] = False,
+    reference: Annotated[
+        str | None, typer.Option(help="Images that both learn from [four fifths of the images].")
+    ] = None,
     store: Annotated[
         str | None, typer.Option(help="The teacher's labels of these images: adds agreement.")
     ] = None,
@@ -479,23 +407,32 @@ def evaluate(
     precision: Precision = "fp32",
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy and calibration of a run on images."""
+    """Measure accuracy and calibration of a run on images.
+
+    With --knn and --probe its frozen features too, or those of a teacher named as for ferkd
+    label, or of a run that was trained without classes.
+    """
+    from ferkd.evaluating.embedding import has_classes, judge
     from ferkd.evaluating.run import evaluate as run_evaluation
 
-    result = run_evaluation(
-        run,
-        images,
-        store=store,
-        image_size=image_size,
-        crop_fraction=crop_fraction,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        precision=precision,  # type: ignore[arg-type]
-        class_map=class_map,
-    )
+    features = knn or probe
+    if reference is not None and not features:
+        raise InputError("--reference is what --knn and --probe learn from; give one of these")
+    common: dict[str, Any] = {
+        "image_size": image_size,
+        "crop_fraction": crop_fraction,
+        "batch_size": batch_size,
+        "workers": workers,
+        "device": device,
+        "precision": precision,
+    }
+    result: dict[str, Any] = {}
+    if not features or has_classes(run):
+        result |= run_evaluation(run, images, store=store, class_map=class_map, **common)
+    if features:
+        result |= judge(run, images, reference=reference, knn=knn, probe=probe, **common)
     rows = [(k, _short(v)) for k, v in result.items() if k != "per_class"]
-    rows += [(f"  {name}", _short(v)) for name, v in result["per_class"].items()]
+    rows += [(f"  {name}", _short(v)) for name, v in result.get("per_class", {}).items()]
     show(result, table(rows), as_json)
 
 
@@ -503,73 +440,16 @@ def _short(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="A new folder for everything.")] = Path("ferkd-demo"),
-    images: Annotated[
-        Path | None, typer.Option(help="Your folder: train/ and val/, or class folders.")
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="Repeat the students with this many seeds.")] = 1,
-    held_out: Annotated[
-        float, typer.Option(help="Share held out as val/ where there is none.")
-    ] = 0.2,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """The whole pipeline on embedded data or your folder: teacher, labels, students, report."""
-    refuse_several("ferkd demo")
-    from ferkd.study.demo.run import run_demo
-
-    with continuing():
-        result = run_demo(
-            out,
-            images=images,
-            seeds=seeds,
-            held_out=held_out,
-            resume=resume,
-            overwrite=overwrite,
-            say=say,
-            meter=meter,
-        )
-    show(result, result.pop("table"), as_json)
-
-
-@recipes_app.command("ls")
-def recipes_ls(as_json: Json = False) -> None:
-    """List the shipped recipes."""
-    from ferkd.training.recipe import shipped_recipe, shipped_recipes
-
-    purposes = {n: shipped_recipe(n).splitlines()[0].lstrip("# ") for n in shipped_recipes()}
-    show(purposes, table(list(purposes.items())), as_json)
-
-
-@recipes_app.command("show")
-def recipes_show(name: str) -> None:
-    """Print a shipped recipe."""
-    from ferkd.training.recipe import shipped_recipe
-
-    print(shipped_recipe(name), end="")
-
-
-@recipes_app.command("copy")
-def recipes_copy(name: str, to: Path, overwrite: Overwrite = False) -> None:
-    """Copy a shipped recipe to a file of yours."""
-    from ferkd.training.recipe import shipped_recipe
-
-    text = shipped_recipe(name)
-    if to.exists() and not overwrite:
-        raise InputError(f"{to} exists; give another file or --overwrite")
-    with writing(to):
-        to.write_text(text, encoding="utf-8")
-
-
+cli_train.register(app)
+cli_demo.register(app)
+cli_recipes.register(app)
 cli_distill.register(app)
 cli_doctor.register(app)
 cli_inspect.register(app)
 cli_plan.register(app)
 cli_product.register(app)
 cli_store.register(app)
+cli_transfer.register(app)
 cli_bench.register(app)
 cli_compare.register(app)
 cli_data.register(app)

@@ -33,7 +33,7 @@ GROUPS = {
         "pull": "download one",
         "merge": "teachers in one store",
         "subset": "a smaller store",
-        "signals": "list, drop, copy, tables",
+        "signals": "what a store holds",
         "import": "labels from elsewhere",
         "export-labels": "for other programs",
     },
@@ -60,6 +60,8 @@ EXAMPLES = {
     "doctor": "ferkd doctor",
     "publish": "ferkd publish labels s3://bucket/labels",
     "fetch": "ferkd fetch s3://bucket/labels --out labels",
+    "push": "ferkd push model hf://ME/flowers",
+    "pull": "ferkd pull hf://ME/flowers --out model",
     "merge": "ferkd merge labels-a labels-b --out both --weights 1,3",
     "subset": "ferkd subset labels --out small --crops 10",
     "signals ls": "ferkd signals ls labels",
@@ -135,6 +137,5 @@ class Ferkd(Commands):
                     formatter.write_text(EXAMPLES[name])
         formatter.write_paragraph()
         formatter.write_text(
-            "ferkd COMMAND -h tells more. --version; --install-completion for this shell; "
-            "--debug shows a traceback with an error."
+            "ferkd COMMAND -h tells more; also --version --install-completion --debug"
         )

@@ -106,6 +106,7 @@ def _serve(store: str, images: str | None, regions: Any, host: str, port: int) -
     loopback(host)  # before minutes of counting
     opened = LabelStore.open(store)
     source = None if images is None else open_images(images, targets=opened.settings.targets)
+    say(f"looking at {len(opened) * opened.crops_per_image:,} crops")
     with Server(prepare(opened, source, regions, images or ""), host, port) as server:
         say(f"{server.url}  for browsers on this machine; Ctrl-C ends it")
         try:

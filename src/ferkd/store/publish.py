@@ -65,7 +65,7 @@ def publish(
             _remove_stale(url, old, files)
     done = 0
     for file in files:
-        _upload(folder, url, Expected.of(file))
+        upload(folder, url, Expected.of(file))
         done += file.size
         if progress:
             progress(done, sum(f.size for f in files))
@@ -251,7 +251,7 @@ def _remove_stale(url: str, old: bytes, files: Sequence[manifests.File]) -> None
             storage.remove(join(url, file.name))
 
 
-def _upload(folder: Path, url: str, file: Expected) -> None:
+def upload(folder: Path, url: str, file: Expected) -> None:
     """Send one file unless it is there already, and verify what has arrived; tried twice."""
     where = join(url, file.name)
     if damage := file.damage(folder / file.name):

@@ -76,7 +76,7 @@ class Cache:
                 f"FERKD_CACHE_BYTES is {given!r}; it must be a whole number of bytes, at least 1"
             )
         folder = os.environ.get("FERKD_CACHE")
-        return cls(Path(folder) if folder else user_cache() / "ferkd", int(given))
+        return cls(Path(folder) if folder else user_cache(), int(given))
 
     @contextmanager
     def hold(self, wanted: Expected, fetch: Callable[[Path], object]) -> Iterator[Path]:

@@ -27,8 +27,8 @@ from pydantic import (
 
 from ferkd.calibration.regions import Regions
 from ferkd.crops import CropDistribution
-from ferkd.loading.loader import WorkerKind
 from ferkd.loading.mixing import Mix
+from ferkd.loading.processes import WorkerKind
 from ferkd.methods import METHODS, loss_settings, problem, with_defaults
 from ferkd.methods.base import LossSettings
 from ferkd.models.student import Student
@@ -107,10 +107,11 @@ class Recipe(Part):
     student; ``class_map`` says which of its classes the folders are, as ``ferkd label --class-map``
     does), ``regions`` by ferkd and ferkd-paper, ``mix`` by all.
     ``ema`` is the decay of an average of the weights, which is then what is evaluated and kept;
-    ``clip_grad`` the largest norm of the gradient; None turns either off. A step's crops are worked
-    through in ``accumulate`` parts, for less memory; ``sync_batchnorm`` normalises over the crops
-    of all processes. A state to resume from
-    is saved every ``checkpoint_seconds``, losses are reported every ``log_steps``.
+    ``clip_grad`` the largest norm of the gradient; None turns either off. ``frozen_statistics``
+    keeps the running statistics of BatchNorm as they came, for fine-tuning. A step's crops are
+    worked through in ``accumulate`` parts, for less memory; ``sync_batchnorm`` normalises over the
+    crops of all processes. A state to resume from is saved every ``checkpoint_seconds``, losses are
+    reported every ``log_steps``.
     """
 
     method: str
@@ -127,6 +128,7 @@ class Recipe(Part):
     mix: Mix = Mix()
     ema: float | None = Field(default=None, ge=0, lt=1)
     clip_grad: float | None = Field(default=None, gt=0)
+    frozen_statistics: bool = False
     device: str = "auto"
     precision: Precision = "auto"
     channels_last: bool = True

@@ -142,7 +142,7 @@ def _index(files: Files, shard: str) -> list[Member]:
     where = f"{files.name.rstrip('/')}/{shard}"
     size, state = _state(files, shard, where)
     told = f"{_VERSION} {files.root} {files.remote} {shard} {state}"
-    cache = Path(os.environ.get("FERKD_CACHE") or user_cache() / "ferkd")
+    cache = Path(os.environ.get("FERKD_CACHE") or user_cache())
     kept = cache / "shards" / f"{hashlib.sha256(told.encode()).hexdigest()}.json"
     try:
         return [Member(*row) for row in json.loads(kept.read_bytes())]
