@@ -1,9 +1,9 @@
 """Nearest neighbours and a linear probe on the features of a suite's students and teacher.
 
-``python docs/results/embeddings.py FOLDER TRAIN VAL TEACHER`` judges every finished run of the
-suite's FOLDER by :func:`ferkd.evaluating.embedding.judge`, which learns from the photographs of
-TRAIN and judged on those of VAL, and writes the figures to FOLDER/embeddings.json, in the
-form that docs/results/tables.py reads. The row ``teacher`` is that of the spec TEACHER.
+``python docs/results/embeddings.py FOLDER TRAIN VAL NAME=NETWORK...`` judges every finished run of
+the suite's FOLDER, and each NETWORK besides (a teacher's spec, a run's folder), on VAL by
+:func:`ferkd.evaluating.embedding.judge`, which learns from the photographs of TRAIN. The figures go
+to FOLDER/embeddings.json, in the form that docs/results/tables.py reads.
 """
 
 from __future__ import annotations
@@ -13,22 +13,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ferkd.evaluating.embedding import judge
+from ferkd.evaluating.embedding import Seen, judge
+from ferkd.images import open_images
 from ferkd.study.compare.plan import finished, planned, read_folder
 from ferkd.system.statistics import mean, sample_deviation
 
 FIGURES = ("knn_top1", "probe_top1")
 
 
-def main(folder: Path, train: str, val: str, teacher: str) -> None:
+def main(folder: Path, train: str, val: str, others: dict[str, str]) -> None:
     suite = read_folder(folder)
     wanted = planned(suite, folder)
+    known, asked, seen = open_images(train), open_images(val), Seen()
+
+    def judged(network: Path | str) -> dict[str, Any]:
+        """The figures of one network, without where it lay."""
+        found = judge(network, asked, reference=known, workers=0, seen=seen)
+        return {key: value for key, value in found.items() if key != "network"}
+
     budgets: dict[str, Any] = {}
     for budget, methods in finished(suite, wanted).items():
-        rows = {"teacher": {"0": judged(teacher, train, val)}}
+        rows = {name: {"0": judged(network)} for name, network in others.items()}
         for name, runs in methods.items():
             if runs:
-                rows[name] = {str(run.seed): judged(run.folder, train, val) for run in runs}
+                rows[name] = {str(run.seed): judged(run.folder) for run in runs}
         budgets[budget] = {"methods": {name: row(of_seed) for name, of_seed in rows.items()}}
     result = {"suite": folder.name, "baseline": suite.baseline, "budgets": budgets}
     text = json.dumps(result, indent=1)
@@ -36,12 +44,6 @@ def main(folder: Path, train: str, val: str, teacher: str) -> None:
     for budget, of in budgets.items():
         for name, found in of["methods"].items():
             print(budget, name, *(f"{key} {found[f'{key}_mean']:.3f}" for key in FIGURES))
-
-
-def judged(network: Path | str, train: str, val: str) -> dict[str, Any]:
-    """The figures of one network, without where it lay."""
-    found = judge(network, val, reference=train, workers=0)
-    return {key: value for key, value in found.items() if key != "network"}
 
 
 def row(of_seed: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -54,5 +56,5 @@ def row(of_seed: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    folder, *others = sys.argv[1:]
-    main(Path(folder), *others)
+    folder, train, val, *others = sys.argv[1:]
+    main(Path(folder), train, val, dict(other.split("=", 1) for other in others))

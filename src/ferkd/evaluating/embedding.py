@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ferkd.evaluating.run import CenterCrops, match_classes
+from ferkd.evaluating.run import CACHE_BYTES, CenterCrops, match_classes
 from ferkd.evaluating.split import held_out
 from ferkd.images import ImageSource, open_images
 from ferkd.models.heads import WithFeatures, head_of_student
@@ -31,6 +31,10 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0)  # the C of LogisticRegression, on standardis
 HELD_OUT = 0.2  # of the images, where no others are given as reference
 _CHOOSING = 5  # every fifth reference image chooses the penalty
 _ITERATIONS = 1000
+
+
+# Central crops by the source's identity, their size and share, and whether EXIF turns them.
+Seen = dict[tuple[int, int, float, bool], CenterCrops]
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ def judge(
     workers: int = 2,
     device: str = "auto",
     precision: Precision = "fp32",
+    seen: Seen | None = None,
 ) -> dict[str, Any]:
     """Judge the features of ``network``, a run or a teacher's spec, on ``images`` with classes.
 
@@ -72,7 +77,8 @@ def judge(
     ``images`` are, by their ids, and the other fifth is judged. Features are what the network's
     head is given for the central crop. Returns ``knn_top1`` with ``knn_k`` and ``knn_metric``,
     ``probe_top1`` with ``probe_c``, and ``features`` (d), ``image_size``, ``judged_images``,
-    ``reference_images``, ``network``.
+    ``reference_images``, ``network``. ``seen``, an empty mapping at first, spares the decoding
+    where several networks are judged on the same open sources.
     """
     for name, value in (("neighbours", neighbours), ("batch_size", batch_size)):
         if value < 1:
@@ -83,14 +89,18 @@ def judge(
     fraction = crop_fraction or embedder.crop_fraction
 
     def embed(source: ImageSource) -> tuple[Tensor, Tensor]:
-        crops = CenterCrops(
-            source,
-            image_size=embedder.image_size,
-            crop_fraction=fraction,
-            workers=workers,
-            exif=embedder.exif,
-            cache_bytes=0,
-        )
+        key = id(source), embedder.image_size, fraction, embedder.exif
+        if seen is None or (crops := seen.get(key)) is None:
+            crops = CenterCrops(
+                source,
+                image_size=embedder.image_size,
+                crop_fraction=fraction,
+                workers=workers,
+                exif=embedder.exif,
+                cache_bytes=0 if seen is None else CACHE_BYTES,
+            )
+        if seen is not None:
+            seen[key] = crops
         found = [(embedder.features(p).float().cpu(), r) for p, r in crops.batches(batch_size)]
         if not found:
             raise InputError(f"{source.name} holds no image that can be read; check the path")
