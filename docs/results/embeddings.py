@@ -16,7 +16,7 @@ from typing import Any
 
 from ferkd.evaluating.embedding import Seen, judge
 from ferkd.images import open_images
-from ferkd.study.compare.plan import finished, planned, read_folder
+from ferkd.study.compare.folder import finished, read_folder, wanted_runs
 from ferkd.system.statistics import mean, sample_deviation
 
 FIGURES = ("knn_top1", "probe_top1")
@@ -27,7 +27,7 @@ def main(folder: Path, train: str, val: str, others: dict[str, str]) -> None:
     known, asked, seen = open_images(train), open_images(val), Seen()
     former = json.loads(file.read_text()) if file.is_file() else {"budgets": {}}
     result: dict[str, Any] = {"suite": folder.name, "baseline": suite.baseline, **former}
-    for budget, methods in finished(suite, planned(suite, folder)).items():
+    for budget, methods in finished(suite, wanted_runs(suite, folder)).items():
         wanted = {(name, "0"): network for name, network in others.items()}
         wanted |= {(m, str(run.seed)): str(run.folder) for m, of in methods.items() for run in of}
         rows = result["budgets"].setdefault(budget, {"methods": {}})["methods"]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ferkd.study.compare.summary import paired
+from ferkd.system.tables import markdown
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "evidence.md", HERE.parents[1] / "README.md")
@@ -54,7 +55,7 @@ def table(file: str, **options: str) -> list[str]:
     seeds = {len(rows[name]["seeds"]) for name in names}
     if len(seeds) > 1:
         columns.insert(1, "seeds")
-    lines = [columns, ["---"] * len(columns)]
+    lines = [columns]
     for name in names:
         row = rows[name]
         cells = [name, *([str(len(row["seeds"]))] if len(seeds) > 1 else [])]
@@ -70,7 +71,7 @@ def table(file: str, **options: str) -> list[str]:
 
 def _pairs(rows: Rows, pairs: list[list[str]]) -> list[str]:
     columns = ["pair", "top-1, %", "difference, points", "NLL", "difference"]
-    lines = [columns, ["---"] * len(columns)]
+    lines = [columns]
     for first, second in pairs:
         cells = [f"{first} / {second}"]
         for key, scale, digits in (("top1", 100, 1), ("nll", 1, 3)):
@@ -95,7 +96,7 @@ def _shares(rows: Rows, names: list[str], base: str, keys: list[str]) -> list[st
 
 
 def _markdown(lines: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |".replace(" --- ", "---") for line in lines]
+    return markdown(lines[0], lines[1:]).splitlines()
 
 
 def _spread(row: dict[str, Any], key: str, scale: float, digits: int) -> str:

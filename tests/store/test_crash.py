@@ -63,6 +63,7 @@ import random, sys
 from pathlib import Path
 import crash
 scene = crash.Scene(Path(sys.argv[1]), random.Random(0))
+scene.check_readable = lambda: None  # which would tell it first, where a job was finished
 try:
     for name, (outcome, kind) in [*crash.KINDS.items()]:
         if name not in ("SIGKILL", "image removed"):

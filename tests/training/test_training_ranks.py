@@ -19,7 +19,8 @@ from PIL import Image
 from runs import TEACHER
 from safetensors.torch import load_file
 
-from ferkd.evaluating.run import CenterCrops, predict
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.predictions import predict
 from ferkd.images import open_images
 from ferkd.labelling.run import label
 from ferkd.system.compute import Normalise

@@ -148,7 +148,7 @@ def finetune(
         workers=workers,
         seed=seed,
         device=device,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
     )
     with meter("fine-tuning") as advance:
         result = fine_tune(settings, out, resume=resume, overwrite=overwrite, progress=advance)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ferkd.evaluating.run import CACHE_BYTES, CenterCrops, match_classes
+from ferkd.evaluating.center_crops import CACHE_BYTES, CenterCrops
+from ferkd.evaluating.predictions import match_classes
 from ferkd.evaluating.split import held_out
 from ferkd.images import ImageSource, open_images
 from ferkd.models.heads import WithFeatures, head_of_student

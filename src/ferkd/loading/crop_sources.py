@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ferkd.calibration.regions import Mining, Region, Regions, blend, mine
+from ferkd.calibration.labels import Region, blend
+from ferkd.calibration.regions import Mining, Regions, mine
 from ferkd.crops import CUT_RULE, CropDistribution, random_boxes
 from ferkd.images import DECODER, ImageSource, Picture, fingerprint, spelt_otherwise
 from ferkd.loading.order import draw_crops

@@ -19,8 +19,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.evaluating.measures import measure
-from ferkd.evaluating.run import CenterCrops, match_classes, predict
+from ferkd.evaluating.predictions import match_classes, predict
 from ferkd.images import open_images
 from ferkd.models.student import ModelConfig, Student, build_student, check_input, normalisation
 from ferkd.models.weights import read_state_dict

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ferkd.evaluating.run import CenterCrops, match_classes
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.predictions import match_classes
 from ferkd.images import ImageSource, open_images, refuse_inside_images
 from ferkd.methods import METHODS
 from ferkd.methods.base import Attached, Setup
@@ -31,7 +32,6 @@ from ferkd.system.files import sweep, write_json
 from ferkd.system.interrupt import Interrupt
 from ferkd.system.launch import restarts
 from ferkd.system.locks import held
-from ferkd.system.plain import read_json
 from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint
@@ -40,6 +40,7 @@ from ferkd.training.data import TrainingData, mixer, open_data
 from ferkd.training.metrics import require_tensorboard
 from ferkd.training.optim import build_optimizer
 from ferkd.training.partial import open_partial
+from ferkd.training.result import RunResult, read_result
 from ferkd.training.schedule import learning_rate
 from ferkd.training.trainer import Trainer
 
@@ -56,7 +57,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> RunResult:
     """Train the student of ``recipe`` and leave the run in the folder ``out``; returns its result.
 
     ``progress`` is called with the lines of metrics.jsonl ("kind" train or eval) and before them
@@ -88,7 +89,7 @@ def begin(
     overwrite: bool,
     progress: Progress | None,
     data: TrainingData | None = None,
-) -> Run | dict[str, Any]:
+) -> Run | RunResult:
     """A run before its next step, its folder made and held; the result of one that is finished.
 
     ``data`` is what another recipe opened, where the two share it. Raises as :func:`train` does.
@@ -106,16 +107,16 @@ def _begin(
     progress: Progress | None,
     data: TrainingData | None,
     holding: ExitStack,
-) -> Run | dict[str, Any]:
+) -> Run | RunResult:
     settings = recipe.to_dict()
 
-    def prepared() -> dict[str, Any] | None:
+    def prepared() -> RunResult | None:
         check_restart(resume)
         refuse_inside_images(out, recipe.data.images, recipe.data.val)
         refuse_inside_store(out)
         folders.prepare(out, settings, resume=resume, overwrite=overwrite)
         if resume and (out / folders.RESULT).is_file():
-            return dict(read_json(out / folders.RESULT, "result of a run"))
+            return read_result(out)
         holding.enter_context(held(out, folders.BUSY.format(out)))
         folders.prepare(out, settings, resume=resume, overwrite=overwrite)  # as it is now
         return None

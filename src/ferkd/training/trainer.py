@@ -246,7 +246,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
-            self.ema.update(self.step)
+            self.ema.update(self.model, self.step)
         self._losses.append(loss)
         self.step += 1
         self.crops += len(batch.targets) * self.ranks.world_size

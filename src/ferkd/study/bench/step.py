@@ -27,6 +27,7 @@ from ferkd.study.bench.measuring import Target, described, in_turns, machine, se
 from ferkd.study.bench.photos import PHOTO_SIDES, link_photos, write_photos
 from ferkd.system.compute import autocast
 from ferkd.system.errors import InputError
+from ferkd.system.tables import markdown as table
 from ferkd.training.data import TrainingData
 from ferkd.training.recipe import make_recipe
 from ferkd.training.run import build_trainer
@@ -318,8 +319,9 @@ def _stretch(trainer: Trainer, steps: int, waits: int) -> Callable[[int], float]
 def markdown(result: dict[str, Any]) -> str:
     """The report of `bench_step` as a Markdown table."""
     found = result["details"]["seconds_per_10000_crops"]
-    lines = ["side | seconds per 10,000 crops | of ferkd's", "--- | --: | --:"]
-    for name, side in found.items():
-        of_ours = side["median"] / found[FERKD]["median"]
-        lines.append(f"{name} | {side['median']:.1f} | {of_ours:.2f}")
-    return "\n".join(lines)
+    ours = found[FERKD]["median"]
+    rows = [
+        [name, f"{side['median']:.1f}", f"{side['median'] / ours:.2f}"]
+        for name, side in found.items()
+    ]
+    return table(["side", "seconds per 10,000 crops", "of ferkd's"], rows, figures=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from ferkd.images import open_images
 from ferkd.methods import METHODS
+from ferkd.study.compare.folder import WantedRun
 from ferkd.study.compare.length import steps_of
-from ferkd.study.compare.plan import Planned
 from ferkd.study.compare.suite import Suite
 from ferkd.study.compare.trees import flatten
 from ferkd.system.errors import InputError
@@ -19,7 +19,7 @@ from ferkd.training import folder as folders
 from ferkd.training.recipe import Recipe
 
 
-def check_data(suite: Suite, wanted: Sequence[Planned]) -> None:
+def check_data(suite: Suite, wanted: Sequence[WantedRun]) -> None:
     """Raise InputError naming all that the unfinished runs read and that is not there or not fit.
 
     Images, the store of labels or of label maps, the live teacher and the student's weights, each
@@ -69,7 +69,7 @@ def _weights(path: Path) -> object:
     return read_state_dict(weights_file(path))
 
 
-def check_finished(suite: Suite, wanted: Sequence[Planned]) -> None:
+def check_finished(suite: Suite, wanted: Sequence[WantedRun]) -> None:
     """Raise InputError where a finished run was made with other settings than it would be now."""
     found = other_settings(suite, wanted)
     if found:
@@ -83,7 +83,7 @@ def check_finished(suite: Suite, wanted: Sequence[Planned]) -> None:
         )
 
 
-def other_settings(suite: Suite, wanted: Sequence[Planned]) -> dict[str, list[str]]:
+def other_settings(suite: Suite, wanted: Sequence[WantedRun]) -> dict[str, list[str]]:
     """By name of a finished run one line for each key that decides its result and differs.
 
     The length counts, unless a budget in seconds found it. A key that the run's recipe lacks, as of
@@ -96,7 +96,7 @@ def other_settings(suite: Suite, wanted: Sequence[Planned]) -> dict[str, list[st
     return found
 
 
-def _changed(suite: Suite, run: Planned) -> list[str]:
+def _changed(suite: Suite, run: WantedRun) -> list[str]:
     path = run.folder / folders.RECIPE
     try:
         old = read_yaml(path, "recipe")
@@ -135,7 +135,7 @@ def _unread_of_mixing(kind: str) -> tuple[str, ...]:
     return (*unread, "mix.alpha", "mix.probability") if kind == "none" else unread
 
 
-def _length(suite: Suite, run: Planned, old: dict[str, Any]) -> dict[str, Any]:
+def _length(suite: Suite, run: WantedRun, old: dict[str, Any]) -> dict[str, Any]:
     """The length that the run should have: by its budget, or as it is where seconds found it."""
     budget = suite.budgets[run.budget]
     if budget.seconds is not None:
