@@ -62,8 +62,8 @@ def test_a_teacher_is_judged_by_its_spec(tiny_images, command_line):
     split = judge(TEACHER, photos, probe=False, workers=0)
     assert (split["judged_images"], split["reference_images"]) == (2, 9)
     source, seen = open_images(photos), Seen()
-    again = [judge(TEACHER, source, probe=False, workers=0, seen=seen) for _ in range(2)]
-    assert again == [split, split] and len(seen) == 1
+    again = [dict(judge(TEACHER, source, probe=False, workers=0, seen=seen)) for _ in range(2)]
+    assert again == [dict(split)] * 2 and len(seen) == 1
     assert "probe_top1" not in split and split["knn_k"] == 9
     status, _, err = command_line("evaluate", TEACHER, photos, "--reference", photos)
     assert status == 2 and "--reference is what --knn and --probe learn from" in err
