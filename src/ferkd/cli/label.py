@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -56,7 +56,7 @@ def label(
         typer.Option(help="0/4 to 3/4: this process's of 4; torchrun and SLURM tell it."),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="processes, or ray: --ray-workers actors on a Ray cluster.")
+        Literal["processes", "ray"], typer.Option(help="ray: --ray-workers actors on a cluster.")
     ] = "processes",
     ray_workers: Annotated[int, typer.Option(help="Of --engine ray; a device each.")] = 2,
     finish: Annotated[

@@ -25,6 +25,7 @@ from ferkd.models.heads import WithFeatures, head_of_student
 from ferkd.models.student import check_input, finished_run, load_run
 from ferkd.system.compute import Normalise, Precision, autocast, resolve_device, resolve_precision
 from ferkd.system.errors import InputError
+from ferkd.system.results import Result
 
 NEIGHBOURS = 20
 SHARPNESS = 0.07  # a neighbour votes with exp(cosine / 0.07)
@@ -52,6 +53,23 @@ class Embedded:
     targets: Tensor
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Judgement(Result):
+    """How well the classes are told by ``features`` numbers an image: top-1 of nearest neighbours
+    and of a linear probe (with the penalty ``probe_c``), each where it was asked for."""
+
+    network: str
+    features: int
+    image_size: int
+    judged_images: int
+    reference_images: int
+    knn_top1: float | None = None
+    knn_k: int | None = None
+    knn_metric: str | None = None
+    probe_top1: float | None = None
+    probe_c: float | None = None
+
+
 def judge(
     network: str | Path,
     images: str | Path | ImageSource,
@@ -66,14 +84,12 @@ def judge(
     workers: int = 2,
     device: str = "auto",
     precision: Precision = "fp32",
-) -> dict[str, Any]:
+) -> Judgement:
     """Judge the features of ``network``, a run or a teacher's spec, on ``images`` with classes.
 
     ``reference`` are the images of the same classes that is learnt from; without, four fifths of
     ``images`` are, by their ids, and the other fifth is judged. Features are what the network's
-    head is given for the central crop. Returns ``knn_top1`` with ``knn_k`` and ``knn_metric``,
-    ``probe_top1`` with ``probe_c``, and ``features`` (d), ``image_size``, ``judged_images``,
-    ``reference_images``, ``network``.
+    head is given for the central crop.
     """
     for name, value in (("neighbours", neighbours), ("batch_size", batch_size)):
         if value < 1:
@@ -116,24 +132,25 @@ def judge(
     for side, what in ((known, "to learn from"), (judged, "to judge")):
         if not len(side.targets):
             raise InputError(f"{source.name}: no image with a class {what}; use class folders")
-    result: dict[str, Any] = {
-        "network": str(network),
-        "features": features.shape[1],
-        "image_size": embedder.image_size,
-        "judged_images": len(judged.targets),
-        "reference_images": len(known.targets),
-    }
+    found: dict[str, Any] = {}
     if knn:
         k = min(neighbours, len(known.targets))
-        result |= {
+        found |= {
             "knn_top1": _share(nearest(known, judged.features, k), judged.targets),
             "knn_k": k,
             "knn_metric": f"cosine of features of length 1, votes exp(cosine / {SHARPNESS})",
         }
     if probe:
         answers, c = linear_probe(known, judged.features)
-        result |= {"probe_top1": _share(answers, judged.targets), "probe_c": c}
-    return result
+        found |= {"probe_top1": _share(answers, judged.targets), "probe_c": c}
+    return Judgement(
+        network=str(network),
+        features=features.shape[1],
+        image_size=embedder.image_size,
+        judged_images=len(judged.targets),
+        reference_images=len(known.targets),
+        **found,
+    )
 
 
 def has_classes(network: str | Path) -> bool:

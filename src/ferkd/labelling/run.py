@@ -161,7 +161,7 @@ def _work(job: Pass, writer: StoreWriter, progress: Report | None) -> None:
 
         def tell(crops_of_part: int) -> None:
             if progress:
-                elapsed, images = time.perf_counter() - begun, done + crops_of_part // job.plan.new
+                elapsed, images = time.perf_counter() - begun, done + crops_of_part // job.shown.new
                 progress(Progress(images, total, crops + crops_of_part, elapsed, labelling.parts))
 
         tell(0)
