@@ -31,7 +31,7 @@ from ferkd.store.writer import StoreWriter, listing
 from ferkd.study.inspector.page import prepare, write_page
 from ferkd.study.inspector.server import Server
 
-SIZES = ((3_000, 24, 1000), (50_000, 10, 1000))  # images, crops of each, classes
+SIZES = ((3_000, 24, 1000), (50_000, 50, 1000))  # images, crops of each, classes
 TOP = 5
 
 
