@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from ferkd.calibration import regions
 from ferkd.cli import options
+from ferkd.labelling.settings import Labelling
 from ferkd.store import features, merge, records
 from ferkd.store.fkd import convert
 from ferkd.study.scenes import planted
 from ferkd.system import compute
+
+OF_LABELLING = get_type_hints(Labelling, localns={"CropDistribution": Any, "LabelStore": Any})
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,11 @@ from ferkd.system import compute
             ("auto", *get_args(records.Values), *get_args(features.Codec)),
         ),
         (options.ObjectScale, get_args(planted.ObjectScale)),
+        (OF_LABELLING["precision"], get_args(compute.Precision)),
+        (
+            OF_LABELLING["values"],
+            ("auto", *get_args(records.Values), *get_args(features.Codec)),
+        ),
     ],
 )
 def test_an_option_offers_what_is_taken(shown: Any, taken: tuple[str, ...]) -> None:

@@ -16,8 +16,6 @@ softened hard one and r(s) how often the teacher is right at that score.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -30,14 +28,16 @@ from torch import Tensor
 from ferkd.calibration.labels import Region, blend, calibrate
 from ferkd.calibration.ranks import row_chunks
 from ferkd.calibration.reliability import Evidence, Rule, propose, reliability, weights_of
+from ferkd.calibration.scores import Scale, Score, all_scores, sample_rows
+from ferkd.calibration.scores import image_quantiles as image_quantiles
+from ferkd.calibration.scores import score_of as score_of
+from ferkd.calibration.scores import scores_of as scores_of
 from ferkd.store.reader import LabelStore
 from ferkd.store.soft import SoftLabels
 from ferkd.system.errors import InputError
 from ferkd.system.settings import Part
 
 Calibration = Literal["steps", "blend"]
-Score = Literal["max_prob", "true_prob"]
-Scale = Literal["probability", "image_quantile"]
 
 
 class Thresholds(NamedTuple):
@@ -134,23 +134,6 @@ def classify(
     return torch.from_numpy(classify_scores(scores, low, middle, top)).to(labels.classes.device)
 
 
-def score_of(labels: SoftLabels, targets: Tensor | None, score: Score) -> Tensor:
-    """The teacher's confidence in each crop, float32 [B]; NaN for true_prob without a target."""
-    if score == "max_prob":
-        return labels.max_prob()
-    if targets is None:
-        return torch.full_like(labels.log_probs[:, 0], math.nan)
-    return labels.prob_of(targets)
-
-
-def image_quantiles(scores: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Each score's rank among its image's crops, (rank + 1/2) / n with ties averaged; [N, n]."""
-    below = (scores[:, None, :] < scores[:, :, None]).sum(2)
-    equal = (scores[:, None, :] == scores[:, :, None]).sum(2)
-    ranks = (below + equal / 2) / scores.shape[1]
-    return np.where(np.isnan(scores), np.nan, ranks).astype(np.float32)
-
-
 def keep_every_image(regions: NDArray[np.int8], region: Region = Region.HARD) -> NDArray[np.int8]:
     """Put the crops of images that have nothing left into ``region``, so no image is lost."""
     empty = (regions == Region.DISCARDED).all(axis=1)
@@ -182,6 +165,7 @@ class Mining:
     without_target: int
     evidence: Evidence | None
     weights: NDArray[np.uint8] | None = None
+    sampled: int | None = None  # images that the thresholds are from, where not from all
 
     def calibrate(
         self,
@@ -268,6 +252,8 @@ class Mining:
             line += (
                 "; more than half of the crops are discarded, is this a teacher for these images?"
             )
+        if self.sampled is not None:
+            line += f"; thresholds from {self.sampled} of the {len(self.regions)} images"
         return line if self.evidence is None else f"{line} ({self.evidence.reason})"
 
 
@@ -277,8 +263,10 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
     Raises InputError when the settings cannot be met, for instance thresholds out of order.
     """
     settings = settings or Regions()
-    scores, correct = scores_of(store, settings.score, settings.scale)
-    known, chance = store.targets >= 0, 1 / store.num_classes
+    sample = sample_rows(len(store), store.crops_per_image)
+    scores, correct = scores_of(store, settings.score, settings.scale, sample)
+    known = store.truth(slice(None) if sample is None else sample) >= 0
+    chance = 1 / store.num_classes
     blended = settings.calibration == "blend"
     evidence = None
     if isinstance(settings.thresholds, str):
@@ -296,9 +284,19 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
     # Where nothing asks for hard labels (low = middle), none is made up for such an image: the
     # teacher doubts all of its crops, so its ground truth may be what is wrong.
     rescue = Region.HARD if thresholds.low < thresholds.middle else Region.IMPORTANT
-    regions = np.empty(scores.shape, np.int8)
-    for rows in row_chunks(*scores.shape):
-        regions[rows] = classify_scores(scores[rows], *thresholds)
+    shape = len(store), store.crops_per_image
+    regions = np.empty(shape, np.int8)
+    weights = np.empty(shape, np.uint8) if blended and curve is not None else None
+    unknown = 0
+    for rows, values in (
+        ((rows, scores[rows]) for rows in row_chunks(*shape))
+        if sample is None
+        else all_scores(store, settings.score, settings.scale)
+    ):
+        regions[rows] = classify_scores(values, *thresholds)
+        if weights is not None and curve is not None:
+            weights[rows] = weights_of(curve, values)
+        unknown += int((store.truth(rows) < 0).sum())
     if settings.shuffle is not None:  # at the rate of what would have been trained on
         regions = shuffled(keep_every_image(regions, rescue), settings.shuffle)
     shares = {region.name.lower(): float((regions == region).mean()) for region in Region}
@@ -310,30 +308,24 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
         thresholds=thresholds,
         shares=shares,
         kept_whole=kept_whole,
-        without_target=int((~known).sum()),
+        without_target=unknown,
         evidence=evidence,
-        weights=weights_of(curve, scores) if blended and curve is not None else None,
+        weights=weights,
+        sampled=None if sample is None else len(sample),
     )
 
 
-def scores_of(
-    store: LabelStore, score: Score = "max_prob", scale: Scale = "probability"
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Confidence of every crop, float32 [N, crops], and whether the teacher's answer is right."""
-    shape = (len(store), store.crops_per_image)
-    scores, correct = np.empty(shape, np.float32), np.empty(shape, bool)
-    for rows, labels, targets in _scan(store):
-        values = score_of(labels, targets, score).numpy().reshape(-1, shape[1])
-        scores[rows] = image_quantiles(values) if scale == "image_quantile" else values
-        correct[rows] = (labels.top1() == targets).numpy().reshape(-1, shape[1])
-    return scores, correct
-
-
-def _scan(store: LabelStore) -> Iterator[tuple[slice, SoftLabels, Tensor]]:
-    targets = store.targets.astype(np.int64)
-    for rows, _, labels in store.scan():
-        yield (
-            rows,
-            labels,
-            torch.from_numpy(np.repeat(targets[rows], store.crops_per_image)),
-        )
+def sampled_thresholds(
+    store: LabelStore, settings: Regions, rows: NDArray[np.int64]
+) -> tuple[Thresholds, dict[str, float]]:
+    """What :func:`mine` finds by a rule from the images ``rows``, and the shares of their crops by
+    region. Memory and time are of the sample. Raises InputError."""
+    scores, correct = scores_of(store, settings.score, settings.scale, rows)
+    known = store.truth(rows) >= 0
+    rule = settings.thresholds
+    if not isinstance(rule, str):
+        raise InputError(f"thresholds are {rule}; give a rule, such as reliable")
+    found = propose(scores, correct, known, store.num_classes, rule)
+    thresholds = check_thresholds(*found.thresholds)
+    regions = classify_scores(scores, *thresholds)
+    return thresholds, {r.name.lower(): float((regions == r).mean()) for r in Region}

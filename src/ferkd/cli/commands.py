@@ -12,11 +12,8 @@ import io
 import logging
 import os
 import sys
-import time
 import traceback
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,25 +24,17 @@ from ferkd.cli import data as cli_data
 from ferkd.cli import demo as cli_demo
 from ferkd.cli import distill as cli_distill
 from ferkd.cli import doctor as cli_doctor
+from ferkd.cli import evaluate as cli_evaluate
 from ferkd.cli import inspect as cli_inspect
+from ferkd.cli import label as cli_label
 from ferkd.cli import plan as cli_plan
 from ferkd.cli import product as cli_product
 from ferkd.cli import recipes as cli_recipes
 from ferkd.cli import store as cli_store
 from ferkd.cli import train as cli_train
 from ferkd.cli import transfer as cli_transfer
-from ferkd.cli.console import continuing, expanded, meter, say, show, table
+from ferkd.cli.console import expanded, say
 from ferkd.cli.help import Ferkd
-from ferkd.cli.options import (
-    Device,
-    Json,
-    Overwrite,
-    Precision,
-    Resume,
-    TopK,
-    Values,
-    Workers,
-)
 from ferkd.system import text as texts
 from ferkd.system.errors import InputError
 from ferkd.system.launch import SaidByTheFirst
@@ -144,308 +133,14 @@ def _version(
         raise typer.Exit
 
 
-@app.command()
-def label(
-    images: Annotated[str, typer.Argument(help="A folder CLASS/…/*.jpg, or an fsspec URL.")],
-    teacher: Annotated[
-        str,
-        typer.Option(
-            help="timm/NAME, torchvision/NAME, hf/…, a run, a module; A,B@0.5 for several."
-        ),
-    ],
-    out: Annotated[
-        str | None, typer.Option(help="A new folder for the labels, or an fsspec URL.")
-    ] = None,
-    into: Annotated[
-        Path | None, typer.Option(help="Add a signal to this finished store, of its very crops.")
-    ] = None,
-    signal: Annotated[
-        str | None, typer.Option(help="The signal's name [labels, or features].")
-    ] = None,
-    kind: Annotated[
-        str,
-        typer.Option(help="crops; map: one label map per image (ReLabel); features of crops."),
-    ] = "crops",
-    layer: Annotated[
-        str, typer.Option(help="Features: penultimate, output or a submodule's name.")
-    ] = "penultimate",
-    normalised: Annotated[
-        bool, typer.Option("--normalised", help="Features: each of length 1.")
-    ] = False,
-    per: Annotated[str, typer.Option(help="Features: of each crop, or of the whole image.")] = (
-        "crop"
-    ),
-    crops: Annotated[int | None, typer.Option(help="Random crops per image [50].")] = None,
-    top_k: TopK = 5,
-    values: Values = "auto",
-    scale: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Crop area, share of the image [0.08 1].", show_default=False),
-    ] = None,
-    crops_from: Annotated[
-        Path | None, typer.Option(help="Label the crops of this file (JSON or Parquet).")
-    ] = None,
-    boxes_from: Annotated[
-        str | None, typer.Option(help="Label the very crops of this store, by another teacher.")
-    ] = None,
-    add_to: Annotated[
-        str | None, typer.Option(help="Copy this store's labels and add crops up to --crops.")
-    ] = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Pixels; the teacher's own if unset.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Crops (or images) per forward pass; by device if unset.")
-    ] = None,
-    workers: Workers = 2,
-    seed: Annotated[int | None, typer.Option(help="Of the crops [0].")] = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    no_targets: Annotated[
-        bool, typer.Option("--no-targets", help="The folders are not the teacher's classes.")
-    ] = False,
-    class_map: Annotated[
-        str | None,
-        typer.Option(
-            help="JSON or text file of folder and teacher class, or: sorted, natural, number."
-        ),
-    ] = None,
-    no_agreement_check: Annotated[
-        bool,
-        typer.Option("--no-agreement-check", help="Accept labels that deny the folders."),
-    ] = False,
-    no_exif: Annotated[
-        bool, typer.Option("--no-exif", help="Ignore the EXIF orientation of images.")
-    ] = False,
-    max_unreadable: Annotated[
-        float, typer.Option(help="Largest share of unreadable images.")
-    ] = 0.01,
-    recheck: Annotated[
-        bool, typer.Option("--recheck", help="With --resume: look for images that changed since.")
-    ] = False,
-    work: Annotated[
-        Path | None, typer.Option(help="Local folder to label in, for an --out URL.")
-    ] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(help="0/4 to 3/4: this process's of 4; torchrun and SLURM tell it."),
-    ] = None,
-    engine: Annotated[
-        str, typer.Option(help="processes, or ray: --ray-workers tasks on a Ray cluster.")
-    ] = "processes",
-    ray_workers: Annotated[int, typer.Option(help="Of --engine ray; a device each.")] = 2,
-    finish: Annotated[
-        bool, typer.Option("--finish", help="Join the parts that shards have written, no more.")
-    ] = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Label random crops of every image with a teacher.
-
-    Several processes label together into one --out that all see: start each with a --shard of its
-    own, or by torchrun or SLURM. Run a shard again to do what is missing.
-
-    With --kind map the whole image is shown once, and a convolutional teacher labels each cell of
-    its last features instead: a label map per image, to train from with method relabel.
-    """
-    from ferkd.crops import CropDistribution
-    from ferkd.images import refuse_inside_images
-    from ferkd.labelling import run as labelling
-    from ferkd.labelling.agreement import agreement_of
-    from ferkd.labelling.engines import label_by_ray
-    from ferkd.labelling.settings import Labelling
-    from ferkd.store.publish import label_out
-    from ferkd.store.sharing import Shard
-    from ferkd.system.storage import is_url, masked
-
-    if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
-        raise InputError(f"--scale {scale[0]} {scale[1]}: give 0 < low <= high <= 1")
-    if (out is None) == (into is None):
-        raise InputError("give one of --out, for a new store, and --into, for a signal more")
-    if out is not None:
-        refuse_inside_images(out, images)
-    one = "cell" if kind == "map" else "crop"
-    begun = time.perf_counter()
-    last = labelling.Progress(0, 0, 0, 0.0)
-    with (
-        continuing(),
-        (
-            label_out(out, work=work, resume=resume, overwrite=overwrite)
-            if out is not None
-            else nullcontext(into or Path())
-        ) as folder,
-        meter("labelling") as advance,
-    ):
-
-        def progress(now: labelling.Progress) -> None:
-            nonlocal last
-            last = now
-            advance(now.done, now.total, f"images, {now.crops_per_second:.0f} {one}s/s")
-
-        wanted = Labelling(
-            kind=kind,  # type: ignore[arg-type]
-            into=into is not None,
-            signal=signal,
-            layer=layer,
-            normalised=normalised,
-            per=per,  # type: ignore[arg-type]
-            crops=crops,
-            top_k=top_k or None,
-            values=values,
-            distribution=None if scale is None else CropDistribution(scale=scale),
-            crops_from=crops_from,
-            boxes_from=boxes_from,
-            add_to=add_to,
-            image_size=image_size,
-            batch_size=batch_size,
-            workers=workers,
-            seed=seed,
-            device=device,
-            precision=precision,
-            targets=not no_targets,
-            class_map=class_map,
-            check_agreement=not no_agreement_check,
-            exif=not no_exif,
-            max_unreadable=max_unreadable,
-        )
-        mine = Shard.from_environment() if shard is None else Shard.parse(shard)
-        together = mine is not None or finish or engine != "processes"
-        if together and (overwrite or recheck or into or is_url(out)):
-            raise InputError(
-                "several processes label into one local folder that all see, and continue it; "
-                "leave out --overwrite, --recheck and --into, and publish the finished store to a "
-                "URL"
-            )
-        if finish:
-            store = labelling.finish(images, folder, targets=not no_targets)
-        elif engine != "processes":
-            store = label_by_ray(images, teacher, folder, wanted, engine, ray_workers)
-        elif mine is not None:
-            found = labelling.label_shard(images, teacher, folder, mine, wanted, progress=progress)
-            if found is None:
-                waiting = {"shard": f"{mine.index}/{mine.count}", "finished": False}
-                show(waiting, f"shard {waiting['shard']} is done; other shards are not", as_json)
-                return
-            store = found
-        else:
-            store = labelling.label(
-                images,
-                teacher,
-                folder,
-                wanted,
-                recheck=recheck,
-                resume=resume,
-                overwrite=overwrite,
-                progress=progress,
-            )
-        agreement = agreement_of(store) if kind != "features" else None
-        skipped = [s.model_dump() for s in store.manifest.skipped]
-        result = {
-            "images": len(store),
-            "skipped": skipped,
-            "kind": kind,
-            "crops_per_image": store.crops_per_image,
-            "seconds": time.perf_counter() - begun,
-            "crops_per_second": last.crops_per_second,
-            "bytes_per_crop": _bytes_per_crop(store),
-            "agreement": agreement,
-            "signals": list(store.manifest.signals),
-            "store": masked(out or into),
-        }
-    for skip in skipped:
-        say(f"left out {texts.name(skip['id'])}: {texts.name(skip['reason'])}")
-    text = (
-        f"{result['images']} images x {result['crops_per_image']} {one}s labelled into "
-        f"{result['store']} ({result['bytes_per_crop']:.1f} bytes per {one}, "
-        f"{last.crops_per_second:.0f} {one}s/s)"
-    )
-    if kind == "features":
-        text += f"\nsignals: {', '.join(store.manifest.signals)}"
-    elif agreement is not None:
-        text += f"\nthe labels agree with the class folders in {agreement:.1%} of the {one}s"
-    else:
-        text += (
-            "\nwithout ground truth: FerKD has nothing to calibrate by, so method ferkd trains on "
-            "these labels as fkd does"
-        )
-    show(result, text, as_json)
-
-
-def _bytes_per_crop(store: Any) -> float:
-    return float(store.bytes_on_disk / max(1, len(store) * store.crops_per_image))
-
-
-@app.command()
-def evaluate(
-    run: Annotated[
-        str, typer.Argument(help="A run's folder or its weights; with --knn, --probe a teacher.")
-    ],
-    images: Annotated[str, typer.Argument(help="A folder of class folders.")],
-    knn: Annotated[
-        bool, typer.Option("--knn", help="Judge the features by their nearest neighbours.")
-    ] = False,
-    probe: Annotated[
-        bool, typer.Option("--probe", help="Judge the features by a linear probe on them.")
-    ] = False,
-    reference: Annotated[
-        str | None, typer.Option(help="Images that both learn from [four fifths of the images].")
-    ] = None,
-    store: Annotated[
-        str | None, typer.Option(help="The teacher's labels of these images: adds agreement.")
-    ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels; the run's own if unset.")] = None,
-    crop_fraction: Annotated[
-        float | None, typer.Option(help="Central crop, share of a side.")
-    ] = None,
-    class_map: Annotated[
-        str | None, typer.Option(help="File of folder and the run's class, or: sorted, natural.")
-    ] = None,
-    batch_size: int = 256,
-    workers: Workers = 2,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    as_json: Json = False,
-) -> None:
-    """Measure accuracy and calibration of a run on images.
-
-    With --knn and --probe its frozen features too, or those of a teacher named as for ferkd
-    label, or of a run that was trained without classes.
-    """
-    from ferkd.evaluating.embedding import has_classes, judge
-    from ferkd.evaluating.run import evaluate as run_evaluation
-
-    features = knn or probe
-    if reference is not None and not features:
-        raise InputError("--reference is what --knn and --probe learn from; give one of these")
-    common: dict[str, Any] = {
-        "image_size": image_size,
-        "crop_fraction": crop_fraction,
-        "batch_size": batch_size,
-        "workers": workers,
-        "device": device,
-        "precision": precision,
-    }
-    result: dict[str, Any] = {}
-    if not features or has_classes(run):
-        result |= run_evaluation(run, images, store=store, class_map=class_map, **common)
-    if features:
-        result |= judge(run, images, reference=reference, knn=knn, probe=probe, **common)
-    rows = [(k, _short(v)) for k, v in result.items() if k != "per_class"]
-    rows += [(f"  {name}", _short(v)) for name, v in result.get("per_class", {}).items()]
-    show(result, table(rows), as_json)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
 cli_train.register(app)
+cli_evaluate.register(app)
 cli_demo.register(app)
 cli_recipes.register(app)
 cli_distill.register(app)
 cli_doctor.register(app)
 cli_inspect.register(app)
+cli_label.register(app)
 cli_plan.register(app)
 cli_product.register(app)
 cli_store.register(app)

@@ -6,7 +6,12 @@ tests/cli/test_choices.py holds the two together.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import ast
+import inspect
+from collections.abc import Callable, Collection
+from dataclasses import Field, fields
+from functools import wraps
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,3 +39,54 @@ FkdType = Literal["fp32", "fp16"]
 ParquetClasses = Literal["names", "ids"]
 ObjectScale = Literal["small", "normal"]
 Thresholds = Annotated[str, typer.Option(help="L,M,T (0 to 1, ascending), auto, reliable or none.")]
+
+
+def from_settings(
+    settings: type, leave_out: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each field of a settings dataclass; it gets them as ``asked``.
+
+    The metadata of a field hold its ``help``, and the ``flag`` that turns a truth off. Of a field
+    of several types the command line gives the first.
+    """
+    shown = [field for field in fields(settings) if field.name not in leave_out]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            asked = {field.name: given.pop(_name(field)) for field in shown}
+            turned = {field.name: not asked[field.name] for field in shown if _turns_off(field)}
+            command(**given, asked=asked | turned)
+
+        own = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in own.parameters.values():
+            parameters += map(_option, shown) if parameter.name == "asked" else [parameter]
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def _turns_off(field: Field[Any]) -> bool:
+    return field.default is True
+
+
+def _name(field: Field[Any]) -> str:
+    return f"no_{field.name}" if _turns_off(field) else field.name
+
+
+def _option(field: Field[Any]) -> inspect.Parameter:
+    first = str(field.type).partition(" | ")[0]
+    kind: Any = {"int": int, "float": float, "bool": bool}.get(first, str)
+    if first.startswith("Literal["):
+        kind = Literal[ast.literal_eval(f"({first[8:-1]},)")]
+    flags = [field.metadata["flag"] or f"--{field.name}"] if kind is bool else []
+    option = typer.Option(*flags, help=field.metadata["help"])
+    return inspect.Parameter(
+        _name(field),
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=False if kind is bool else field.default,
+        annotation=Annotated[kind if field.default is not None else kind | None, option],
+    )

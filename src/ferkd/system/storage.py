@@ -224,6 +224,11 @@ def make_parent(file_system: Any, path: str) -> None:
         file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where ferkd keeps what may be deleted and made again: FERKD_CACHE, else the user's."""
+    return Path(os.environ.get("FERKD_CACHE") or user_cache())
+
+
 def user_cache() -> Path:
     """ferkd's folder where this system's users expect what may be deleted and made again."""
     return user_cache_path("ferkd", appauthor=False, opinion=False)

@@ -31,6 +31,7 @@ from ferkd.system.files import write_json
 from ferkd.system.interrupt import Interrupt
 from ferkd.system.locks import held
 from ferkd.system.plain import read_json
+from ferkd.system.results import Result
 from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
@@ -106,6 +107,22 @@ class FineTuning:
         )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FineTuned(Result):
+    """What was kept: ``kept_step`` 0 is the linear probe, whose accuracy is ``probe_top1``."""
+
+    student: str
+    top1: float
+    probe_top1: float
+    kept_step: int
+    nll: float
+    ece: float
+    steps: int
+    probe_penalty: float
+    seconds: float
+    run: str
+
+
 def fine_tune(
     settings: FineTuning,
     out: str | Path,
@@ -113,20 +130,19 @@ def fine_tune(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> FineTuned:
     """Fit a head and fine-tune into the folder ``out``, a run; returns its result.
 
-    The result has ``top1`` (of what is kept), ``probe_top1``, ``kept_step`` (0: the probe),
-    ``nll``, ``ece``, ``steps`` and ``seconds``. An interrupted call continues with ``resume``, on
-    the CPU to the bit. ``progress(done, total, note)`` hears of images and steps. Raises InputError
-    for what cannot be before anything is written.
+    An interrupted call continues with ``resume``, on the CPU to the bit. ``progress(done, total,
+    note)`` hears of images and steps. Raises InputError for what cannot be before anything is
+    written.
     """
     out = local_path(out, "folder for the run")
     recipe = settings.recipe(out)
     folders.prepare(out, recipe.to_dict(), resume=resume, overwrite=overwrite)
     result = out / folders.RESULT
     if resume and result.is_file():
-        return read_json(result, "result of a run")
+        return FineTuned.from_json(read_json(result, "result of a run"), result)
     with held(out, folders.BUSY.format(out)):
         folders.prepare(out, recipe.to_dict(), resume=resume, overwrite=overwrite)
         if overwrite:
@@ -139,7 +155,7 @@ def fine_tune(
     return found
 
 
-def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> dict[str, Any]:
+def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> FineTuned:
     """The probe, what follows it, and the weights of what is kept; the result."""
     begun = time.perf_counter()
     folders.write_recipe(out, recipe.to_dict())
@@ -159,18 +175,18 @@ def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> d
         source = BEST if kept["step"] else PROBE_WEIGHTS
         trainer.model.load_state_dict(read_state_dict(out / source))
         save_weights(out / folders.WEIGHTS, trainer.model)
-    return {
-        "student": settings.network.name,
-        "top1": kept["top1"],
-        "probe_top1": probe["top1"],
-        "kept_step": kept["step"],
-        "nll": kept["nll"],
-        "ece": kept["ece"],
-        "steps": steps,
-        "probe_penalty": probe["penalty"],
-        "seconds": probe["seconds"] + seconds,
-        "run": str(out),
-    }
+    return FineTuned(
+        student=settings.network.name,
+        top1=kept["top1"],
+        probe_top1=probe["top1"],
+        kept_step=kept["step"],
+        nll=kept["nll"],
+        ece=kept["ece"],
+        steps=steps,
+        probe_penalty=probe["penalty"],
+        seconds=probe["seconds"] + seconds,
+        run=str(out),
+    )
 
 
 class _Judge:

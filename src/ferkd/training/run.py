@@ -60,13 +60,15 @@ def train(
 ) -> RunResult:
     """Train the student of ``recipe`` and leave the run in the folder ``out``; returns its result.
 
-    ``progress`` is called with the lines of metrics.jsonl ("kind" train or eval) and before them
-    with {"kind": "start", "steps", "step", ...}. With ``resume`` an interrupted run continues (to
-    the bit on the CPU), a finished one returns its result at once, and a missing one starts.
-    On SIGINT and SIGTERM the state is saved and KeyboardInterrupt raised. Raises InputError for
-    anything that the recipe, the folder or the data get wrong, validation images and the disk's
-    room included, and where another process writes to ``out``, before anything is written;
-    RuntimeError when training diverges.
+    - ``progress`` is called with the lines of metrics.jsonl ("kind" train or eval), and before them
+      with {"kind": "start", "steps", "step", ...}.
+    - With ``resume`` an interrupted run continues (to the bit on the CPU), a finished one returns
+      its result at once, and a missing one starts.
+    - On SIGINT and SIGTERM the state is saved and KeyboardInterrupt raised.
+
+    Raises InputError, before anything is written, for anything that the recipe, the folder or the
+    data get wrong, validation images and the disk's room included, and where another process
+    writes to ``out``. Raises RuntimeError when training diverges.
 
     The processes of a process group, or those that torchrun started, train together: the batch of
     a step is that of all, the first one writes and calls ``progress``, all return the result.
