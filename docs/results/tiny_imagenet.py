@@ -1,10 +1,10 @@
 """A part of Tiny-ImageNet as class folders, for the suite many-classes.
 
 ``python docs/results/tiny_imagenet.py tiny-imagenet-200 100 60 tiny`` copies the first 60 training
-images of each of the first 100 classes, by name, to ``tiny/train``, and the 50 validation images of each
-to ``tiny/val``. The first argument is the data set as its authors (Stanford's CS231n) pack it:
-``train/WNID/images`` and ``val/images`` with ``val_annotations.txt``. Classes are WordNet ids, by
-which a teacher of 1000 ImageNet classes finds its own. The images are ImageNet's, at 64 px.
+images of each of the first 100 classes, by name, to ``tiny/train``, and the 50 validation images
+of each to ``tiny/val``. The first argument is the data set as its authors (Stanford's CS231n) pack
+it: ``train/WNID/images`` and ``val/images`` with ``val_annotations.txt``. Classes are WordNet ids,
+by which a teacher of 1000 ImageNet classes finds its own. The images are ImageNet's, at 64 px.
 """
 
 from __future__ import annotations
@@ -44,5 +44,5 @@ def _number(file: Path) -> int:
 
 if __name__ == "__main__":
     source, classes, images, target = sys.argv[1:]
-    counts = main(Path(source), int(classes), int(images), Path(target))
-    print("%d training and %d validation images in %s" % (*counts, target))
+    train, val = main(Path(source), int(classes), int(images), Path(target))
+    print(f"{train} training and {val} validation images in {target}")
