@@ -9,7 +9,8 @@ results say. In a page a table follows a line like::
 result's own baseline unless said; ``only`` keeps methods, in the order given; ``no`` leaves out
 columns: ``ece``, ``difference``, ``nll`` (its difference), ``reach``. What a run reached before its
 end is known for the result's own baseline only. ``pairs=fkd:ferkd,fkd-weak:ferkd-weak`` makes a row
-of each pair instead, the second against the first.
+of each pair instead, the second against the first. ``<!-- regimes KIND -->`` is one of the tables
+of regimes.py beside this file.
 """
 
 from __future__ import annotations
@@ -24,9 +25,17 @@ from typing import Any
 
 from ferkd.study.compare.summary import paired
 
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent))
+import regimes
+
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "evidence.md", HERE.parents[1] / "README.md")
-MARK = re.compile(r"<!-- table (?P<file>\S+?)(?P<options>( \S+=\S+)*) -->")
+PAGES = (
+    HERE.parent / "evidence.md",
+    HERE.parent / "what-to-use.md",
+    HERE.parents[1] / "README.md",
+)
+MARK = re.compile(r"<!-- (table|regimes) (?P<file>\S+?)(?P<options>( \S+=\S+)*) -->")
 
 Rows = dict[str, dict[str, Any]]
 
@@ -118,7 +127,8 @@ def renewed(lines: list[str]) -> Iterator[str]:
         yield line
         if mark := MARK.fullmatch(line):
             options = dict(option.split("=", 1) for option in mark["options"].split())
-            yield from ["", *table(mark["file"], **options), ""]
+            made = regimes.table if mark[1] == "regimes" else table
+            yield from ["", *made(mark["file"], **options), ""]
             while place < len(lines) and (not lines[place] or lines[place].startswith("|")):
                 place += 1
 
