@@ -6,7 +6,9 @@ passes over it in every way of KINDS, in turn and at random points, until KILLS 
 ended. Every store that comes to its end is
 compared with the undisturbed one, byte by byte. Then two jobs are started on one output, and
 FLIPS random bits of the store are flipped, one at a time and in every file, for verification to
-find. Each attempt is a process of its own, a fork, so that the imports are paid once.
+find. Each attempt is a process of its own, a fork, so that the imports are paid once. With
+``--minutes`` the work comes in portions: one that is not through leaves its counts in the file of
+``--json`` and ends with 3, and the same command goes on from there, with other random numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import platform
 import random
@@ -36,13 +39,28 @@ from stores import bytes_of
 from ferkd.labelling.run import Progress, label
 from ferkd.labelling.verify import verify_store
 from ferkd.models.teacher import Inputs, Teacher
-from ferkd.store import LabelStore, writer
+from ferkd.store import LabelStore, arrays
 
 PAGE = 4096
 ADDED = "second"
 ADDING = f"adding-{ADDED}"
 ROOM = 64 << 20  # of the small file system, when it is not made full
 Prepare = Callable[[], None]
+Counts = dict[str, Any]
+
+
+class Deadline:
+    """When a portion of the work ends."""
+
+    def __init__(self, minutes: float) -> None:
+        self._at = time.monotonic() + 60 * minutes
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() > self._at
+
+
+ENDLESS = Deadline(math.inf)
 
 
 def after_each_part(act: Callable[[], object]) -> Callable[[Progress], None]:
@@ -117,7 +135,7 @@ class Scene:
         if pid:
             return pid
         try:
-            writer.FILE_BYTES = 4000  # several files of records
+            arrays.FILE_BYTES = 4000  # several files of records
             if prepare:
                 prepare()
             torch.set_num_threads(1)
@@ -254,11 +272,14 @@ def image_replaced(scene: Scene) -> str:
     os.kill(pid, signal.SIGKILL)
     outcome = ended(pid)
     image.write_bytes(data)
+    image_id = str(image.relative_to(scene.images))
+    other = f"{image_id} is not the file that was labelled"
+    if outcome == "failed" and other in scene.log.read_text():
+        return "refused"  # the store was finished with the image itself; the kill came too late
     if (scene.out / "manifest.json").exists():  # finished before the kill, so it stays as it is
         again = ended(scene.start())
-        image_id = str(image.relative_to(scene.images))
         if again == "failed":  # the added signal is of another image: told while it is added
-            assert f"{image_id} is not the file that was labelled" in scene.log.read_text()
+            assert other in scene.log.read_text()
         if again == "failed" or bytes_of(scene.out) != scene.whole:  # verification tells it too
             verified = verify_store(scene.out, images=scene.images)
             left = [ADDING, "lock"]  # of the pass that was refused
@@ -292,46 +313,52 @@ def missing_kinds(scene: Scene) -> dict[str, str]:
     return missing
 
 
-def disturb(scene: Scene, kills: int) -> dict[str, object]:
-    """Interrupt jobs ``kills`` times; the counts."""
+def disturb(
+    scene: Scene, kills: int, done: Counts | None = None, until: Deadline = ENDLESS
+) -> Counts:
+    """Interrupt jobs until that was done ``kills`` times; the counts, those ``done`` before among
+    them."""
     missing = missing_kinds(scene)
-    counts = dict.fromkeys((kind for kind in KINDS if kind not in missing), 0)
-    attempts = stores = differing = 0
-    while sum(counts.values()) < kills:
-        attempts += 1
-        assert attempts < 20 * kills + 100, f"hardly any attempt is hit: {counts}"
+    found = done or {
+        "interruptions": 0,
+        "by_kind": dict.fromkeys((kind for kind in KINDS if kind not in missing), 0),
+        "not_possible_here": missing,
+        "signals_being_added": 0,
+        "attempts": 0,
+        "stores_completed": 0,
+        "stores_differing": 0,
+        "finished_with_another_image_and_told_by_verify": 0,
+    }
+    counts = found["by_kind"]
+    while sum(counts.values()) < kills and not until.over:
+        found["attempts"] += 1
+        assert found["attempts"] < 20 * kills + 100, f"hardly any attempt is hit: {counts}"
         kind = min(counts, key=lambda kind: (counts[kind], scene.rng.random()))
         expected, disturbance = KINDS[kind]
         outcome, before = disturbance(scene), scene.round
         scene.check_readable()
         if outcome == expected:
             counts[kind] += 1
-        elif outcome != "done":
+        elif outcome not in ("done", "refused"):
             raise AssertionError(f"{kind}: {outcome}: {scene.log.read_text()}")
         if outcome == "failed":
             told = scene.log.read_text()
             assert told.startswith(("InputError", "Unwritable")), told
-        last = sum(counts.values()) == kills
+        last = sum(counts.values()) == kills or until.over
         if last or outcome == "done":
             if ended(scene.start()) != "done":
                 raise AssertionError(f"after {kind}: {scene.log.read_text()}")
-            stores += 1
+            found["stores_completed"] += 1
             if bytes_of(scene.out) != scene.whole:
-                differing += 1
+                found["stores_differing"] += 1
                 print(f"the store differs after {kind}", file=sys.stderr)
             shutil.rmtree(scene.out)
             assert before == scene.round
             scene.fresh()
-    return {
-        "interruptions": sum(counts.values()),
-        "by_kind": counts,
-        "not_possible_here": missing,
-        "signals_being_added": scene.added,
-        "attempts": attempts,
-        "stores_completed": stores,
-        "stores_differing": differing,
-        "finished_with_another_image_and_told_by_verify": scene.told,
-    }
+    found["interruptions"] = sum(counts.values())
+    found["signals_being_added"] += scene.added
+    found["finished_with_another_image_and_told_by_verify"] += scene.told
+    return found
 
 
 def two_jobs(scene: Scene) -> str:
@@ -347,21 +374,29 @@ def two_jobs(scene: Scene) -> str:
     return refusal.replace(str(scene.out), "STORE")
 
 
-def flips(scene: Scene, count: int) -> dict[str, object]:
-    """Flip ``count`` random bits of the finished store, one at a time; the counts by file."""
+def flips(
+    scene: Scene, count: int, done: Counts | None = None, until: Deadline = ENDLESS
+) -> Counts:
+    """Flip random bits of the finished store, one at a time, until that was done ``count`` times;
+    the counts by file, those ``done`` before among them."""
     files = sorted(scene.out.iterdir())
-    tried = dict.fromkeys((file.name for file in files), 0)
-    missed = 0
-    for number in range(count):
-        file = files[number % len(files)]
+    found = done or {
+        "by_file": dict.fromkeys((file.name for file in files), 0),
+        "tried": 0,
+        "missed": 0,
+    }
+    while found["tried"] < count and not until.over:
+        file = files[found["tried"] % len(files)]
         whole = file.read_bytes()
         flipped = bytearray(whole)
         flipped[scene.rng.randrange(len(whole))] ^= 1 << scene.rng.randrange(8)
         file.write_bytes(flipped)
-        missed += [problem.where for problem in verify_store(scene.out).problems] != [file.name]
-        tried[file.name] += 1
+        named = [problem.where for problem in verify_store(scene.out).problems]
+        found["missed"] += named != [file.name]
+        found["tried"] += 1
+        found["by_file"][file.name] += 1
         file.write_bytes(whole)
-    return {"by_file": tried, "tried": count, "missed": missed}
+    return found
 
 
 def _run(*command: object) -> None:
@@ -392,32 +427,47 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--flips", type=int, default=2000)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     options = parser.parse_args()
-    begun = time.monotonic()
+    begun, until = time.monotonic(), Deadline(options.minutes)
+    result: Counts = {"portions": 0, "seconds": 0.0}
+    if options.json and options.json.exists():
+        before = json.loads(options.json.read_text())
+        if before.get("unfinished"):
+            result = before
     with tempfile.TemporaryDirectory() as work:
-        scene = Scene(Path(work), random.Random(options.seed))
+        scene = Scene(Path(work), random.Random(f"{options.seed} {result['portions']}"))
         try:
-            result = disturb(scene, options.kills)
+            result["kills"] = disturb(scene, options.kills, result.get("kills"), until)
             result["second_job_says"] = two_jobs(scene)
-            result["flips"] = flips(scene, options.flips)
+            result["flips"] = flips(scene, options.flips, result.get("flips"), until)
         finally:
             scene.close()
+    result["portions"] += 1
+    result["seconds"] = round(result["seconds"] + time.monotonic() - begun, 1)
+    left = result["kills"]["interruptions"] < options.kills
+    left = left or result["flips"]["tried"] < options.flips
     numbers = f"--kills {options.kills} --flips {options.flips} --seed {options.seed}"
-    command = f"python tests/crash.py {numbers}"
+    if options.minutes < math.inf:
+        numbers += f" --minutes {options.minutes:g}"
     machine = (
         f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} CPUs"
     )
     result |= {
-        "command": command,
+        "command": f"python tests/crash.py {numbers}",
         "date": datetime.date.today().isoformat(),
         "machine": f"{machine}, Python {platform.python_version()}, torch {torch.__version__}",
-        "seconds": round(time.monotonic() - begun, 1),
+        "unfinished": left,
     }
+    if not left:
+        result = {**result.pop("kills"), **result}
+        del result["unfinished"]
     text = json.dumps(result, indent=1) + "\n"
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(text)
     print(text, end="")
+    sys.exit(3 if left else 0)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ def commands(group=None, path=()):
             yield (*path, name), command
 
 
+def app_commands():
+    return typer.main.get_command(app).commands
+
+
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_fits_a_screen_of_80_columns(command_line, monkeypatch, flag):
     monkeypatch.setenv("COLUMNS", "80")
@@ -37,11 +41,23 @@ def test_help_fits_a_screen_of_80_columns(command_line, monkeypatch, flag):
     assert sum(line.startswith("  ferkd ") for line in after) == 3
 
 
-def test_help_wraps_at_40_columns(command_line, monkeypatch):
+def test_help_fits_a_screen_of_40_columns(command_line, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    text = command_line("-h")[1]
-    assert max(map(len, text.splitlines())) <= 70  # an example is a line of its own, whole
-    assert "..." not in text.replace("[ARGS]...", "")
+    lines = command_line("-h")[1].splitlines()
+    assert len(lines) <= 50 and max(map(len, lines)) <= 40
+    shown = [" ".join(line.split()) for line in lines]  # a command and its words on one line
+    for group in GROUPS.values():
+        for name, words in group.items():
+            assert name not in app_commands() or f"{name} {words}" in shown
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_no_groups_help_is_cut(command_line, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    for name, group in app_commands().items():
+        if hasattr(group, "commands"):
+            text = command_line(name, "-h")[1]
+            assert "..." not in text.replace("[ARGS]...", "").replace("COMMAND...", ""), name
 
 
 def test_every_command_is_shown_in_one_group(command_line):
@@ -52,15 +68,24 @@ def test_every_command_is_shown_in_one_group(command_line):
         assert f"\n  {path[0]} " in text, path
 
 
-@pytest.mark.parametrize("path", [p for p, _ in commands() if " ".join(p) in EXAMPLES])
-def test_the_example_is_of_the_command_and_its_options_exist(command_line, path):
+@pytest.mark.parametrize("path", [p for p, _ in commands()], ids=" ".join)
+def test_every_command_has_an_example_that_parses(command_line, path):
     status, text, _ = command_line(*path, "-h")
     example = EXAMPLES[" ".join(path)]
-    assert status == 0 and f"Example:\n    {example}" in text
+    assert status == 0 and text.count("Example:") == 1 and f"Example:\n    {example}" in text
     words = shlex.split(example)
     assert words[: len(path) + 1] == ["ferkd", *path]
-    for option in (word for word in words if word.startswith("--")):
-        assert f"{option} " in text or f"{option}\n" in text, option
+    # Every option exists, and none that is required is missing.
+    dict(commands())[path].make_context("ferkd", words[len(path) + 1 :])
+
+
+def test_examples_name_recipes_and_suites_that_are_shipped():
+    from ferkd.study.compare.suite import shipped_suites
+    from ferkd.training.recipe import shipped_recipes
+
+    words = {name: shlex.split(example) for name, example in EXAMPLES.items()}
+    assert words["compare"][2] in shipped_suites()
+    assert {words["train"][2], words["plan"][2], words["recipes copy"][3]} <= {*shipped_recipes()}
 
 
 def test_completion_knows_the_commands(monkeypatch):

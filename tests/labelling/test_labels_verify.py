@@ -24,8 +24,7 @@ from ferkd.labelling import replay
 from ferkd.labelling.run import label
 from ferkd.labelling.verify import Problem, Verification, verify_store
 from ferkd.models.teacher import Inputs, Teacher
-from ferkd.store import LabelStore, SoftLabels
-from ferkd.store import writer as writers
+from ferkd.store import LabelStore, SoftLabels, arrays
 from ferkd.store.records import RecordFormat
 from ferkd.system.errors import InputError
 
@@ -83,7 +82,7 @@ def test_the_replays_error_is_that_of_the_encoding(images, tmp_path, values, top
 
 def test_every_changed_byte_is_found(tmp_path, monkeypatch):
     """One random bit of each byte of each file is flipped in turn."""
-    monkeypatch.setattr(writers, "FILE_BYTES", 1)  # several files of records
+    monkeypatch.setattr(arrays, "FILE_BYTES", 1)  # several files of records
     path = write_store(tmp_path / "s", k=2, crops=3, ids=IDS[:3]).path
     rng = np.random.default_rng(0)
     tried: dict[str, int] = {}
@@ -107,7 +106,7 @@ def test_every_changed_byte_is_found(tmp_path, monkeypatch):
 
 
 def test_other_damage_is_found_in_every_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers, "FILE_BYTES", 100)
+    monkeypatch.setattr(arrays, "FILE_BYTES", 100)
     path = write_store(tmp_path / "s").path
     other = write_store(tmp_path / "other", seed=1).path
     for name in sorted(p.name for p in path.iterdir()):

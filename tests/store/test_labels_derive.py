@@ -60,7 +60,7 @@ def test_fewer_crops_are_the_bytes_of_labelling_fewer(folder, tmp_path, top_k):
 
 def test_files_are_split_where_labelling_splits_them(folder, tmp_path, monkeypatch):
     """Skipped images have their place in a part: 4, 4 and 1 images offered; 3, 4 and 0 kept."""
-    monkeypatch.setattr("ferkd.store.writer.FILE_BYTES", 1)
+    monkeypatch.setattr("ferkd.store.arrays.FILE_BYTES", 1)
     store = labelled(folder, tmp_path / "s")
     assert [file.rows for file in store.manifest.signals["labels"].files] == [3, 4, 0]
     small = subset(store, tmp_path / "small", crops=3)

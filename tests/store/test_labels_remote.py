@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 from known_stores import CROPS, content, store_settings, write_part, write_store
 from stores import bytes_of
 
-from ferkd.store import LabelStore
+from ferkd.store import LabelStore, arrays
 from ferkd.store import publish as publishing
-from ferkd.store import writer as writers
 from ferkd.store.publish import etags, fetch, label_out, publish
 from ferkd.store.remote import Cache, Expected, RemoteFolder
 from ferkd.store.writer import StoreWriter
@@ -49,7 +48,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def store(tmp_path, monkeypatch) -> LabelStore:
     """Three record files, five images."""
-    monkeypatch.setattr(writers, "FILE_BYTES", 1)
+    monkeypatch.setattr(arrays, "FILE_BYTES", 1)
     return write_store(tmp_path / "local")
 
 
@@ -347,7 +346,7 @@ def test_existing_stores_are_refused_or_replaced(store, url, tmp_path, monkeypat
     sent = counting(monkeypatch, "memory")
     publish(store, url)
     assert sent == []  # it is there
-    monkeypatch.setattr(writers, "FILE_BYTES", 1 << 30)
+    monkeypatch.setattr(arrays, "FILE_BYTES", 1 << 30)
     other = write_store(tmp_path / "other", teacher={"spec": "other"})
     with pytest.raises(InputError, match=r"holds another label store; replace it with --overw"):
         publish(other, url)

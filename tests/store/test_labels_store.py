@@ -22,7 +22,7 @@ from known_stores import (
 )
 from stores import bytes_of
 
-from ferkd.store import LabelStore
+from ferkd.store import LabelStore, arrays
 from ferkd.store import manifest as manifests
 from ferkd.store import writer as writers
 from ferkd.store.writer import StoreWriter
@@ -65,7 +65,7 @@ def test_scanning_covers_every_crop_once(tmp_path, monkeypatch):
 
 def test_several_record_files_are_one_store(tmp_path, monkeypatch):
     whole = write_store(tmp_path / "one")
-    monkeypatch.setattr(writers, "FILE_BYTES", 1)
+    monkeypatch.setattr(arrays, "FILE_BYTES", 1)
     split = write_store(tmp_path / "three")
     assert len(split.manifest.signals["labels"].files) == 3
     rows, crops = np.array([[4], [0], [3]]), np.array([[0, 2]])

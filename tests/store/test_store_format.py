@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from stores import IDS, write_store
 
+from ferkd.store import arrays
 from ferkd.store import manifest as manifests
-from ferkd.store import writer
+from ferkd.store.adding import SignalWriter
 
 DOC = Path(__file__).parents[2] / "docs" / "store-format.md"
 
@@ -32,7 +33,7 @@ def reader() -> dict[str, Any]:
     ("k", "tail"), [(1, "tempered"), (3, "tempered"), (None, "tempered"), (3, "mass")]
 )
 def test_the_documented_reader_recovers_everything(tmp_path, monkeypatch, reader, k, tail, values):
-    monkeypatch.setattr(writer, "FILE_BYTES", 100)  # several files of records
+    monkeypatch.setattr(arrays, "FILE_BYTES", 100)  # several files of records
     store = write_store(tmp_path / "s", k=k, values=values, tail=tail)
     read = reader["Store"](tmp_path / "s")
     assert len(store.manifest.signals["labels"].files) > 1
@@ -58,7 +59,7 @@ def test_the_documented_reader_reads_features(tmp_path, reader, codec, per):
     form = manifests.Vectors(dim=7, codec=codec, per=per)
     settings = store.settings.model_copy(update={"record": None, "vectors": form})
     width = store.crops_per_image if per == "crop" else 1
-    with writer.SignalWriter(store.path, settings, len(store), signal="f") as writing:
+    with SignalWriter(store.path, settings, len(store), signal="f") as writing:
         for part in writing.missing():
             rows = np.array(writing.part_range(part))
             where = rows[:, None], np.arange(store.crops_per_image)

@@ -14,10 +14,10 @@ from ferkd.labelling.run import label
 from ferkd.labelling.verify import verify_store
 from ferkd.models.teacher import Inputs, Teacher
 from ferkd.store import LabelStore
+from ferkd.store.adding import copy_signal, drop
 from ferkd.store.features import FeatureFormat
 from ferkd.store.merge import combine, merge
 from ferkd.store.publish import fetch, publish
-from ferkd.store.writer import copy_signal, drop
 from ferkd.system.errors import InputError
 
 OPTIONS = {"targets": False, "part_images": 2, "batch_size": 5, "workers": 1}

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from ferkd.images import open_images
-from ferkd.store import LabelStore
-from ferkd.store import writer as writers
+from ferkd.store import LabelStore, arrays
 from ferkd.study.bench.forms import store_bytes
 from ferkd.study.bench.measuring import in_a_fresh_process
 from ferkd.study.bench.store import (
@@ -56,7 +55,7 @@ def test_both_sides_hold_the_same_labels(tmp_path):
 
 
 def test_random_reads_give_what_indexing_gives(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers, "FILE_BYTES", 70 * 7 * 18)  # 64 images to a file
+    monkeypatch.setattr(arrays, "FILE_BYTES", 70 * 7 * 18)  # 64 images to a file
     store = write_store(tmp_path / "s", imagenet_ids(200), 7)
     files = [np.load(store.path / f.name) for f in store.manifest.signals["labels"].files]
     assert [len(f) for f in files] == [64, 64, 64, 8]

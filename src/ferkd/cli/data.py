@@ -8,9 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from ferkd.cli.console import meter, show
+from ferkd.cli.help import Commands
 from ferkd.cli.options import Json, Overwrite
 
-data_app = typer.Typer(help="The data sets of recipes, suites and results.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="The data sets of recipes, suites and results.", no_args_is_help=True, cls=Commands
+)
 
 Folder = Annotated[Path, typer.Argument(help="A new folder.")]
 From = Annotated[

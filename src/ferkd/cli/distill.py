@@ -54,10 +54,7 @@ def distill(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """From a folder of photographs to a small model: teacher, labels, student, report.
-
-    Example: ferkd distill photos --out small --budget 30m
-    """
+    """From a folder of photographs to a small model: teacher, labels, student, report."""
     from ferkd.images import refuse_other_sources
     from ferkd.product import distill as product
     from ferkd.product.settings import Settings
@@ -138,10 +135,7 @@ def finetune(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a pretrained network with care: never below its own linear probe.
-
-    Example: ferkd finetune photos/train --val photos/val --teacher timm/resnet50 --out teacher
-    """
+    """Fine-tune a pretrained network with care: never below its own linear probe."""
     from ferkd.product.settings import network_of
     from ferkd.training.finetune import FineTuning, fine_tune
 

@@ -38,10 +38,7 @@ def export(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model that timm, ONNX Runtime and ferkd predict open.
-
-    Example: ferkd export run --to model --onnx
-    """
+    """Write a model that timm, ONNX Runtime and ferkd predict open."""
     from ferkd.product.export import export as write
 
     result = write(
@@ -87,10 +84,7 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON list on stdout.")] = False,
 ) -> None:
-    """Say what images show, with probabilities.
-
-    Example: ferkd predict model photos --json
-    """
+    """Say what images show, with probabilities."""
     from ferkd.product.predict import Predictions, load_predictor, table
     from ferkd.system.files import write_whole
 

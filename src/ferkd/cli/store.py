@@ -229,7 +229,7 @@ def signals_drop(
     as_json: Json = False,
 ) -> None:
     """Remove a signal; the rest of the store is not touched."""
-    from ferkd.store.writer import drop
+    from ferkd.store.adding import drop
 
     drop(store, name)
     show({"store": str(store), "dropped": name}, f"{name} is gone from {store}", as_json)
@@ -243,8 +243,8 @@ def signals_copy(
     as_json: Json = False,
 ) -> None:
     """Copy a signal to another store of the same images and crops, byte by byte."""
+    from ferkd.store.adding import copy_signal
     from ferkd.store.reader import LabelStore
-    from ferkd.store.writer import copy_signal
 
     opened = LabelStore.open(source)
     names = opened.chosen.split(",") if opened.chosen else list(opened.manifest.signals)

@@ -42,19 +42,15 @@ from ferkd.labelling.settings import Labelling, default_batch, default_part
 from ferkd.models.committee import Committee, load_committee
 from ferkd.models.teacher import Teacher, load_teacher
 from ferkd.store import manifest as manifests
+from ferkd.store.adding import SignalWriter
 from ferkd.store.derive import chunks, refuse_inside
 from ferkd.store.features import FeatureFormat
 from ferkd.store.reader import IMAGE, LabelStore
 from ferkd.store.records import MAX_SIDE, RecordFormat
 from ferkd.store.sharing import Shard, SharedWriter
 from ferkd.store.soft import SoftLabels
-from ferkd.store.writer import (
-    SignalWriter,
-    StoreWriter,
-    begun_settings,
-    has_labels,
-    listing,
-)
+from ferkd.store.unfinished import begun_settings, has_labels
+from ferkd.store.writer import StoreWriter, listing
 from ferkd.system.errors import InputError
 from ferkd.system.threads import ahead
 from ferkd.system.threads import workers as worker_threads

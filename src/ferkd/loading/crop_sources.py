@@ -162,8 +162,8 @@ class LabelledImages:
 
     def check_sizes(self, rows: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
         """Refuse images of other heights and widths, ``sizes`` [n, 2], than were labelled."""
-        images = self.store.images[rows]
-        labelled = np.stack([images["height"], images["width"]], 1)
+        images = self.store.images
+        labelled = np.stack([images["height"][rows], images["width"][rows]], 1)
         for i in np.flatnonzero((sizes != labelled).any(1)):
             raise InputError(
                 f"{self.store.ids[int(rows[i])]} is {sizes[i, 0]}x{sizes[i, 1]} pixels, but was "
@@ -211,7 +211,7 @@ class StoredCrops:
 
     def choose(self, rows: NDArray[np.int64], visits: NDArray[np.int64], m: int) -> Chosen:
         store = self.store
-        ids = [store.ids[int(row)] for row in rows]
+        ids = store.ids.at(rows)
         if self.mining is None:
             usable = np.ones((len(rows), store.crops_per_image), bool)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -37,3 +39,18 @@ def refuse_shared(store: Path) -> None:
             f"{store} is being written by another process ({at_work[0]}); wait for it or stop it, "
             "then continue with --resume"
         )
+
+
+def release(lock: FileLock, *, remove: bool) -> None:
+    """Let go of a lock; with ``remove`` its file goes too, where the folder lets it.
+
+    What kept the folder from being written is for who wrote there to say, not for its lock.
+    """
+    file = Path(lock.lock_file)
+    with suppress(OSError):
+        if remove and os.name == "posix":  # while it is held: a later writer has its own file
+            file.unlink()
+    lock.release()
+    with suppress(OSError):
+        if remove and os.name != "posix":  # where an open file cannot be removed
+            file.unlink()

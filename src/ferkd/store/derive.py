@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from ferkd.store import manifest as manifests
+from ferkd.store.adding import SignalWriter
 from ferkd.store.reader import LabelStore
 from ferkd.store.records import RecordFormat
 from ferkd.store.soft import SoftLabels
-from ferkd.store.writer import SignalWriter, StoreWriter
+from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
 
 _CELLS = 1 << 22  # stored numbers decoded at a time

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,94 +15,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from ferkd.store import manifest as manifests
 from ferkd.store.features import FeatureFormat
+from ferkd.store.ids import IMAGE as IMAGE
+from ferkd.store.ids import Ids
 from ferkd.store.records import RecordFormat
 from ferkd.store.remote import MANIFEST, RemoteFolder, location
+from ferkd.store.signals import StoredSignal, chosen_signals, within
+from ferkd.store.signals import split_signals as split_signals
 from ferkd.store.soft import SoftLabels
-from ferkd.store.structure import REMEDY, require_inside, require_possible
+from ferkd.store.structure import require_inside
 from ferkd.system.errors import InputError
 from ferkd.system.files import read_plain
 from ferkd.system.storage import SMALL_FILE
 
-IMAGE = np.dtype(
-    [
-        ("id_end", "<u8"),  # this image's id ends before this byte of ids.npy
-        ("fingerprint", "<u8"),  # BLAKE2b-64 of the image file's bytes
-        ("target", "<i4"),  # the ground-truth class, -1 for none
-        ("height", "<u2"),  # pixels, as decoded
-        ("width", "<u2"),
-    ]
-)
 _CHUNK = 1 << 16  # crops decoded at a time when the whole store is scanned
-
-
-class Ids(Sequence[str]):
-    """The image ids of a store, in order, read from the map on demand."""
-
-    def __init__(self, ends: NDArray[np.uint64], text: NDArray[np.uint8]) -> None:
-        self._ends, self._text = ends, text
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def raw(self, row: int) -> bytes:
-        """The id of image ``row`` as UTF-8."""
-        start = int(self._ends[row - 1]) if row else 0
-        return self._text[start : int(self._ends[row])].tobytes()
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        raw = self.raw(index % len(self))
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            raise InputError(f"the id of image {index} is {raw!r}, not UTF-8; {REMEDY}") from None
-
-    def find(self, image_id: str) -> int:
-        """The row of an image, by bisection (ids are sorted); -1 when it is not there."""
-        wanted, low, high = image_id.encode(), 0, len(self)
-        while low < high:
-            middle = (low + high) // 2
-            if self.raw(middle) < wanted:
-                low = middle + 1
-            else:
-                high = middle
-        return low if low < len(self) and self.raw(low) == wanted else -1
-
-
-class StoredSignal:
-    """One signal of an open store: the records that one teacher's answers became."""
-
-    def __init__(self, store: LabelStore, name: str) -> None:
-        self.store, self.name = store, name
-        self._signal = store.manifest.signals[name]
-        self.settings = self._signal.settings
-        self.format = self.settings.format
-        self.width = self.settings.width(store.crops_per_image)  # records of an image
-
-    @property
-    def files(self) -> tuple[manifests.File, ...]:
-        return self._signal.files
-
-    def records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
-        """The records at (rows, crops), integers; the two broadcast. Raises IndexError, and
-        InputError for a record that cannot be: a class outside, a NaN."""
-        records = self.raw_records(rows, crops)
-        require_possible(self.store, self.format, records, np.asarray(rows))
-        return records
-
-    def raw_records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
-        """As :meth:`records`, whatever they hold."""
-        crop = _within(crops, self.store.crops_per_image, "crops")
-        if self.width == 1:
-            crop = np.zeros_like(crop)
-        return self.store.taken(self.files, self.format.dtype, (), self.width, rows, crop)
 
 
 class LabelStore:
@@ -126,7 +50,7 @@ class LabelStore:
         self._manifest_bytes = len(data)
         self.manifest = manifests.from_bytes(data, f"{self.path}/{MANIFEST}")
         self.chosen = signal or named
-        self._names = _chosen(self.manifest, self.chosen, self.path)
+        self._names = chosen_signals(self.manifest, self.chosen, self.path)
         self._maps: dict[str, NDArray[Any]] = {}
 
     @classmethod
@@ -281,7 +205,7 @@ class LabelStore:
         Copies, of shape ``[..., *inner]``. Raises IndexError for rows outside."""
         item = np.dtype((dtype, inner)).itemsize
         whole = np.dtype(f"V{item}") if item != 8 else np.dtype("<u8")
-        place = _within(rows, len(self), "image rows") * width + np.asarray(crops)
+        place = within(rows, len(self), "image rows") * width + np.asarray(crops)
 
         def mapped(number: int) -> NDArray[Any]:
             array = self._map(files[number], dtype, (width, *inner))
@@ -307,7 +231,7 @@ class LabelStore:
     def raw_boxes(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.uint16]:
         """As :meth:`boxes`, as stored, wherever they lie."""
         count, files = self.crops_per_image, self.manifest.geometry.boxes
-        crop = _within(crops, count, "crops")
+        crop = within(crops, count, "crops")
         return self.taken(files, np.dtype("<u2"), (4,), count, rows, crop)
 
     def boxes(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.int32]:
@@ -319,8 +243,8 @@ class LabelStore:
 
     def flips(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[np.bool_]:
         """Whether crops are mirrored, bool [...]."""
-        row = _within(rows, len(self), "image rows")
-        crop = _within(crops, self.crops_per_image, "crops")
+        row = within(rows, len(self), "image rows")
+        crop = within(crops, self.crops_per_image, "crops")
         table = self.packed_flips
         packed = table.reshape(-1).take(row * table.shape[1] + (crop >> 3))
         return (packed >> (crop & 7).astype(np.uint8) & 1).astype(bool)
@@ -383,7 +307,8 @@ class LabelStore:
                     raise ValueError(f"it is no plain file of {file.size} bytes")
                 # Not np.load, which also opens zip archives. An empty file cannot be mapped.
                 if file.rows:
-                    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+                    # As a plain array over the map: numpy's memmap makes every step dearer.
+                    array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
                 else:
                     with path.open("rb") as opened:
                         array = np.lib.format.read_array(opened, allow_pickle=False)
@@ -421,46 +346,3 @@ def _manifest(path: Path | RemoteFolder) -> bytes:
         raise InputError(
             f"{path / MANIFEST} cannot be read: {error.strerror}; fetch the store again"
         ) from None
-
-
-def split_signals(path: str | Path) -> tuple[str | Path, str]:
-    """A store's path and the names behind its ``#``, "" without any: ``labels#NAME``.
-
-    A folder whose own name has such an end is that folder.
-    """
-    text, mark, names = str(path).rpartition("#")
-    if not mark or not re.fullmatch(rf"{manifests.NAME}(,{manifests.NAME})*", names):
-        return path, ""
-    if "://" not in str(path) and Path(path).expanduser().exists():
-        return path, ""
-    return (text if isinstance(path, str) else Path(text)), names
-
-
-def _chosen(
-    manifest: manifests.Manifest, names: str, where: object
-) -> dict[manifests.Kind, str | list[str]]:
-    """The signal of each kind: the one named, or the only one; a list where there are several."""
-    chosen: dict[manifests.Kind, str | list[str]] = {}
-    for name, signal in manifest.signals.items():
-        kind = signal.settings.kind
-        former = chosen.get(kind, [])
-        chosen[kind] = [*([former] if isinstance(former, str) else former), name]
-    chosen = {kind: of[0] if len(of) == 1 else of for kind, of in chosen.items()}
-    named: set[manifests.Kind] = set()
-    for name in names.split(",") if names else ():
-        if name not in manifest.signals:
-            raise InputError(f"{where} has no signal {name!r}; {manifests.listed(manifest)}")
-        kind = manifest.signals[name].settings.kind
-        if kind in named:
-            raise InputError(f"{names}: two signals of kind {kind}; name one of a kind")
-        named.add(kind)
-        chosen[kind] = name
-    return chosen
-
-
-def _within(numbers: ArrayLike, count: int, what: str) -> NDArray[np.int64]:
-    """Integers as int64, refused outside 0 .. count - 1."""
-    array = np.asarray(numbers).astype(np.int64, casting="same_kind", copy=False)
-    if array.size and (array.min() < 0 or array.max() >= count):
-        raise IndexError(f"{what} must lie in 0 .. {count - 1}")
-    return array

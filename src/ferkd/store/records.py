@@ -134,7 +134,7 @@ class RecordFormat:
             classes = torch.arange(self.num_classes).expand(len(records), -1)
             tail = log_probs.new_full((len(records), len(TAIL_TEMPERATURES)), -math.inf)
             return SoftLabels(classes, log_probs, tail, self.num_classes)
-        classes = torch.from_numpy(records["classes"].astype(np.int64))
+        classes = torch.from_numpy(self.classes(records).astype(np.int64))
         gaps = torch.zeros(len(records), self.k)
         if self.k > 1:
             gaps[:, 1:] = self._gaps(records["gaps"])
@@ -150,12 +150,16 @@ class RecordFormat:
             true = true.masked_fill(torch.from_numpy(~has_target), math.nan)
         return SoftLabels(classes, top - gaps, tail, self.num_classes, true)
 
+    def classes(self, records: NDArray[Any]) -> NDArray[np.integer]:
+        """The class numbers [B, k] of records [B] of some classes, most probable first."""
+        return np.asarray(records["classes"])
+
     def impossible(self, records: NDArray[Any]) -> Iterator[tuple[Any, str]]:
         """Which of the records [n] break a rule, bool [n], and the rule, for each rule."""
         names = self.dtype.names or ()
         if not self.full:
             # Class by class: comparing whole columns is much cheaper than reducing short rows.
-            columns = np.ascontiguousarray(records["classes"].T)
+            columns = np.ascontiguousarray(self.classes(records).T)
             yield (columns >= self.num_classes).any(0), f"a class is not below {self.num_classes}"
             if self.k <= _FEW:
                 pairs = (columns[i] == columns[:i] for i in range(1, self.k))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,7 +17,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from ferkd.store import manifest as manifests
-from ferkd.store.claims import CLAIMS, names_of_shards
+from ferkd.store.claims import CLAIMS, names_of_shards, release
 from ferkd.store.reader import LabelStore
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
@@ -89,7 +89,7 @@ class SharedWriter(StoreWriter):
 
     def __exit__(self, *exception: object) -> None:
         if self._mine is not None:
-            _release(self._mine, remove=exception[0] is None)
+            release(self._mine, remove=exception[0] is None)
 
     def claimed(self) -> Iterator[int]:
         """The parts that are this process's to write, one claimed at a time."""
@@ -101,7 +101,7 @@ class SharedWriter(StoreWriter):
             theirs = self._claim(other)
             if theirs is not None:  # it has died
                 yield from self._of_shard(Shard(index, count))
-                _release(theirs, remove=True)
+                release(theirs, remove=True)
 
     def _of_shard(self, shard: Shard) -> Iterator[int]:
         for number in range(shard.index, self.parts, shard.count):
@@ -114,7 +114,7 @@ class SharedWriter(StoreWriter):
                 if not self._part(number).exists():
                     yield number
             finally:
-                _release(claim, remove=True)
+                release(claim, remove=True)
 
     def _claim(self, name: str) -> FileLock | None:
         """The lock of that name; None where another process holds it or the store is finished."""
@@ -148,13 +148,6 @@ class SharedWriter(StoreWriter):
         """Join the parts into the finished store, unless another process has."""
         with self.joining():
             return super().finish()
-
-
-def _release(lock: FileLock, *, remove: bool) -> None:
-    if remove and os.name == "posix":  # while it is held: a later one has a file of its own
-        with suppress(OSError):
-            Path(lock.lock_file).unlink()
-    lock.release()
 
 
 def _of_array(environment: Mapping[str, str]) -> Shard:

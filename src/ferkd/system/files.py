@@ -165,7 +165,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):
             raw.close()
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # in a folder that became unwritable: the next sweep takes it
+            unfinished.unlink()
         if raw.failure is not None and isinstance(error, Exception):
             raise unwritable(path, raw.failure) from error
         raise

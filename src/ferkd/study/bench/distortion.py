@@ -22,6 +22,7 @@ from torch import Tensor
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.study.bench.forms import FORMS, Form, Stored, fits, sizes
 from ferkd.study.bench.measuring import machine
+from ferkd.study.bench.tails import gradient_errors
 from ferkd.system.errors import InputError
 
 Chunk = tuple[Tensor, Tensor]  # logits [B, C], ground truth int64 [B]
@@ -75,6 +76,7 @@ def bench_distortion(
             "labels": population(chunks()),
             "forms": distortion(chunks()),
             "temperatures": tempering(chunks()),
+            "tails": gradient_errors(chunks()),
         }
     headline = f"synthetic, {synthetic[0].num_classes} classes" if synthetic else next(iter(found))
     kl = {row["form"]: row["kl_mean"] for row in found[headline]["forms"]}
@@ -355,7 +357,26 @@ def markdown(result: dict[str, Any]) -> str:
             for row in result["details"]["sizes"]
         ),
     )
-    return "\n\n".join([described, rates, temperatures, totals])
+    tails = [{row["form"]: row for row in p["tails"]} for p in populations.values()]
+    sampled = _table(
+        f"tail | record, bytes | {heads}",
+        (
+            (
+                name,
+                next(str(found[name]["record_bytes"]) for found in tails if name in found),
+                *(_gradient(found.get(name)) for found in tails),
+            )
+            for name in dict.fromkeys(name for found in tails for name in found)
+        ),
+    )
+    return "\n\n".join([described, rates, temperatures, sampled, totals])
+
+
+def _gradient(row: dict[str, Any] | None) -> str:
+    """The errors of a gradient, by the crops of a batch."""
+    if row is None:
+        return "–"
+    return " / ".join("–" if value is None else f"{value:.4f}" for value in row["error"].values())
 
 
 def _bytes(name: str, lost: list[dict[str, Any]]) -> tuple[str, str]:

@@ -22,10 +22,11 @@ from ferkd.crops import CUT_RULE, CropDistribution
 from ferkd.images import open_images
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.store import manifest as manifests
+from ferkd.store.adding import SignalWriter, copy_signal
 from ferkd.store.reader import IMAGE, MANIFEST
 from ferkd.store.records import RecordFormat
 from ferkd.store.soft import TAIL_TEMPERATURES
-from ferkd.store.writer import SignalWriter, StoreWriter, copy_signal, listing
+from ferkd.store.writer import StoreWriter, listing
 from ferkd.study.bench.measuring import in_a_fresh_process, machine
 from ferkd.system.errors import InputError
 

@@ -1,0 +1,186 @@
+"""Signals of a finished store: added part by part, copied from another store, dropped.
+
+Whoever reads the store meanwhile sees it without the signal or with it: its files are there before
+the manifest names them, and go after it has stopped to.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from ferkd.store import manifest as manifests
+from ferkd.store.arrays import described
+from ferkd.store.claims import release
+from ferkd.store.reader import MANIFEST, LabelStore
+from ferkd.store.signals import StoredSignal
+from ferkd.store.unfinished import LOCK, PARTS, SETTINGS, settings_in
+from ferkd.store.writer import StoreWriter
+from ferkd.system.errors import InputError
+from ferkd.system.files import unwritable, whole_file, write_whole, writing
+
+_ADDING = "adding-"
+
+
+class SignalWriter(StoreWriter):
+    """Adds a signal to the finished store at ``path``, part by part, as a store is written.
+
+    ``settings`` are those of the store with the new signal's own. The store stays as it is and
+    readable until the last moment, when its manifest is replaced; what is there of another signal
+    is not touched. A signal of that name is continued with ``resume``; with ``overwrite`` the old
+    one is dropped first.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        settings: manifests.Settings,
+        total: int,
+        *,
+        signal: str | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        super().__init__(path, settings, total, signal=signal, resume=resume, overwrite=overwrite)
+        self.work = self.path / f"{_ADDING}{self.name}"
+        self._geometry = LabelStore(self.path).manifest.geometry  # InputError where none is
+        self._class_names = self._geometry.settings.class_names
+
+    def _prepare(self) -> None:
+        if self._overwrite:
+            if self.work.exists():
+                shutil.rmtree(self.work)
+            if self.finished():
+                _drop(LabelStore(self.path), self.name)
+        begun = self.finished() or (self.work / SETTINGS).exists()
+        if begun and not self._resume:
+            raise InputError(
+                f"{self.path} holds a signal {self.name} already, or a part of one; continue it "
+                "with --resume, replace it with --overwrite, or give another name by --signal"
+            )
+        if self.finished():
+            self._check_same(LabelStore(self.path, self.name).settings_of(self.name))
+            return
+        self.work.mkdir(exist_ok=True)
+        if begun:
+            self._check_same(self._written_settings())
+        else:
+            self._write_settings()
+        (self.work / PARTS).mkdir(exist_ok=True)
+
+    def _written_settings(self) -> manifests.Settings:
+        return settings_in(self.work)
+
+    def finished(self) -> bool:
+        return self.name in LabelStore(self.path).manifest.signals
+
+    def finish(self) -> LabelStore:
+        if not self.finished():
+            if missing := self.missing():
+                raise RuntimeError(f"parts {missing[:5]} are not written yet")
+            signal = self._joined_signal(self._counts())
+            manifest = LabelStore(self.path).manifest.with_signal(self.name, signal)
+            write_whole(self.path / MANIFEST, manifests.to_bytes(manifest))
+        shutil.rmtree(self.work, ignore_errors=True)
+        return LabelStore(self.path, self.name)
+
+    def _counts(self) -> list[int]:
+        """Images by part. Raises InputError where they or their crops are not the store's."""
+        store, counts, at, end = LabelStore(self.path), [], 0, np.uint64(0)
+        crops = np.arange(store.crops_per_image)
+        for number in range(self.parts):
+            with self._read(number) as part:
+                table, text = part["images"], part["ids"]
+                boxes, flips = part["boxes"], part["flips"]
+            rows = np.arange(at, min(at + len(table), len(store)))
+            table["id_end"] += end
+            end = table["id_end"][-1] if len(table) else end
+            packed = np.packbits(store.flips(rows[:, None], crops), axis=1, bitorder="little")
+            mine = (table, boxes, flips)
+            theirs = (store.images[rows], store.raw_boxes(rows[:, None], crops), packed)
+            if not all(map(np.array_equal, mine, theirs)):
+                raise InputError(
+                    f"the images or crops of {self._part(number)} are not those of {self.path}; "
+                    "use the images that were labelled, and start again with --overwrite"
+                )
+            counts.append(len(table))
+            at += len(table)
+            del text
+        if at != len(store):
+            raise InputError(f"{at} images for the {len(store)} of {self.path}; use the same")
+        return counts
+
+
+def drop(path: str | Path, name: str) -> None:
+    """Take a signal out of a local store; its files go after the manifest that named them."""
+    store = LabelStore(path)
+    with _locked(store.folder):
+        _drop(store.signal(name).store, name)
+
+
+def _drop(store: LabelStore, name: str) -> None:
+    left = [other for other in store.manifest.signals if other != name]
+    gone = store.manifest.signals[name].files
+    write_whole(store.folder / MANIFEST, manifests.to_bytes(store.manifest.only(left)))
+    for file in gone:
+        with writing(store.folder / file.name):
+            (store.folder / file.name).unlink(missing_ok=True)
+
+
+def copy_signal(source: LabelStore, name: str, into: str | Path, new_name: str = "") -> LabelStore:
+    """Add a signal of another store with the very same images and crops, byte by byte."""
+    target, new_name = LabelStore(into), manifests.check_name(new_name or name)
+    signal = source.signal(name)
+    if new_name in target.manifest.signals:
+        raise InputError(f"{into} holds a signal {new_name} already; give another name")
+    with _locked(target.folder):
+        return _copied(source, signal, target, new_name)
+
+
+def _copied(source: LabelStore, signal: StoredSignal, target: LabelStore, name: str) -> LabelStore:
+    if source.manifest.geometry.content != target.manifest.geometry.content:
+        raise InputError(
+            f"{source.path} has other images or crops than {target.path}; a signal belongs to the "
+            "crops that it was made of"
+        )
+    own = source.manifest.geometry.settings.class_names
+    settings = signal.settings
+    if settings.record and settings.class_names is None:
+        same = own == target.manifest.geometry.settings.class_names
+        settings = settings.model_copy(update={"class_names": None if same else own})
+    files = []
+    for number, file in enumerate(signal.files):
+        path = target.folder / f"{name}-{number:05d}.npy"
+        with source.local(file) as here, whole_file(path) as output, here.open("rb") as opened:
+            shutil.copyfileobj(opened, output, 1 << 20)
+        copied = described(path, file.rows)
+        if copied.sha256 != file.sha256:
+            raise InputError(f"{source.path}/{file.name} is damaged; fetch the store again")
+        files.append(copied)
+    added = manifests.Signal(settings=settings, files=tuple(files))
+    manifest = LabelStore(target.path).manifest.with_signal(name, added)
+    write_whole(target.folder / MANIFEST, manifests.to_bytes(manifest))
+    return LabelStore(target.path, name)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The store's lock, as writers hold it."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"{folder} is being written by another process; wait for it or stop it"
+        ) from None
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        release(lock, remove=True)
