@@ -1,13 +1,15 @@
-"""The commands in README.md and docs/*.md: list, check and run them.
+"""The commands and code in README.md and docs/*.md: list, check and run them.
 
     docs_commands.py block HEADING    print the one fenced block under a heading of README.md
-    docs_commands.py check            every `ferkd ...` line parses, its values included
+    docs_commands.py check            every `ferkd ...` line parses, its values included; Python
+                                      compiles, its imports, names and calls resolve; recipes and
+                                      suites are valid; `ferkd ...` in the text names what exists
     docs_commands.py run              run every block that is not marked `no-run`
 
-A block is fenced with ```bash; ```bash no-run keeps it from being run (hours of work, data that
-is not here), not from being checked. The blocks of one file run in order in one folder, a copy
-of the working tree, so a later block may use what an earlier one wrote. The block under "Test it"
-is left out of `run`: .ci/run has run it before.
+A block is fenced with ```bash or ```python; a ` no-run` behind it keeps it from being run (hours of
+work, data that is not here), not from being checked. The blocks of one file run in order in one
+folder, a copy of the working tree, so a later block may use what an earlier one wrote. The block
+under "Test it" is left out of `run`: .ci/run has run it before.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-FENCE = re.compile(r"^(?P<indent> *)```(?:bash|sh|shell|console)(?P<info>[^`\n]*)$")
+FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[a-z]*)(?P<info>[^`\n]*)$")
+SHELL = ("bash", "sh", "shell", "console")
+MENTION = re.compile(r"(?<!`)`(ferkd [a-z][^`]*|python [\w./-]+\.py[^`]*)`(?!`)")
 HEADING = re.compile(r"^#+ +(?P<title>.*?)\s*$")
 # Words that may stand before a command's name in one simple command.
 LEADING = re.compile(r"^(if|then|else|do|while|until|!|time|nice|exec|[A-Za-z_]\w*=.*)$")
@@ -38,6 +42,7 @@ class Block:
 
     file: Path
     line: int
+    language: str
     heading: str
     run: bool
     text: str
@@ -48,7 +53,7 @@ class Block:
 
 
 def blocks(file: Path) -> Iterator[Block]:
-    """The shell blocks of a Markdown file, in order; console prompts and outputs are dropped."""
+    """The fenced blocks of a Markdown file, in order; console prompts and outputs are dropped."""
     heading, lines = "", file.read_text(encoding="utf-8").splitlines()
     number = 0
     while number < len(lines):
@@ -69,13 +74,49 @@ def blocks(file: Path) -> Iterator[Block]:
             if any(text.startswith("$ ") for text in body):
                 body = [text[2:] for text in body if text.startswith("$ ")]
             if fence:
-                runs = "no-run" not in fence["info"].split()
-                yield Block(file, start + 1, heading, runs, "\n".join(body))
+                language = "bash" if fence["language"] in SHELL else fence["language"]
+                runs = language in ("bash", "python") and "no-run" not in fence["info"].split()
+                yield Block(file, start + 1, language, heading, runs, "\n".join(body))
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 
 def all_blocks() -> list[Block]:
-    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-    return [block for file in files for block in blocks(file)]
+    return [block for file in pages() for block in blocks(file)]
+
+
+def mentions(file: Path) -> Iterator[tuple[str, str]]:
+    """`ferkd ...` and `python FILE.py ...` in the running text, each with its place."""
+    fenced, lines = False, []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        fence = line.lstrip().startswith("```")
+        lines.append("" if fence or fenced else line)
+        fenced ^= fence
+    text = "\n".join(lines)
+    for found in MENTION.finditer(text):
+        line = text.count("\n", 0, found.start()) + 1
+        yield f"{file.relative_to(ROOT)}:{line}", found[1]
+
+
+def stranger(words: str, command: Any) -> str | None:
+    """A command, option or script that a mention names and that does not exist.
+
+    A mention may leave out what the text does not need, so missing arguments are no fault.
+    """
+    name, *rest = words.split()
+    if name == "python":
+        return None if (ROOT / rest[0]).is_file() else f"there is no {rest[0]}"
+    path = name
+    while hasattr(command, "commands") and rest and re.fullmatch(r"[a-z][a-z-]*", rest[0]):
+        path, name = f"{path} {rest[0]}", rest.pop(0)
+        if name not in command.commands:
+            return f"there is no `{path}`"
+        command = command.commands[name]
+    known = {option for item in command.params for option in item.opts} | {"--help", "-h"}
+    options = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    return next((f"`{path}` has no {o}" for o in options if o not in known), None)
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -117,21 +158,38 @@ def complaint(words: list[str], command: Any) -> str | None:
 
 
 def check() -> int:
+    from docs_code import python_complaints, yaml_complaints
     from typer.main import get_command
 
     from ferkd.cli import app
 
     command = get_command(app)
-    checked, wrong = 0, 0
+    checked = dict.fromkeys(("command lines", "mentions", "Python blocks", "YAML blocks"), 0)
+    wrong: list[str] = []
     for block in all_blocks():
-        for words in commands(block.text):
-            if words[0] == "ferkd":
-                checked += 1
-                if message := complaint(words[1:], command):
-                    wrong += 1
-                    print(f"{block.place}: {message} (in: {shlex.join(words)})")
-    print(f"{checked} ferkd command lines in the documents, {wrong} wrong")
-    return 1 if wrong or not checked else 0
+        match block.language:
+            case "bash":
+                for words in commands(block.text):
+                    if words[0] == "ferkd":
+                        checked["command lines"] += 1
+                        if message := complaint(words[1:], command):
+                            wrong.append(f"{block.place}: {message} (in: {shlex.join(words)})")
+            case "python":
+                checked["Python blocks"] += 1
+                wrong += (f"{block.place}: {said}" for said in python_complaints(block.text))
+            case "yaml":
+                checked["YAML blocks"] += 1
+                wrong += (f"{block.place}: {said}" for said in yaml_complaints(block.text))
+            case "" if re.search(r"^(\$ )?ferkd ", block.text, re.MULTILINE):
+                wrong.append(f"{block.place}: fence commands with bash, so that they are checked")
+    for file in pages():
+        for place, words in mentions(file):
+            checked["mentions"] += 1
+            if message := stranger(words, command):
+                wrong.append(f"{place}: {message} (in: {' '.join(words.split())})")
+    print("\n".join(wrong), end="\n" if wrong else "")
+    print(", ".join(f"{count} {kind}" for kind, count in checked.items()) + f": {len(wrong)} wrong")
+    return 1 if wrong or not all(checked.values()) else 0
 
 
 def run() -> int:
@@ -143,7 +201,9 @@ def run() -> int:
             for block in (b for b in runnable if b.file == file):
                 print(f"{block.place}: {block.heading}", flush=True)
                 start = time.monotonic()
-                done = subprocess.run(["bash", "-euo", "pipefail", "-c", block.text], cwd=folder)
+                shell = ["bash", "-euo", "pipefail", "-c"]
+                words = shell if block.language == "bash" else [sys.executable, "-c"]
+                done = subprocess.run([*words, block.text], cwd=folder)
                 seconds = time.monotonic() - start
                 if done.returncode:
                     print(f"{block.place}: exit status {done.returncode} in:\n{block.text}")
@@ -169,7 +229,11 @@ def copy_tree(target: Path) -> None:
 
 def only_block(title: str) -> str:
     """The text of the one shell block under the heading ``title`` of README.md."""
-    found = [block.text for block in blocks(ROOT / "README.md") if block.heading == title]
+    found = [
+        block.text
+        for block in blocks(ROOT / "README.md")
+        if block.heading == title and block.language == "bash"
+    ]
     if len(found) != 1:
         sys.exit(f"README.md has {len(found)} shell blocks under '## {title}'; 1 is needed")
     return found[0]

@@ -15,7 +15,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_the_loop_of_the_readme_runs(tmp_path, monkeypatch):
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    (block,) = re.findall(r"```python[^\n]*\n(.*?)```", README.read_text(), flags=re.DOTALL)
     sizes = {f"{'ab'[i % 2]}/{i}.jpg": (48 + i, 60 - i) for i in range(18)}
     write_noise(tmp_path / "photos/train", sizes)
     monkeypatch.chdir(tmp_path)
