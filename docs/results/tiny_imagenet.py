@@ -1,6 +1,6 @@
 """A part of Tiny-ImageNet as class folders, for the suite many-classes.
 
-``python docs/results/tiny_imagenet.py tiny-imagenet-200 100 60 tiny`` copies the first 60 training
+``python docs/results/tiny_imagenet.py tiny-imagenet-200 100 40 tiny`` copies the first 40 training
 images of each of the first 100 classes, by name, to ``tiny/train``, and the 50 validation images
 of each to ``tiny/val``. The first argument is the data set as its authors (Stanford's CS231n) pack
 it: ``train/WNID/images`` and ``val/images`` with ``val_annotations.txt``. Classes are WordNet ids,
