@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from ferkd.study.statistics import mean, mean_interval
+from ferkd.system.statistics import mean, mean_interval
 
 HERE = Path(__file__).parent
 

@@ -19,8 +19,8 @@ from ferkd.calibration.reliability import (
     propose,
     reliability,
     weights_of,
-    wilson,
 )
+from ferkd.system.statistics import wilson_interval
 
 
 def test_isotonic_by_hand():
@@ -37,14 +37,6 @@ def test_isotonic_by_hand():
 def test_isotonic_is_monotone_and_keeps_the_mean(values):
     out = isotonic(np.array(values), np.ones(len(values)))
     assert (np.diff(out) >= -1e-12).all() and out.mean() == pytest.approx(np.mean(values))
-
-
-def test_wilson_by_hand():
-    """8 of 10: centre (.8 + 3.8416/20) / 1.38416 = .71674, half width .22659."""
-    low, high = wilson(np.array([0.8]), np.array([10.0]))
-    assert low[0] == pytest.approx(0.49016, abs=1e-4) and high[0] == pytest.approx(
-        0.94332, abs=1e-4
-    )
 
 
 def test_easy_cut_by_hand():
@@ -154,7 +146,7 @@ def test_pools_count_the_images_of_all_their_bins_by_hand():
     curve = reliability(scores, scores > 0.3)
     n = {0.0: 2, 1.0: 2}  # the pools hold crops of images {0, 1} and {0, 2}
     for rate, low, high in zip(curve.rate, curve.low, curve.high, strict=True):
-        expected = wilson(np.array([rate]), np.array([n[rate]]))
+        expected = wilson_interval([rate * n[rate]], [n[rate]])
         assert (low, high) == pytest.approx((expected[0][0], expected[1][0]))
 
 
@@ -171,7 +163,8 @@ def sorted_reliability(scores, correct, bins):
         len({int(i) for c, r in zip(cuts, rate, strict=True) if r == own for i in image[c]})
         for own in rate
     ]
-    return np.array([s[c].mean() for c in cuts]), rate, wilson(rate, np.array(images)), crops
+    band = wilson_interval(rate * images, images)
+    return np.array([s[c].mean() for c in cuts]), rate, band, crops
 
 
 @given(
@@ -241,7 +234,7 @@ def test_the_band_is_that_of_the_images_not_of_their_crops():
     scores = np.full((4, 50), 0.5)
     correct = np.tile(np.arange(50) % 2 == 0, (4, 1))
     curve = reliability(scores, correct, bins=1)
-    low, high = wilson(np.array([0.5]), np.array([4.0]))
+    low, high = wilson_interval([2], [4])
     assert curve.rate.tolist() == [0.5] and curve.crops.tolist() == [200]
     assert (curve.low, curve.high) == (low, high)
 
@@ -254,7 +247,7 @@ def test_chance_is_left_where_the_lower_end_of_the_band_leaves_it():
     """
     scores = np.repeat([0.2, 0.4, 0.8], 10)[:, None]
     correct = np.concatenate([np.arange(10) < n for n in (1, 2, 10)])[:, None]
-    low, _ = wilson(np.array([0.1, 0.2]), np.array([10.0, 10.0]))
+    low, _ = wilson_interval([1, 2], [10, 10])
     assert low[0] < 0.05 < low[1]
     curve = reliability(scores, correct, bins=3)
     assert curve.rate.tolist() == [0.1, 0.2, 1.0]

@@ -13,8 +13,8 @@ import yaml
 from ferkd.study.compare.cells import plain, tables
 from ferkd.study.compare.runs import Run, group_runs, other_data, read_run
 from ferkd.study.compare.summary import curve, paired, reach, remarks, summarise
-from ferkd.study.statistics import mean_interval, student_t_quantile
 from ferkd.system.errors import InputError
+from ferkd.system.statistics import mean_interval, student_t_quantile
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The demo end to end with a tiny plan: every step real, only the sizes small."""
+"""The demo end to end: every step real, only the sizes small."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from ferkd.study.demo import data as demo_data
-from ferkd.study.demo import pipeline
-from ferkd.study.demo.pipeline import Plan, run_demo
+from ferkd.study.demo import run as demo_run
+from ferkd.study.demo.run import run_demo
+from ferkd.study.demo.sizes import Sizes
 from ferkd.study.scenes.drawn import SceneSettings, read_boxes, write_scenes
 from ferkd.system.errors import InputError
 
-TINY = Plan(
+TINY = Sizes(
     image_size=32,
     teacher="timm/resnet10t",
     teacher_args={"channels": [8, 8, 8, 8], "stem_width": 4},
@@ -40,7 +41,7 @@ def few_scenes(monkeypatch):
 
 def run(out: Path, **options):
     lines: list[str] = []
-    return run_demo(out, plan=TINY, say=lines.append, **options), lines
+    return run_demo(out, sizes=TINY, say=lines.append, **options), lines
 
 
 def test_the_whole_pipeline_on_the_embedded_scenes(tmp_path):
@@ -56,7 +57,7 @@ def test_the_whole_pipeline_on_the_embedded_scenes(tmp_path):
     assert "ferkd" in page and "<svg" in page and "AUROC" in page and "data:image/jpeg" in page
     assert json.loads((tmp_path / "demo/result.json").read_text())["auroc"] == result["auroc"]
     assert all(name in result["table"] for name in ("hard", "fkd", "ferkd", "AUROC"))
-    assert any(line.startswith("ferkd, seed 1: regions: thresholds") for line in lines)
+    assert any(line.startswith("students/ferkd-1: regions: thresholds") for line in lines)
 
     # A finished demo is continued at once; another one is not made in its place unasked.
     again, _ = run(tmp_path / "demo", seeds=2, resume=True)
@@ -117,16 +118,16 @@ def test_a_folder_with_its_own_split_is_used_as_it_is(tmp_path):
 def test_the_commands_of_the_page_run(tmp_path, monkeypatch, command_line, split):
     """From the folder that the demo was run in, with its paths as they were typed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "FOLDER", TINY)
+    monkeypatch.setattr(demo_run, "FOLDER", TINY)
     names = ["train/a b", "train/c", "val/a b", "val/c"] if split else ["a b", "c"]
     photos(tmp_path / "my photos", names)
     arguments = ["demo", "--images", "my photos", "--out", "first look", "--seeds", 2]
     status, _, said = command_line(*arguments)
     assert status == 0, said
     # The same progress as train shows, where there is no terminal: a line a task at least.
-    titles = ["teacher", "labelling", *(f"{m}, seed {s}" for s in "01" for m in pipeline.METHODS)]
+    titles = ["teacher", "labelling", "students"]
     for title in titles:
-        assert re.search(rf"^{title}: (\d+)/\1 (images|steps)", said, re.MULTILINE), title
+        assert re.search(rf"^{title}: (\d+)/\1 (images|steps|runs)", said, re.MULTILINE), title
     page = html.unescape((tmp_path / "first look/report.html").read_text())
     commands = re.search(r"How to reproduce.*?<code>(.*?)</code>", page, re.DOTALL)[1].splitlines()
     assert [shlex.split(c)[:2] for c in commands] == [
@@ -140,6 +141,14 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, command_line, split
         for folder in ("first look", "first look-again")
     ]
     assert results[0] == results[1]
+    # The students are a suite like any other: compare tells the same of them.
+    status, suite, said = command_line("compare", "first look/runs", "--json")
+    assert status == 0, said
+    told = json.loads((tmp_path / "first look/result.json").read_text())["methods"]
+    rows = json.loads(suite)["methods"]
+    assert {m: row["top1_mean"] for m, row in rows.items()} == {
+        m: row["top1_mean"] for m, row in told.items()
+    }
 
 
 def test_refusals(tmp_path):

@@ -17,7 +17,7 @@ from ferkd.cli import app
 from ferkd.study.bench.distortion import markdown
 from ferkd.study.compare import load_suite
 from ferkd.study.compare.summary import paired
-from ferkd.study.statistics import mean, sample_deviation
+from ferkd.system.statistics import mean, sample_deviation
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"

@@ -17,14 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ferkd.study.report import (
+    Budget,
+    Cell,
     Choice,
-    Column,
     Curve,
     Fact,
     Gallery,
     Report,
     Series,
-    comparison_from_results,
+    Table,
     confidence_panel,
     crop_thumb,
     gallery_item,
@@ -78,6 +79,12 @@ def curve(method: str, runs: int = 2, n: int = 4) -> Curve:
     return Curve(method, runs, x, [v / 10 for v in x], band, band)
 
 
+def budget(name: str, methods: tuple[str, ...]) -> Budget:
+    rows = {m: (Cell("70.0", "± 1.0"), Cell("0.500", best=True)) for m in methods}
+    table = Table(name, name, (name, "NLL"), rows)
+    return Budget(name, [table], [curve(m) for m in methods], remarks=[name])
+
+
 def full(name: str = "daisy", methods: tuple[str, ...] = ("hard", "fkd", "ferkd")) -> Report:
     rng = np.random.default_rng(0)
     scores = rng.random(300)
@@ -96,17 +103,11 @@ def full(name: str = "daisy", methods: tuple[str, ...] = ("hard", "fkd", "ferkd"
         object_box=(8, 8, 30, 30),
     )
     thumb = crop_thumb(image, [0, 0, 30, 40], True, 1, 0.4, name=name, target=name, top=top)
-    results = [
-        {"method": m, "top1": 0.6 + 0.1 * i + 0.01 * s, "nll": 1.0, "seconds": 9.0, "steps": 50}
-        for i, m in enumerate(methods)
-        for s in range(2)
-    ]
     return Report(
         title=f"Report {name}",
         verdict=f"Verdict {name}",
         facts=[Fact(name, name)],
-        comparison=comparison_from_results(results, note=name),
-        curves=[curve(m) for m in methods],
+        budgets=[budget(name, methods)],
         confidence=confidence_panel(
             scores,
             regions,
@@ -126,7 +127,7 @@ def full(name: str = "daisy", methods: tuple[str, ...] = ("hard", "fkd", "ferkd"
 def test_a_full_report_has_every_section_and_is_well_formed():
     reader = Reader(render(full()))
     assert reader.sections == [
-        "comparison", "curves", "confidence", "mining", "gallery", "choices", "reproduce",
+        "budget-1", "confidence", "mining", "gallery", "choices", "reproduce",
     ]  # fmt: skip
     assert [t for t, _ in reader.tags].count("svg") == 4 + 2 + 2 + 1
     assert all(a.get("aria-label") for t, a in reader.tags if t == "svg")
@@ -173,8 +174,7 @@ def test_the_page_needs_nothing_from_elsewhere():
 @pytest.mark.parametrize(
     ("field", "section", "nothing"),
     [
-        ("comparison", "comparison", None),
-        ("curves", "curves", ()),
+        ("budgets", "budget-1", ()),
         ("confidence", "confidence", None),
         ("mining", "mining", None),
         ("gallery", "gallery", None),
@@ -193,32 +193,23 @@ def test_the_smallest_report_is_a_title():
     assert reader.sections == [] and reader.texts.count("Alone") == 2
 
 
-def test_one_seed_and_one_method():
-    results = [{"method": "ferkd", "top1": 0.8, "nll": 0.7, "seconds": 3.0}]
-    html = render(Report("t", comparison=comparison_from_results(results), curves=[curve("f", 1)]))
-    Reader(html)
-    assert "One seed" in html and "±" not in html.split("<tbody>")[1]
-    assert 'class="best"' not in html and 'class="band' not in html
-
-
 def test_empty_evaluations_and_values_that_are_not_numbers():
     nan = math.nan
     void = Series([nan, nan], [nan, nan], [nan, nan])
     broken = Curve("hard", 2, [1.0, 2.0], [nan, nan], void, void)
     empty = Curve("fkd", 1, [], [], Series([], [], []), Series([], [], []))
-    results = [{"method": "hard", "top1": nan, "nll": None}, {"method": "fkd", "top1": 0.5}]
+    rows = {"hard": [Cell("-")], "fkd": [Cell("-")]}
     html = render(
         Report(
             "t",
-            comparison=comparison_from_results(results),
-            curves=[broken, empty],
+            budgets=[Budget("short", [Table("t", "w", ["top-1"], rows)], [broken, empty])],
             confidence=confidence_panel([], [], thresholds=(0.1, 0.5, 0.9), correct=[]),
             mining=mining_panel([], [], []),
         )
     )
     reader = Reader(html)
-    assert reader.sections == ["comparison", "confidence", "mining"]
-    body = " ".join(reader.texts[reader.texts.index("Comparison") :])
+    assert reader.sections == ["budget-1", "confidence", "mining"]
+    body = " ".join(reader.texts[reader.texts.index("short") :])
     assert "n/a" in body and not re.search(r"\b(nan|inf|None)\b", body)
     values = [v for t, a in reader.tags if t != "meta" for v in a.values() if v]
     assert not [v for v in values if "nan" in v.split()]
@@ -231,26 +222,6 @@ def test_a_gap_breaks_a_line_and_partial_curves_still_draw():
     one = Curve("a", 1, [5.0], [1.0], Series([0.5], [0.5], [0.5]), Series([1.0], [1.0], [1.0]))
     svg = plots.curve_chart([one], "steps", "top1", {"a": 0})
     assert svg.count("<circle") == 1 and "NaN" not in svg
-
-
-def test_the_best_is_marked_as_it_reads():
-    results = [
-        {"method": "a", "top1": 0.8001, "nll": 0.5},
-        {"method": "b", "top1": 0.8004, "nll": 0.7},
-        {"method": "c", "top1": 0.7000, "nll": math.nan},
-    ]
-    columns = (
-        Column("top1", "top-1", "percent", "higher"),
-        Column("nll", "NLL", "number", "lower"),
-        Column("steps", "steps", "count"),
-    )
-    cells = page.table_cells(comparison_from_results(results, columns))
-    assert [[c[0] for c in row] for row in cells] == [
-        ["80.0", "0.500", "n/a"], ["80.0", "0.700", "n/a"], ["70.0", "n/a", "n/a"],
-    ]  # fmt: skip
-    assert [[c[2] for c in row] for row in cells] == [
-        [True, True, False], [True, False, False], [False, False, False],
-    ]  # fmt: skip
 
 
 def test_region_shares_are_of_all_crops():
@@ -308,7 +279,7 @@ def test_without_jinja2_the_extra_is_named(monkeypatch):
 
 def test_a_report_is_plain_data():
     restored = json.loads(json.dumps(dataclasses.asdict(full())))
-    assert restored["comparison"]["rows"][0]["method"] == "hard"
+    assert restored["budgets"][0]["curves"][0]["method"] == "hard"
 
 
 def test_ticks_are_round_and_labels_tell_them_apart():

@@ -1,4 +1,4 @@
-"""From results, run directories, scores and boxes to the data of the report's sections."""
+"""From scores, regions and boxes to the data of the report's sections."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,103 +13,14 @@ import pytest
 
 from ferkd.study.report import (
     CropThumb,
-    comparison_from_results,
     confidence_panel,
     crop_thumb,
-    curves_from_runs,
     gallery_item,
     jpeg_uri,
     mining_panel,
     pick_crops,
 )
 from ferkd.study.report.model import JPEG_URI
-from ferkd.system.errors import InputError
-
-
-def write_run(path: Path, method: str | None, lines: list[dict], end: str = "\n") -> Path:
-    path.mkdir()
-    text = "\n".join(json.dumps(line) for line in lines) + end
-    (path / "metrics.jsonl").write_text(text if lines else "")
-    if method is not None:
-        (path / "result.json").write_text(json.dumps({"method": method, "top1": 0.5}))
-    return path
-
-
-def evaluation(step: int, top1: float, seconds: float = 1.0, nll: float | None = 1.0) -> dict:
-    values = {"kind": "eval", "step": step, "seconds": seconds, "top1": top1, "nll": nll}
-    return values | {"epoch": step / 10, "ece": 0.1}
-
-
-def test_comparison_groups_by_method_in_order_of_appearance():
-    results = [
-        {"method": "hard", "top1": 0.60, "nll": 1.0, "seconds": 10, "steps": 100},
-        {"method": "ferkd", "top1": 0.80, "nll": 0.7, "seconds": 8, "steps": 100},
-        {"method": "hard", "top1": 0.70, "nll": 1.2, "seconds": 12, "steps": 100},
-    ]
-    table = comparison_from_results(results)
-    assert [(row.method, row.seeds) for row in table.rows] == [("hard", 2), ("ferkd", 1)]
-    keys = [column.key for column in table.columns]
-    hard = dict(zip(keys, table.rows[0].stats, strict=True))
-    assert hard["top1"].mean == pytest.approx(0.65)
-    assert hard["top1"].deviation == pytest.approx(0.1 / math.sqrt(2))  # two values 0.1 apart
-    assert hard["steps"].deviation == 0
-    assert math.isnan(hard["ece"].mean)  # a metric that no run has
-    assert table.rows[1].stats[0].deviation is None
-
-
-def test_a_metric_that_one_seed_lacks_is_not_averaged_over_the_others():
-    results = [{"method": "a", "top1": 0.5}, {"method": "a", "top1": None}]
-    assert math.isnan(comparison_from_results(results).rows[0].stats[0].mean)
-
-
-def test_curves_are_means_over_the_steps_that_all_runs_share(tmp_path):
-    first = [evaluation(10, 0.2, 1.0), evaluation(20, 0.4, 2.0), evaluation(30, 0.9, 3.0)]
-    train = {"kind": "train", "step": 10, "loss": 1.0, "seconds": 1.0}
-    second = [train, evaluation(10, 0.4, 2.0), evaluation(20, 0.8, 4.0)]
-    runs = [
-        write_run(tmp_path / "a", "fkd", first),
-        write_run(tmp_path / "b", "fkd", second),
-        write_run(tmp_path / "c", "hard", [evaluation(10, 0.1, nll=None)]),
-    ]
-    fkd, hard = curves_from_runs(runs)
-    assert (fkd.method, fkd.runs, fkd.steps, fkd.seconds) == ("fkd", 2, (10, 20), (1.5, 3.0))
-    assert fkd.top1.mean == pytest.approx((0.3, 0.6))
-    assert (fkd.top1.low, fkd.top1.high) == ((0.2, 0.4), (0.4, 0.8))
-    assert (hard.runs, hard.top1.mean) == (1, (0.1,)) and math.isnan(hard.nll.mean[0])
-
-
-def test_a_resumed_run_counts_its_last_word_on_a_step(tmp_path):
-    lines = [evaluation(10, 0.2), evaluation(20, 0.9), evaluation(20, 0.3)]
-    (curve,) = curves_from_runs([write_run(tmp_path / "a", "fkd", lines)])
-    assert curve.top1.mean == (0.2, 0.3)
-
-
-def test_an_unfinished_run_is_named_by_its_directory_and_loses_its_broken_end(tmp_path):
-    run = write_run(tmp_path / "ferkd-7", None, [evaluation(10, 0.2)], end='\n{"kind": "eval", "st')
-    (curve,) = curves_from_runs([run])
-    assert (curve.method, curve.steps) == ("ferkd-7", (10,))
-    (named,) = curves_from_runs([run], {run: "mine"})
-    assert named.method == "mine"
-
-
-def test_runs_without_evaluations_leave_no_curve(tmp_path):
-    train = {"kind": "train", "step": 1, "loss": 2.0}
-    runs = [write_run(tmp_path / "a", "fkd", [train]), write_run(tmp_path / "b", "fkd", [])]
-    assert curves_from_runs(runs) == ()
-    runs.append(write_run(tmp_path / "c", "fkd", [evaluation(5, 0.5)]))
-    assert [c.runs for c in curves_from_runs(runs)] == [1]
-
-
-def test_what_is_no_run_directory_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nothing: no metrics\.jsonl .*ferkd train --out"):
-        curves_from_runs([tmp_path / "nothing"])
-    bad = write_run(tmp_path / "bad", "fkd", [evaluation(1, 0.1)])
-    (bad / "metrics.jsonl").write_text('{"kind": "eval"\n{"kind": "eval"}\n')
-    with pytest.raises(InputError, match=r"metrics\.jsonl, line 1: not JSON"):
-        curves_from_runs([bad])
-    (bad / "metrics.jsonl").write_text("[1]\n")
-    with pytest.raises(InputError, match="line 1: a JSON object is expected, not list"):
-        curves_from_runs([bad])
 
 
 def test_confidence_counts_by_region_and_reliability_by_hand():

@@ -20,7 +20,6 @@ from ferkd.study.scenes.drawn import (
     digit_ink,
     draw_scene,
     load_digits,
-    object_share,
     read_boxes,
     read_sources,
     split_sources,
@@ -157,31 +156,6 @@ def test_a_torn_piece_never_holds_half_of_its_digit() -> None:
         whole = digit_ink(rng, grey, 40)
         piece = torn_piece(rng, whole)
         assert 0.1 * whole.sum() < piece.sum() <= 0.45 * whole.sum()
-
-
-@pytest.mark.parametrize(
-    ("crop", "expected"),
-    [
-        ((0, 0, 100, 100), 1.0),  # the object whole
-        ((10, 20, 40, 20), 1.0),  # exactly the object
-        ((50, 0, 50, 100), 0.0),  # touches it from below
-        ((0, 0, 100, 20), 0.0),  # touches it from the left
-        ((10, 30, 40, 70), 0.5),  # its right half
-        ((0, 0, 20, 100), 0.25),  # 10 of its 40 rows
-        ((20, 25, 8, 5), 0.05),  # 40 of its 800 pixels: a crop inside the object
-        ((0, 0, 20, 30), 0.125),  # a corner: 10 x 10 of 800
-    ],
-)
-def test_object_share_by_hand(crop: tuple[int, int, int, int], expected: float) -> None:
-    assert object_share(crop, (10, 20, 40, 20)) == pytest.approx(expected)
-
-
-def test_object_share_broadcasts_and_refuses_an_empty_object() -> None:
-    crops = np.array([[[0, 0, 10, 10], [0, 0, 5, 10]], [[0, 0, 10, 10], [8, 8, 2, 2]]])
-    objects = np.array([[[0, 0, 10, 10]], [[0, 0, 10, 5]]])
-    assert object_share(crops, objects).tolist() == [[1.0, 0.5], [1.0, 0.0]]
-    with pytest.raises(ValueError, match="at least 1 pixel"):
-        object_share((0, 0, 5, 5), (0, 0, 0, 5))
 
 
 def test_an_existing_output_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from ferkd.calibration.ranks import order_statistics, row_chunks
+from ferkd.system.statistics import wilson_interval
 
 Rule = Literal["auto", "reliable", "none"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 _BINS = 100
-_Z = 1.96  # 95 % confidence
 EASY_SHARE = 0.01  # of the training signal, sum of 1 - s, that the easiest crops may take along
 
 
@@ -58,14 +58,6 @@ def isotonic(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArr
     restrictions", 1972.
     """
     return np.asarray(isotonic_regression(values, weights=weights).x, np.float64)
-
-
-def wilson(rate: NDArray[np.float64], n: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
-    """Wilson's 95 % interval of a proportion ``rate`` observed on ``n`` samples."""
-    z2 = _Z**2
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * np.sqrt(rate * (1 - rate) / n + z2 / (4 * n**2))
-    return centre - half, centre + half
 
 
 def reliability(
@@ -108,7 +100,8 @@ def reliability(
         row += len(chunk)
     crops = np.diff(edges)
     rate = isotonic(right / crops, crops.astype(np.float64))
-    low, high = wilson(rate, _images(where, rate))
+    images = _images(where, rate)
+    low, high = wilson_interval(rate * images, images)
     return Reliability(sums / crops, rate, low, high, crops)
 
 

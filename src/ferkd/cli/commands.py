@@ -519,7 +519,7 @@ def demo(
 ) -> None:
     """The whole pipeline on embedded data or your folder: teacher, labels, students, report."""
     refuse_several("ferkd demo")
-    from ferkd.study.demo.pipeline import run_demo
+    from ferkd.study.demo.run import run_demo
 
     with continuing():
         result = run_demo(

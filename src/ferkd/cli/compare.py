@@ -90,7 +90,7 @@ def compare(
         compared = compare_runs([Path(folder) for folder in what], baseline=baseline)
     result = compared.result
     if html is not None:
-        write_page(html, result, compared.groups, compared.titles)
+        write_page(html, compared)
     for note in result["notes"]:
         say(note)
     if as_json:

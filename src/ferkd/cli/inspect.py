@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ferkd.cli.console import show, table
+from ferkd.cli.console import say, show, table
 from ferkd.cli.options import Json, Overwrite, Store, Thresholds
 from ferkd.system.errors import InputError
 
@@ -19,14 +19,25 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     store: Store,
-    images: Annotated[str | None, typer.Option(help="Its images, for the page's gallery.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
+    images: Annotated[str | None, typer.Option(help="Its images, to look at.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page: move thresholds, see the crops.")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show that page of all images, on this machine only.")
+    ] = False,
+    suspicious: Annotated[
+        Path | None, typer.Option(help="Write the labels that the teacher denies, as CSV.")
+    ] = None,
     thresholds: Thresholds = "reliable",  # as in training
     calibration: Annotated[str, typer.Option(help="steps or blend.")] = "steps",
     score: Annotated[str, typer.Option(help="max_prob or true_prob.")] = "max_prob",
     truth: Annotated[
         Path | None, typer.Option(help="truth.json of the scenes that were labelled.")
     ] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Images in the page of --html.")] = 120,
+    host: Annotated[str, typer.Option(help="Loopback address of --serve.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of --serve; 0 takes a free one.")] = 8765,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -34,12 +45,21 @@ def inspect(
     from ferkd.study import inspection
 
     regions = _regions(thresholds, calibration, score)
+    for out in (html, suspicious):
+        if out is not None and out.exists() and not overwrite:
+            raise InputError(f"{out} exists; give another file or --overwrite")
+    if serve:
+        if html is not None or suspicious is not None or as_json:
+            raise InputError("--serve writes nothing; run it without --html, --suspicious, --json")
+        _serve(store, images, regions, host, port)
+        return
     result = inspection.inspect(store, regions, truth, images)
     if html is not None:
-        if html.exists() and not overwrite:
-            raise InputError(f"{html} exists; give another file or --overwrite")
-        inspection.write_page(store, html, images=images, regions=regions)
+        inspection.write_page(store, html, images=images, regions=regions, pictures=pictures)
         result["html"] = str(html)
+    if suspicious is not None:
+        result["suspicious_csv"] = str(suspicious)
+        inspection.write_suspicious(store, suspicious)
     right, weight = result["teacher_right"], result["mean_weight"]
     rows: list[tuple[str, Any]] = [
         ("images", result["images"]),
@@ -63,12 +83,35 @@ def inspect(
         ("  from", result["threshold_source"]),
         *((name, f"{share:.1%}") for name, share in result["regions"].items()),
         *_planted(result.get("truth")),
+        ("labels the teacher denies", result["denied"]),
         *(
-            ("suspicious", f"{s['id']}: the teacher says {s['teacher_says']}")
+            (
+                "  suspicious",
+                f"{s['id']}: the teacher says {s['teacher_says']}, "
+                f"{s['mean_probability']:.2f} against {s['probability_of_label']:.2f}",
+            )
             for s in result["suspicious"]
         ),
     ]
     show(result, table(rows), as_json)
+
+
+def _serve(store: str, images: str | None, regions: Any, host: str, port: int) -> None:
+    """Serve the page until Ctrl-C."""
+    from ferkd.images import open_images
+    from ferkd.store import LabelStore
+    from ferkd.study.inspector.page import prepare
+    from ferkd.study.inspector.server import Server, loopback
+
+    loopback(host)  # before minutes of counting
+    opened = LabelStore.open(store)
+    source = None if images is None else open_images(images, targets=opened.settings.targets)
+    with Server(prepare(opened, source, regions, images or ""), host, port) as server:
+        say(f"{server.url}  for browsers on this machine; Ctrl-C ends it")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say("ended; nothing was written")
 
 
 def _temperature(fitted: dict[str, Any] | None) -> list[tuple[str, str]]:

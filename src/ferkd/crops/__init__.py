@@ -9,6 +9,7 @@ from ferkd.crops.draw import (
     random_boxes,
     uniforms,
 )
+from ferkd.crops.share import object_share
 
 __all__ = [
     "CUT_RULE",
@@ -19,6 +20,7 @@ __all__ = [
     "hashes",
     "image_keys",
     "largest_reduction",
+    "object_share",
     "random_boxes",
     "uniforms",
 ]

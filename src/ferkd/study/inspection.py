@@ -10,9 +10,10 @@ import numpy as np
 
 from ferkd.calibration.regions import Mining, Region, Regions, mine, scores_of
 from ferkd.calibration.temperature import fit_temperature
-from ferkd.images import FolderImages, ImageSource, decode, describe_unread, open_images
+from ferkd.images import ImageSource, decode, open_images
 from ferkd.loading.crop_sources import match, without_labels
 from ferkd.store import LabelStore
+from ferkd.study.suspicious import judge, listing, write_csv
 
 SUSPICIOUS = 20  # images listed at most
 
@@ -27,8 +28,8 @@ def inspect(
 
     With ``images`` also how many of them have no labels.
 
-    ``suspicious`` lists the images whose crops the teacher most consistently takes for another
-    class (mean probability of that class): wrong ground truth, or a picture of something else.
+    ``suspicious`` lists the images whose ground truth the teacher denies most surely
+    (`ferkd.study.suspicious`), ``denied`` counts all that it denies.
     ``truth`` is the truth file of planted scenes: adds how well the scores find what was planted.
     """
     opened = LabelStore.open(store)
@@ -39,6 +40,8 @@ def inspect(
     known = opened.targets >= 0
     counts, edges = np.histogram(scores[~np.isnan(scores)], bins=20, range=(0, 1))
     crops = len(opened) * opened.crops_per_image
+    judged = judge(opened)
+    doubted = judged.ranked()
     fitted = None if settings.crops.is_map else fit_temperature(opened)
     result: dict[str, Any] = {
         "store": str(opened.path),
@@ -61,7 +64,8 @@ def inspect(
         "teacher_right": float(correct[known].mean()) if known.any() else None,
         "label_temperature": None if fitted is None else asdict(fitted),
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "suspicious": _suspicious(opened),
+        "suspicious": listing(opened, judged, doubted[judged.denied[doubted]][:SUSPICIOUS]),
+        "denied": int(judged.denied.sum()),
     }
     if mining.evidence is not None and mining.evidence.reliability is not None:
         curve = asdict(mining.evidence.reliability)
@@ -78,82 +82,32 @@ def inspect(
     return result
 
 
-def _suspicious(store: LabelStore) -> list[dict[str, Any]]:
-    found: list[tuple[float, int, int]] = []
-    targets = store.targets
-    for rows, _, labels in store.scan():
-        shape = (rows.stop - rows.start, store.crops_per_image)
-        answers = labels.top1().numpy().reshape(shape)
-        confidence = labels.max_prob().numpy().reshape(shape)
-        for i, row in enumerate(range(rows.start, rows.stop)):
-            votes = np.bincount(answers[i], weights=confidence[i], minlength=1) / shape[1]
-            answer = int(votes.argmax())
-            if targets[row] >= 0 and answer != targets[row] and votes[answer] > 0.5:
-                found.append((float(votes[answer]), row, answer))
-        found = sorted(found, reverse=True)[:SUSPICIOUS]
-    names = store.class_names or tuple(map(str, range(store.num_classes)))
-    return [
-        {
-            "id": store.ids[row],
-            "labelled": names[targets[row]],
-            "teacher_says": names[answer],
-            "mean_probability": share,
-        }
-        for share, row, answer in found
-    ]
-
-
 def write_page(
     store: str | Path | LabelStore,
     path: Path,
     *,
     images: str | Path | ImageSource | None = None,
     regions: Regions | None = None,
-    pictures: int = 8,
+    pictures: int = 120,
 ) -> None:
-    """One self-contained HTML page about a store; with its images also a gallery of crops."""
-    from ferkd.study import report
+    """The inspector as one self-contained HTML page; with the images also some of them."""
+    from ferkd.study.inspector.page import prepare
+    from ferkd.study.inspector.page import write_page as write
 
     opened = LabelStore.open(store)
-    figures = inspect(opened, regions)
-    mining = mine(opened, regions)
     source = None if images is None else open_images(images, targets=opened.settings.targets)
-    report.write_report(
-        report.Report(
-            title=f"{'Label maps' if figures['kind'] == 'map' else 'Label store'} "
-            f"{opened.path.name}",
-            verdict=mining.describe(),
-            facts=(
-                report.Fact("Images", f"{len(opened):,}"),
-                report.Fact(*_crops_fact(figures)),
-                report.Fact("Classes", str(opened.num_classes)),
-                report.Fact("Teacher", str(opened.settings.teacher.get("spec", "unknown"))),
-                report.Fact("Bytes per crop", f"{figures['bytes_per_crop']:.1f}"),
-                *_unread_fact(source),
-            ),
-            confidence=confidence(opened, mining, regions or Regions()),
-            gallery=None if source is None else gallery(opened, source, mining, pictures),
-            choices=tuple(
-                report.Choice(s["id"], f"labelled {s['labelled']}", f"teacher: {s['teacher_says']}")
-                for s in figures["suspicious"]
-            ),
-        ),
-        path,
-    )
+    named = str(images) if isinstance(images, str | Path) else ""
+    write(prepare(opened, source, regions, named), path, pictures)
 
 
-def _unread_fact(source: ImageSource | None) -> tuple[Any, ...]:
-    """A fact about images of kinds that are not read here, where there are any."""
-    from ferkd.study import report
-
-    counts = source.unread if isinstance(source, FolderImages) else {}
-    return (report.Fact("Not read", describe_unread(counts)),) if counts else ()
-
-
-def _crops_fact(figures: dict[str, Any]) -> tuple[str, str]:
-    if figures["kind"] == "crops":
-        return "Crops per image", str(figures["crops_per_image"])
-    return "Cells per map", figures["map_grid"]
+def write_suspicious(store: str | Path | LabelStore, path: Path) -> int:
+    """Write all labels that the teacher denies as CSV, the most suspicious first; how many."""
+    opened = LabelStore.open(store)
+    judged = judge(opened)
+    rows = judged.ranked()
+    denied = rows[judged.denied[rows]]
+    write_csv(path, listing(opened, judged, denied))
+    return len(denied)
 
 
 def confidence(store: LabelStore, mining: Mining, regions: Regions) -> Any:

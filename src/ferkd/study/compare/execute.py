@@ -21,6 +21,8 @@ from ferkd.study.compare.suite import Suite
 from ferkd.system.company import Company
 from ferkd.system.interrupt import Interrupt
 from ferkd.training import folder as folders
+from ferkd.training.progress import on_a_bar
+from ferkd.training.recipe import load_recipe
 from ferkd.training.run import train
 
 Say = Callable[[str], None]
@@ -30,10 +32,16 @@ Progress = Callable[[float, int, str], None]
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that failed, and what it said."""
+    """A run that failed, and why."""
 
     run: Planned
-    message: str
+    error: Exception
+
+    @property
+    def message(self) -> str:
+        """What the run said; a run in a process of its own has worded its error already."""
+        own = isinstance(self.error, RunFailed)
+        return str(self.error) if own else f"{type(self.error).__name__}: {self.error}"
 
 
 class RunFailed(RuntimeError):
@@ -70,7 +78,8 @@ def run_suite(
         def steps(share: float, done: int = done, run: Planned = run) -> None:
             progress(done + share, len(wanted), f"runs, {run.name}")
 
-        failure = _one(suite, run, _here, say, steps, threading.Lock(), alone=True)
+        here = _Here(lambda words, run=run: say(f"{run.name}: {words}"))  # type: ignore[misc]
+        failure = _one(suite, run, here, say, steps, threading.Lock(), alone=True)
         failures += [failure] if failure else []
         done += 1
         progress(done, len(wanted), "runs")
@@ -103,30 +112,26 @@ def _one(
         write_company(run.folder, company.others() if alone else None)
     except Stopped:
         return None
-    except RunFailed as error:
-        say(f"{run.name} failed")
-        return Failure(run, str(error))
     except Exception as error:  # any failure of a run is that run's alone
         say(f"{run.name} failed")
-        return Failure(run, f"{type(error).__name__}: {error}")
+        return Failure(run, error)
     top1 = result.get("top1")
     accuracy = "" if top1 is None else f"top-1 {top1:.1%}, "
     say(f"{run.name}: {accuracy}{result['steps']} steps, {result['seconds']:.0f} s")
     return None
 
 
-def _here(recipe: Path, out: Path, *, log: Path, steps: Callable[[float], None]) -> dict[str, Any]:
-    """Train in this process."""
-    from ferkd.training.recipe import load_recipe
+@dataclass(frozen=True)
+class _Here:
+    """Trains in this process; what a run finds in its labels goes to ``say``."""
 
-    total = 1
+    say: Say
 
-    def progress(line: dict[str, Any]) -> None:
-        nonlocal total
-        total = line.get("steps", total)
-        steps(line["step"] / total)
-
-    return train(load_recipe(recipe), out, resume=True, progress=progress)
+    def __call__(
+        self, recipe: Path, out: Path, *, log: Path, steps: Callable[[float], None]
+    ) -> dict[str, Any]:
+        progress = on_a_bar(lambda done, total, note: steps(done / total), self.say)
+        return train(load_recipe(recipe), out, resume=True, progress=progress)
 
 
 class _Processes:

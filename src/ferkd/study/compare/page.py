@@ -9,27 +9,17 @@ from typing import Any
 
 from ferkd.study import report
 from ferkd.study.compare.cells import tables
+from ferkd.study.compare.report import Compared
 from ferkd.study.compare.runs import Run
 from ferkd.study.compare.summary import curve, reached_at
-from ferkd.study.statistics import interval_half
-
-Groups = Mapping[str, Mapping[str, Sequence[Run]]]
+from ferkd.system.statistics import interval_half
 
 
-def write_page(
-    path: Path, result: Mapping[str, Any], groups: Groups, titles: Mapping[str, str]
-) -> None:
-    """Write the page of ``result`` (see `ferkd.study.compare.compare`) and its runs to ``path``.
-
-    ``titles`` gives each budget's heading.
-    """
-    baseline = result["baseline"]
-    budgets = [
-        budget_panel(titles[name], found["methods"], groups[name], baseline, found["remarks"])
-        for name, found in result["budgets"].items()
-    ]
+def write_page(path: Path, compared: Compared) -> None:
+    """Write the page of a comparison to ``path``."""
+    result = compared.result
     machine = result["machine"]
-    finished = sum(len(runs) for methods in groups.values() for runs in methods.values())
+    finished = sum(len(runs) for methods in compared.groups.values() for runs in methods.values())
     page = report.Report(
         title="Methods compared",
         verdict=verdict(result),
@@ -40,10 +30,25 @@ def write_page(
             report.Fact("Software", machine["software"]),
             report.Fact("Date", result["date"]),
         ),
-        budgets=budgets,
+        budgets=budget_panels(compared),
         commands=(result["command"],),
     )
     report.write_report(page, path)
+
+
+def budget_panels(compared: Compared) -> tuple[report.Budget, ...]:
+    """The budgets of a comparison as the page's data."""
+    result = compared.result
+    return tuple(
+        budget_panel(
+            compared.titles[name],
+            found["methods"],
+            compared.groups[name],
+            result["baseline"],
+            found["remarks"],
+        )
+        for name, found in result["budgets"].items()
+    )
 
 
 def budget_panel(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ferkd.study.compare.runs import Run
-from ferkd.study.statistics import mean, mean_interval, sample_deviation
+from ferkd.system.statistics import mean, mean_interval, sample_deviation
 
 FIGURES = ("top1", "top5", "nll", "ece", "brier")
 MINED = ("thresholds", "regions", "rescued")  # what FerKD found in the labels, shares by region

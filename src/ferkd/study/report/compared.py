@@ -11,7 +11,6 @@ from ferkd.study.report.model import Budget, Difference
 from ferkd.study.report.svg import Frame, extent, tag, text
 
 _ROW = 24  # pixels a method takes in a plot of differences
-_BAND = "± one sample deviation"
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def budget_charts(budget: Budget, slots: Mapping[str, int]) -> list[Figure]:
         Figure(
             f"{name} against {x}",
             f"{line} {better} {equal[x]}{goal if y == 'top1' else ''}",
-            plots.curve_chart(budget.curves, x, y, slots, band=_BAND, goal=budget.goal),
+            plots.curve_chart(budget.curves, x, y, slots, goal=budget.goal),
         )
         for y, name, better in (
             ("top1", "Top-1", "Higher is better."),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 # By region code: DISCARDED = 0, HARD = 1, IMPORTANT = 2.
 REGION_NAMES = ("discarded", "hard", "important")
@@ -25,42 +24,8 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of the comparison: which metric, its heading, and which direction is better."""
-
-    key: str
-    title: str
-    form: Literal["percent", "number", "seconds", "count"] = "number"
-    better: Literal["higher", "lower"] | None = None
-
-
-@dataclass(frozen=True)
-class Stat:
-    """Mean over seeds and sample deviation (None for one seed)."""
-
-    mean: float
-    deviation: float | None = None
-
-
-@dataclass(frozen=True)
-class MethodRow:
-    """One method: ``stats`` is in the order of the comparison's columns."""
-
-    method: str
-    seeds: int
-    stats: Sequence[Stat]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    columns: Sequence[Column]
-    rows: Sequence[MethodRow]
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Series:
-    """Mean over runs with the smallest and largest run, one entry per evaluation."""
+    """Mean over runs with the ends of its band, one entry per evaluation."""
 
     mean: Sequence[float]
     low: Sequence[float]
@@ -250,9 +215,7 @@ class Report:
     title: str
     verdict: str = ""
     facts: Sequence[Fact] = ()
-    comparison: Comparison | None = None
     budgets: Sequence[Budget] = ()
-    curves: Sequence[Curve] = ()
     confidence: ConfidencePanel | None = None
     mining: MiningPanel | None = None
     gallery: Gallery | None = None

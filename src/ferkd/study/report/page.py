@@ -9,14 +9,13 @@ not seen, as those that turn the reading direction, are written out (`ferkd.syst
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ferkd.study.report import plots
 from ferkd.study.report.compared import budget_charts
-from ferkd.study.report.model import REGION_NAMES, Column, Comparison, ConfidencePanel, Report, Stat
+from ferkd.study.report.model import REGION_NAMES, ConfidencePanel, Report
 from ferkd.system.errors import InputError
 from ferkd.system.files import make_folder, write_whole
 from ferkd.system.text import lines as visible
@@ -30,14 +29,10 @@ NOT_AVAILABLE = "n/a"
 def render(report: Report) -> str:
     """The whole page as text. Raises ``InputError`` where jinja2 is not installed."""
     slots = _colour_slots(report)
-    axes = [(x, y) for y in ("top1", "nll") for x in ("steps", "seconds")]
-    curves = [plots.curve_chart(report.curves, x, y, slots) for x, y in axes] if slots else []
     page = _template().render(
         report=report,
         region_names=REGION_NAMES,
         colours={method: plots.colour(slot) for method, slot in slots.items()},
-        table=table_cells(report.comparison) if report.comparison else [],
-        curves=[chart for chart in curves if chart],
         budgets=[budget_charts(budget, slots) for budget in report.budgets],
         shares=region_shares(report.confidence) if report.confidence else [],
         thumbs=_by_region(report),
@@ -55,50 +50,6 @@ def write_report(report: Report, path: Path) -> None:
     write_whole(path, data)
 
 
-def table_cells(comparison: Comparison) -> list[list[tuple[str, str, bool]]]:
-    """By row and column: the mean, the deviation ("" for one seed), whether it is the best.
-
-    Every mean that reads like the best one is marked, so that rounding makes no winner; nothing is
-    marked in a column without a better direction or with fewer than two measured methods.
-    """
-    marked = [
-        _best([row.stats[j].mean for row in comparison.rows], column)
-        for j, column in enumerate(comparison.columns)
-    ]
-    return [
-        [
-            (*_cell(stat, column), _worded(stat.mean, column) == best)
-            for stat, column, best in zip(row.stats, comparison.columns, marked, strict=True)
-        ]
-        for row in comparison.rows
-    ]
-
-
-def _best(means: Sequence[float], column: Column) -> str | None:
-    finite = [m for m in means if math.isfinite(m)]
-    if column.better is None or len(finite) < 2:
-        return None
-    return _worded(max(finite) if column.better == "higher" else min(finite), column)
-
-
-def _cell(stat: Stat, column: Column) -> tuple[str, str]:
-    # Counts that every seed shares, such as steps, have no spread worth a "± 0".
-    shared = column.form == "count" and stat.deviation == 0
-    if stat.deviation is None or shared or not math.isfinite(stat.deviation):
-        return _worded(stat.mean, column), ""
-    return _worded(stat.mean, column), _worded(stat.deviation, column)
-
-
-def _worded(value: float, column: Column) -> str:
-    if not math.isfinite(value):
-        return NOT_AVAILABLE
-    if column.form == "percent":
-        return f"{100 * value:.1f}"
-    if column.form == "number":
-        return f"{value:.3f}"
-    return f"{value:.1f}" if column.form == "seconds" and value < 100 else f"{value:,.0f}"
-
-
 def region_shares(panel: ConfidencePanel) -> list[float]:
     """Share of all crops in each region, by code; nan without crops."""
     counts = [sum(row) for row in panel.counts]
@@ -108,9 +59,7 @@ def region_shares(panel: ConfidencePanel) -> list[float]:
 
 def _colour_slots(report: Report) -> dict[str, int]:
     """One colour a method, the same in the table and in every chart."""
-    rows = report.comparison.rows if report.comparison else ()
-    names = [row.method for row in rows] + [curve.method for curve in report.curves]
-    names += [name for budget in report.budgets for t in budget.tables for name in t.rows]
+    names = [name for budget in report.budgets for table in budget.tables for name in table.rows]
     return {name: slot for slot, name in enumerate(dict.fromkeys(names))}
 
 

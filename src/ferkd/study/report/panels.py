@@ -1,108 +1,20 @@
-"""From results, runs, scores and boxes to the data of the report's sections: pure functions.
-
-Only ``curves_from_runs`` reads files.
-"""
+"""From scores, regions and boxes to the data of the report's sections: pure functions."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ferkd.study.report.model import (
     REGION_NAMES,
-    Column,
-    Comparison,
     ConfidencePanel,
-    Curve,
-    MethodRow,
     MiningPanel,
     RegionShares,
     Reliability,
-    Series,
-    Stat,
 )
-from ferkd.study.statistics import auroc, mean, roc_curve, sample_deviation, wilson_interval
-from ferkd.system.errors import InputError
-
-COLUMNS = (
-    Column("top1", "top-1, %", "percent", "higher"),
-    Column("nll", "NLL", "number", "lower"),
-    Column("ece", "ECE, %", "percent", "lower"),
-    Column("seconds", "seconds", "seconds", "lower"),
-    Column("crops_per_second", "crops/s", "count", "higher"),
-    Column("steps", "steps", "count"),
-)
-
-
-def comparison_from_results(
-    results: Iterable[Mapping[str, Any]],
-    columns: Sequence[Column] = COLUMNS,
-    *,
-    note: str = "",
-) -> Comparison:
-    """Mean and sample deviation of each metric over the results (runs) of one method.
-
-    ``results`` are the contents of ``result.json`` files; methods keep the order in which they
-    first appear. A metric that a run lacks counts as nan, and so makes its method's mean nan:
-    a mean over some of the seeds would be compared with a mean over all of them.
-    """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for result in results:
-        groups.setdefault(str(result["method"]), []).append(result)
-    rows = []
-    for method, runs in groups.items():
-        values = [[_number(run.get(column.key)) for run in runs] for column in columns]
-        stats = tuple(Stat(mean(v), sample_deviation(v)) for v in values)
-        rows.append(MethodRow(method, len(runs), stats))
-    return Comparison(tuple(columns), tuple(rows), note)
-
-
-def curves_from_runs(
-    runs: Iterable[Path], methods: Mapping[Path, str] | None = None
-) -> tuple[Curve, ...]:
-    """One curve per method from the evaluations in the ``metrics.jsonl`` of its run directories.
-
-    The method's name is ``methods[run]`` where given, else the one in ``result.json``, else (an
-    unfinished run) the directory's name. Runs of one method are averaged over the steps that all
-    of them evaluated, so that a mean never changes its members along the curve; runs without an
-    evaluation are left out. Raises ``InputError`` for a directory without ``metrics.jsonl`` and
-    for a line, other than an unfinished last one, that is not JSON.
-    """
-    groups: dict[str, list[dict[int, dict[str, Any]]]] = {}
-    for run in runs:
-        name = (methods or {}).get(run) or _method_of(run)
-        evaluations = {int(line["step"]): line for line in _evaluations(run)}
-        group = groups.setdefault(name, [])
-        if evaluations:
-            group.append(evaluations)
-    return tuple(_curve(method, group) for method, group in groups.items() if group)
-
-
-def _curve(method: str, runs: Sequence[Mapping[int, Mapping[str, Any]]]) -> Curve:
-    steps = sorted(set.intersection(*(set(run) for run in runs)))
-
-    def column(key: str) -> NDArray[np.float64]:
-        values = [[_number(run[step].get(key)) for step in steps] for run in runs]
-        return np.array(values, np.float64).reshape(len(runs), len(steps))
-
-    def series(key: str) -> Series:
-        v = column(key)
-        return Series(_floats(v.mean(0)), _floats(v.min(0)), _floats(v.max(0)))
-
-    return Curve(
-        method=method,
-        runs=len(runs),
-        steps=tuple(float(s) for s in steps),
-        seconds=_floats(column("seconds").mean(0)),
-        top1=series("top1"),
-        nll=series("nll"),
-    )
+from ferkd.system.statistics import auroc, roc_curve, wilson_interval
 
 
 def confidence_panel(
@@ -167,8 +79,8 @@ def mining_panel(
 ) -> MiningPanel:
     """Judge regions and score by the share of the true object inside each crop (same shapes).
 
-    ``shares`` are fractions 0..1 (``stats.object_share``); crops whose share is nan (no object)
-    are left out.
+    ``shares`` are fractions 0..1 (``ferkd.crops.object_share``); crops whose share is nan (no
+    object) are left out.
     """
     s, share = np.asarray(scores, np.float64).ravel(), np.asarray(shares, np.float64).ravel()
     code = np.asarray(regions).ravel()
@@ -211,46 +123,3 @@ def _region_shares(
 
 def _floats(values: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
-
-
-def _number(value: Any) -> float:
-    """A JSON number as float; nan for what is absent, null or not a number."""
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _method_of(run: Path) -> str:
-    path = run / "result.json"
-    if not path.is_file():
-        return run.name
-    result = _json(path, path.read_text("utf-8"), 1)
-    return str(result.get("method", run.name))
-
-
-def _evaluations(run: Path) -> list[dict[str, Any]]:
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise InputError(
-            f"{run}: no metrics.jsonl there, so this is no run directory; "
-            "name directories that 'ferkd train --out' wrote"
-        )
-    text = path.read_text("utf-8")
-    lines = text.splitlines()
-    if not text.endswith("\n"):
-        lines = lines[:-1]  # a killed writer leaves a line without its end
-    parsed = [_json(path, line, n) for n, line in enumerate(lines, 1) if line.strip()]
-    return [line for line in parsed if line.get("kind") == "eval" and "step" in line]
-
-
-def _json(path: Path, text: str, line: int) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {line}: not JSON ({error.msg}); restore the file or leave the run out"
-        ) from None
-    if not isinstance(value, dict):
-        raise InputError(
-            f"{path}, line {line}: a JSON object is expected, not {type(value).__name__}; "
-            "restore the file or leave the run out"
-        )
-    return value

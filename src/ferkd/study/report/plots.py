@@ -40,14 +40,12 @@ def curve_chart(
     y: str,
     slots: Mapping[str, int],
     *,
-    band: str = "from smallest to largest",
     goal: Goal | None = None,
 ) -> str:
     """``y`` (``top1`` or ``nll``) against ``x`` (``steps`` or ``seconds``), one line a method.
 
-    ``band`` says what the curves' low and high are. ``slots`` gives each method its colour.
-    ``goal`` is drawn on charts of top-1: a level, and a ring where a method reaches it. Empty
-    when no evaluation holds the metric.
+    ``slots`` gives each method its colour. ``goal`` is drawn on charts of top-1: a level, and a
+    ring where a method reaches it. Empty when no evaluation holds the metric.
     """
     lines: list[tuple[Curve, Sequence[float], Series]] = [
         (c, c.steps if x == "steps" else c.seconds, c.top1 if y == "top1" else c.nll)
@@ -91,7 +89,7 @@ def curve_chart(
         ends.append((points[-1], name, curve, style))
     heights = spread([frame.py(p[1]) for p, *_ in ends], 13, frame.top + 4, frame.floor)
     for (point, name, curve, style), height in zip(ends, heights, strict=True):
-        hint = tag("title", escape(f"{curve.method}: {_runs(curve.runs, band)}"))
+        hint = tag("title", escape(f"{curve.method}: {_runs(curve.runs)}"))
         x_end, y_end = frame.px(point[0]), frame.py(point[1])
         label = text(name, x_end + 7, height + 3.5, class_=f"name {style}")
         if abs(height - y_end) > 12:  # moved so far that it needs a thread to its line
@@ -323,8 +321,8 @@ def _time_unit(seconds: float) -> tuple[str, float]:
     return ("minutes", 1 / 60) if seconds < 3 * 3600 else ("hours", 1 / 3600)
 
 
-def _runs(count: int, band: str) -> str:
-    return "1 run" if count == 1 else f"mean of {count} runs, band {band}"
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"mean of {count} runs, band ± one sample deviation"
 
 
 def ellipsis(words: str, limit: int) -> str:

@@ -24,9 +24,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from ferkd.crops import object_share
 from ferkd.system.errors import InputError
 from ferkd.system.settings import Part
 
@@ -134,23 +135,6 @@ def read_boxes(split_dir: Path) -> dict[str, Box]:
 def read_sources(split_dir: Path) -> dict[str, int]:
     """Which source digit each scene of one split shows: id -> number in scikit-learn's order."""
     return {key: source for key, (_, source) in _read_objects(split_dir).items()}
-
-
-def object_share(boxes: ArrayLike, objects: ArrayLike) -> NDArray[np.float64]:
-    """The share of each object's area that lies inside the crop, 0..1.
-
-    ``boxes`` (the crops) and ``objects`` are [..., 4] as (top, left, height, width) in pixels and
-    broadcast against each other: crops [N, m, 4] and objects [N, 1, 4] give [N, m]. Raises
-    ValueError for an object without area.
-    """
-    crop = np.asarray(boxes, dtype=np.int64)
-    thing = np.asarray(objects, dtype=np.int64)
-    if thing.size and thing[..., 2:].min() < 1:
-        raise ValueError("every object must be at least 1 pixel high and wide")
-    start = np.maximum(crop[..., :2], thing[..., :2])
-    stop = np.minimum(crop[..., :2] + crop[..., 2:], thing[..., :2] + thing[..., 2:])
-    inside = np.clip(stop - start, 0, None).prod(axis=-1)
-    return np.asarray(inside / thing[..., 2:].prod(axis=-1), dtype=np.float64)
 
 
 def load_digits() -> tuple[Floats, NDArray[np.int64]]:

@@ -22,17 +22,17 @@ from typing import Any, Literal
 import numpy as np
 
 from ferkd.calibration.regions import scores_of
+from ferkd.crops import object_share
 from ferkd.store import LabelStore
 from ferkd.study.scenes.drawn import (
     BOXES_FILE,
     CLASS_NAMES,
     Box,
     SceneSettings,
-    object_share,
     write_scenes,
 )
-from ferkd.study.statistics import auroc
 from ferkd.system.errors import InputError
+from ferkd.system.statistics import auroc
 
 TRUTH_FILE = "truth.json"
 HOLDS = 0.5  # of the object's area: a crop with that much holds it

@@ -1,4 +1,4 @@
-"""The whole pipeline in one call: data, teacher, labels, students by three methods, report."""
+"""The whole pipeline in one call: data, teacher, labels, a suite of students, report."""
 
 from __future__ import annotations
 
@@ -10,76 +10,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from ferkd.calibration.regions import Regions
 from ferkd.images import refuse_inside_images, refuse_other_sources
 from ferkd.labelling.run import Progress, label
-from ferkd.loading.mixing import Mix
 from ferkd.store import LabelStore
+from ferkd.study.compare import Compared, compare_suite
 from ferkd.study.demo import data as demo_data
-from ferkd.study.demo.summary import methods_of, text_table, write_report
+from ferkd.study.demo.sizes import FOLDER, SCENES, Sizes, students, teacher_recipe
+from ferkd.study.demo.summary import methods_of, text_tables, write_report
 from ferkd.system.errors import InputError
 from ferkd.system.files import sweep, write_json
 from ferkd.system.locks import held
 from ferkd.system.plain import read_json
-from ferkd.system.settings import Part
 from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
 from ferkd.training import train
 from ferkd.training.progress import Meter, no_meter, on_a_bar
-from ferkd.training.recipe import Recipe
 
-METHODS = ("hard", "fkd", "ferkd")
 _MARKER, _TIME = "demo.json", "time.json"
 _OURS = ("data", "teacher", "labels", "runs", "report.html", "result.json", _TIME, _MARKER)
-
-
-class Plan(Part):
-    """The sizes of a demo: every student gets the same number of optimiser steps."""
-
-    image_size: int
-    crop_fraction: float = 0.875
-    teacher: str
-    teacher_args: dict[str, Any] = Field(default_factory=dict)
-    teacher_epochs: float
-    teacher_lr: float = 2e-3
-    teacher_mix: Mix = Mix()
-    student: str
-    student_args: dict[str, Any] = Field(default_factory=dict)
-    student_epochs: float
-    student_lr: float = 4e-3
-    crops: int
-    crops_per_image: int = 4
-    batch_size: int = 64
-    regions: Regions = Regions(thresholds="reliable")
-    mix: Mix = Mix()
-
-
-SCENES = Plan(
-    image_size=64,
-    crop_fraction=1.0,  # a digit may stand at the border of the central square
-    teacher="timm/resnet10t",
-    teacher_args={"channels": [32, 64, 128, 256], "stem_width": 16},
-    teacher_epochs=16,
-    teacher_lr=4e-3,
-    student="timm/resnet10t",
-    student_args={"channels": [16, 32, 64, 128], "stem_width": 8},
-    student_epochs=12.8,
-    crops=24,
-    crops_per_image=2,
-)
-FOLDER = Plan(
-    image_size=112,
-    teacher="timm/resnet18",
-    teacher_epochs=50,
-    teacher_lr=1e-3,
-    teacher_mix=Mix(kind="mixup", alpha=0.2, probability=0.5),
-    student="timm/mobilenetv3_small_050",
-    student_epochs=40,
-    crops=30,
-    crops_per_image=1,
-)
 
 
 def run_demo(
@@ -90,7 +38,7 @@ def run_demo(
     held_out: float = 0.2,
     resume: bool = False,
     overwrite: bool = False,
-    plan: Plan | None = None,
+    sizes: Sizes | None = None,
     say: Callable[[str], None] = print,
     meter: Meter = no_meter,
 ) -> dict[str, Any]:
@@ -103,7 +51,7 @@ def run_demo(
     """
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; train at least 1 student by each method")
-    plan = plan or (SCENES if images is None else FOLDER)
+    sizes = sizes or (SCENES if images is None else FOLDER)
     out = local_path(out)
     if images is not None:
         refuse_other_sources(images, "the demo")
@@ -112,11 +60,11 @@ def run_demo(
     if images is not None:
         demo_data.check(images, held_out)
     busy = f"{out} is being written by another ferkd demo; wait for it, or give another --out"
-    _claim(out, plan, images, held_out, resume=resume, overwrite=overwrite, look=True)
+    _claim(out, sizes, images, held_out, resume=resume, overwrite=overwrite, look=True)
     with held(out, busy):
-        _claim(out, plan, images, held_out, resume=resume, overwrite=overwrite)
+        _claim(out, sizes, images, held_out, resume=resume, overwrite=overwrite)
         with _Clock(out / _TIME) as clock:
-            return _run(out, plan, images, held_out, seeds, say, meter, clock)
+            return _run(out, sizes, images, held_out, seeds, say, meter, clock)
 
 
 class _Clock:
@@ -145,7 +93,7 @@ class _Clock:
 
 def _run(
     out: Path,
-    plan: Plan,
+    sizes: Sizes,
     images: Path | None,
     held_out: float,
     seeds: int,
@@ -155,39 +103,30 @@ def _run(
 ) -> dict[str, Any]:
     data = demo_data.prepare(out / "data", images, held_out)
     say(f"images: {data.train} and {data.val}")
-    teacher = _train(out / "teacher", _teacher(plan, data), "teacher", say, meter)
+    teacher = _teacher(out / "teacher", sizes, data, say, meter)
     clock.keep()
-    store = _label(out, plan, data, say, meter)
+    store = _label(out, sizes, data, say, meter)
     clock.keep()
-    runs: dict[str, list[Path]] = {method: [] for method in METHODS}
-    results: list[dict[str, Any]] = []
-    for seed in range(seeds):
-        for method in METHODS:
-            run = out / "runs" / f"{method}-{seed}"
-            recipe = _student(plan, data, method, seed, out / "labels")
-            results.append(_train(run, recipe, f"{method}, seed {seed}", say, meter))
-            runs[method].append(run)
-            clock.keep()
+    compared = _students(out, sizes, data, seeds, say, meter, clock)
     result: dict[str, Any] = {
-        "methods": methods_of(results, METHODS),
+        "methods": methods_of(compared),
         "teacher": {key: teacher[key] for key in ("top1", "nll", "ece", "seconds")},
         "seeds": seeds,
-        "plan": plan.model_dump(mode="json"),
+        "plan": sizes.model_dump(mode="json"),
     }
     result |= write_report(
         out / "report.html",
-        plan=plan,
+        sizes=sizes,
         data=data,
         store=store,
         teacher=teacher,
-        results=results,
-        runs=runs,
+        compared=compared,
         seconds=clock.seconds,
         command=_command(out, images, seeds, held_out),
     )
     result["seconds"] = clock.seconds
     write_json(out / "result.json", result)
-    return {**result, "table": text_table(result)}
+    return {**result, "table": text_tables(result, compared)}
 
 
 def _command(out: Path, images: Path | None, seeds: int, held_out: float) -> str:
@@ -202,7 +141,7 @@ def _command(out: Path, images: Path | None, seeds: int, held_out: float) -> str
 
 def _claim(
     out: Path,
-    plan: Plan,
+    sizes: Sizes,
     images: Path | None,
     held_out: float,
     *,
@@ -217,7 +156,7 @@ def _claim(
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one")
     settings = {
-        "plan": plan.model_dump(mode="json"),
+        "plan": sizes.model_dump(mode="json"),
         "images": None if images is None else str(images),
         "held_out": held_out,
     }
@@ -248,19 +187,42 @@ def _claim(
         write_json(marker, settings)
 
 
-def _train(
-    out: Path, recipe: Recipe, title: str, say: Callable[[str], None], meter: Meter
+def _teacher(
+    out: Path, sizes: Sizes, data: demo_data.Data, say: Callable[[str], None], meter: Meter
 ) -> dict[str, Any]:
-    with meter(title) as advance:
-        progress = on_a_bar(advance, lambda words: say(f"{title}: {words}"))
-        # Where a run is, and whether it was interrupted, is the demo's business: always resume.
-        result = train(recipe, out, resume=True, progress=progress)
-    say(f"{title}: top-1 {result['top1']:.1%} after {result['steps']} steps")
+    with meter("teacher") as advance:
+        progress = on_a_bar(advance, lambda words: say(f"teacher: {words}"))
+        # Where the demo is, and whether it was interrupted, is its own business: always resume.
+        result = train(teacher_recipe(sizes, data), out, resume=True, progress=progress)
+    say(f"teacher: top-1 {result['top1']:.1%} after {result['steps']} steps")
     return result
 
 
+def _students(
+    out: Path,
+    sizes: Sizes,
+    data: demo_data.Data,
+    seeds: int,
+    say: Callable[[str], None],
+    meter: Meter,
+    clock: _Clock,
+) -> Compared:
+    suite = students(sizes, data, out / "labels", seeds)
+    with meter("students") as advance:
+
+        def progress(done: float, total: float, note: str) -> None:
+            if done == int(done):  # a run has ended
+                clock.keep()
+            advance(done, total, note)
+
+        compared = compare_suite(suite, out / "runs", name="demo", say=say, progress=progress)
+    for failure in compared.failures:
+        raise failure.error
+    return compared
+
+
 def _label(
-    out: Path, plan: Plan, data: demo_data.Data, say: Callable[[str], None], meter: Meter
+    out: Path, sizes: Sizes, data: demo_data.Data, say: Callable[[str], None], meter: Meter
 ) -> LabelStore:
     last: list[Progress] = []
     with meter("labelling") as advance:
@@ -273,8 +235,8 @@ def _label(
             data.train,
             out / "teacher",
             out / "labels",
-            crops=plan.crops,
-            image_size=plan.image_size,
+            crops=sizes.crops,
+            image_size=sizes.image_size,
             workers=1,
             resume=True,
             progress=progress,
@@ -282,55 +244,3 @@ def _label(
     rate = f", {last[-1].crops_per_second:.0f} crops/s" if last else ""
     say(f"labels: {len(store)} images x {store.crops_per_image} crops{rate}")
     return store
-
-
-def _teacher(plan: Plan, data: demo_data.Data) -> Recipe:
-    tree = _recipe(plan, data, epochs=plan.teacher_epochs, lr=plan.teacher_lr, evaluations=3)
-    tree |= {
-        "method": "hard",
-        "student": {"name": plan.teacher, "model_args": plan.teacher_args},
-        "mix": plan.teacher_mix.model_dump(),
-    }
-    return Recipe.model_validate(tree)
-
-
-def _student(plan: Plan, data: demo_data.Data, method: str, seed: int, store: Path) -> Recipe:
-    tree = _recipe(plan, data, epochs=plan.student_epochs, lr=plan.student_lr, evaluations=12)
-    tree |= {
-        "method": method,
-        "seed": seed,
-        "student": {"name": plan.student, "model_args": plan.student_args},
-    }
-    if method != "hard":
-        tree["data"] |= {"store": str(store), "crops_per_image": plan.crops_per_image}
-    if method == "ferkd":
-        tree |= {"regions": plan.regions.model_dump(), "mix": plan.mix.model_dump()}
-    return Recipe.model_validate(tree)
-
-
-def _recipe(
-    plan: Plan, data: demo_data.Data, *, epochs: float, lr: float, evaluations: int
-) -> dict[str, Any]:
-    """What the teacher's and the students' recipes share."""
-    return {
-        "data": {
-            "images": str(data.train),
-            "val": str(data.val),
-            "image_size": plan.image_size,
-            "batch_size": plan.batch_size,
-            "workers": 0,
-        },
-        "optimizer": {"name": "adamw", "lr": lr, "weight_decay": 0.05},
-        "schedule": {"epochs": epochs},
-        "ema": 0.99,
-        "precision": _fast_precision(),
-        "evaluation": {"every_epochs": epochs / evaluations, "crop_fraction": plan.crop_fraction},
-    }
-
-
-def _fast_precision() -> str:
-    """bf16 where the processor multiplies it natively, else the trainer's own choice."""
-    import torch
-
-    native = not torch.cuda.is_available() and torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if native else "auto"

@@ -1,6 +1,7 @@
-"""The few statistics that reports state: means over seeds, AUROC, intervals, object shares.
+"""The few statistics that rules and reports rest on: means over seeds, AUROC, intervals.
 
-No plotting, so that other commands can use the same figures.
+AUROC and ROC curve stand on NumPy and SciPy. scikit-learn has them too, but it is an extra here,
+and a page about a store is made without it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
+from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
 
@@ -66,10 +68,7 @@ def auroc(scores: ArrayLike, positives: ArrayLike) -> float:
     pos, neg = int(y.sum()), int((~y).sum())
     if pos == 0 or neg == 0:
         return math.nan
-    _, group, counts = np.unique(s, return_inverse=True, return_counts=True)
-    last_rank = np.cumsum(counts)
-    mid_rank = last_rank - (counts - 1) / 2  # tied scores share the mean of their ranks
-    wins = mid_rank[group][y].sum() - pos * (pos + 1) / 2
+    wins = rankdata(s)[y].sum() - pos * (pos + 1) / 2  # tied scores share the mean of their ranks
     return float(wins / (pos * neg))
 
 
@@ -89,20 +88,6 @@ def roc_curve(scores: ArrayLike, positives: ArrayLike, points: int = 200) -> tup
     false = np.concatenate([[0], np.cumsum(~y)[ends]]) / (~y).sum()
     keep = np.unique(np.linspace(0, len(true) - 1, min(points, len(true))).round().astype(int))
     return false[keep], true[keep]
-
-
-def object_share(crops: ArrayLike, objects: ArrayLike) -> Floats:
-    """Share of each object's area that lies inside the crop, 0..1; nan for an empty object.
-
-    Boxes are (top, left, height, width) on the last axis; the other axes broadcast, so crops
-    [N,K,4] go with objects [N,1,4].
-    """
-    c, o = np.asarray(crops, np.float64), np.asarray(objects, np.float64)
-    start = np.maximum(c[..., :2], o[..., :2])
-    stop = np.minimum(c[..., :2] + c[..., 2:], o[..., :2] + o[..., 2:])
-    inside = np.maximum(stop - start, 0).prod(-1)
-    area = np.broadcast_to(o[..., 2:].prod(-1), inside.shape)
-    return np.divide(inside, area, out=np.full(inside.shape, np.nan), where=area > 0)
 
 
 def student_t_quantile(probability: float, degrees: int) -> float:

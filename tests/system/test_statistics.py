@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferkd.study.statistics import (
+from ferkd.system.statistics import (
     auroc,
     mean,
-    object_share,
     roc_curve,
     sample_deviation,
     wilson_interval,
@@ -84,16 +83,3 @@ def test_wilson_interval_against_published_values():
     # 0 of 10: 0 to z²/(10+z²) = 3.8415/13.8415.
     assert low[1] < 1e-12 and high[1] == pytest.approx(3.8415 / 13.8415, abs=1e-4)
     assert (low[2], high[2]) == pytest.approx((0, 1))
-
-
-def test_object_share_by_hand():
-    crop = [10, 10, 20, 20]  # rows and columns 10..30
-    objects = [[10, 10, 20, 20], [0, 0, 20, 20], [30, 30, 5, 5], [15, 5, 5, 10], [12, 12, 0, 4]]
-    # Itself; its lower right quarter; touching only; right half; no area at all.
-    assert object_share(crop, objects)[:4].tolist() == [1, 0.25, 0, 0.5]
-    assert math.isnan(object_share(crop, objects)[4])
-    crops = np.tile(crop, (2, 3, 1))
-    assert object_share(crops, np.array([objects[0], objects[1]])[:, None]).tolist() == [
-        [1, 1, 1],
-        [0.25, 0.25, 0.25],
-    ]
