@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -220,6 +221,8 @@ def main() -> None:
             print(json.dumps({"seed": seed, **{k: v[-1] for k, v in found.items()}}), flush=True)
     result = summary(found, label_seconds)
     result |= {
+        "command": " ".join(["python benchmarks/timm_peer.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "teacher_top1": accuracy(network(task.teacher), task),
         "settings": {**vars(given), "teacher": str(given.teacher), "out": str(given.out)},
         "versions": {"timm": timm.__version__, "ferkd": ferkd.__version__},
