@@ -300,3 +300,17 @@ def test_of_few_labels_all_images_stand_in_one_folder_too(tmp_path, tiny_images)
     assert script("few_labels").main(folder, 10, tmp_path / "few", tmp_path / "all") == 4
     counts = {path.name: len([*path.iterdir()]) for path in (tmp_path / "all").iterdir()}
     assert counts == {"a": 3, "b": 1, "_unlabelled": 31}
+
+
+def test_the_peer_pays_for_its_teacher_with_every_student():
+    """By hand: labels 10 s; 2 and 4 s a student against 7 and 9: 13 / 8 for one, 19 / 24 for three.
+    Accuracies .6 and .7 against .5 and .7: +5 points."""
+    peer = script("timm_peer", ROOT / "benchmarks")
+    found = {"ours": [0.6, 0.7], "theirs": [0.5, 0.7], "ours_s": [2.0, 4.0], "theirs_s": [7.0, 9.0]}
+    result = peer.summary(found, 10.0)
+    assert result["students"] == {
+        "1": {"stored": 13.0, "timm": 8.0},
+        "3": {"stored": 19.0, "timm": 24.0},
+    }
+    assert result["difference"]["mean"] == pytest.approx(5.0)
+    assert result["difference"]["low"] < 0 < result["difference"]["high"]
