@@ -40,6 +40,22 @@ class Row:
 
 ROWS = (
     Row(
+        "a tenth has a class",
+        "flowers, 48 px, 290 of 2930 with a class, 275 steps",
+        "soft labels of all images (`fkd`)",
+        "flowers-few-labels",
+        "one",
+        "fkd-all",
+    ),
+    Row(
+        "the same",
+        "the same",
+        "soft labels of the tenth alone (`fkd`)",
+        "flowers-few-labels",
+        "one",
+        "fkd-tenth",
+    ),
+    Row(
         "every label, few classes, short",
         "flowers, 5 classes, 112 px, 8 epochs",
         "soft labels (`fkd`)",
@@ -116,6 +132,15 @@ DISCARDS = (
     Row("", "scenes, 8 to 100 %", "the score", "scenes-baselines", "short", "ferkd", "random"),
     Row("", "flowers, 48 px", "the score", "flowers-baselines", "short", "ferkd", "random"),
     Row("", "scenes", "larger crops", "scenes-baselines", "short", "ferkd", "fkd-wide"),
+    Row(
+        "",
+        "flowers, few labels",
+        "the score",
+        "flowers-few-labels",
+        "one",
+        "ferkd-all",
+        "random-all",
+    ),
     Row("", "flowers, 48 px", "larger crops", "flowers-baselines", "short", "ferkd", "fkd-wide"),
 )
 
