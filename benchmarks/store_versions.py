@@ -10,6 +10,7 @@ a turn. Both have to show the same crops.
 
 labels: `LabelStore.labels` of 4 random crops of each of 256 images. store: all that a loader asks
 of the store for such a batch (crops chosen, boxes, flips, labels). loader: the whole batch, 64 px.
+images: a batch as large of fresh crops, which no store has a part in: what else has changed since.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 BEFORE = "9a6674d84beeea5b68097cef72a0822cc1478d38"
 ROOT = Path(__file__).parents[1]
 IMAGES, CROPS, SIDE = 256, 4, 64
-ROUNDS = {"labels": 40, "store": 20, "loader": 1}  # batches in a turn
+ROUNDS = {"labels": 40, "store": 20, "loader": 1, "images": 1}  # batches in a turn
 
 
 def work(images: str, folder: str) -> None:
@@ -42,17 +43,19 @@ def work(images: str, folder: str) -> None:
     import torch
 
     from ferkd.images import open_images
-    from ferkd.loading.crop_sources import StoredCrops
-    from ferkd.loading.loader import SoftLabelLoader
+    from ferkd.loading.crop_sources import FreshCrops, StoredCrops
+    from ferkd.loading.loader import Loader, SoftLabelLoader
     from ferkd.study.bench.made_up import write_labels
 
     torch.set_num_threads(1)
     source = open_images(images, targets=False)
     store = write_labels(Path(folder) / "store", source, 50, num_classes=1000)
     shown = StoredCrops(source, store)
-    loader = SoftLabelLoader(
-        source, store, batch_size=IMAGES * CROPS, crops_per_image=CROPS, image_size=SIDE
-    )
+    size = {"batch_size": IMAGES * CROPS, "crops_per_image": CROPS, "image_size": SIDE}
+    loaders = {
+        "loader": SoftLabelLoader(source, store, **size),
+        "images": Loader(source, FreshCrops(source), **size),
+    }
     sizes = np.stack([store.images["height"], store.images["width"]], 1).astype(np.int64)
     print("ready", flush=True)
     for turn, line in enumerate(sys.stdin):
@@ -73,7 +76,7 @@ def work(images: str, folder: str) -> None:
                 shown.labels(chosen, placed, sizes[rows])
                 boxes = placed.boxes
             else:
-                for batch in loader.batches(turn, turn + 1):
+                for batch in loaders[what].batches(turn, turn + 1):
                     boxes = batch.crops.numpy()
         seconds = time.process_time() - begun
         print(seconds / len(batches), int(boxes.sum()), flush=True)

@@ -357,7 +357,7 @@ def test_a_store_keeps_as_many_crops_of_an_image_as_asked(tmp_path):
     kept = mine(store, Regions(thresholds=thresholds, keep=3))
     left = (plain.regions != D).sum(axis=1)
     assert (left < 3).any() and ((kept.regions != D).sum(axis=1) == np.maximum(left, 3)).all()
-    assert kept.shares == plain.shares and kept.never_drawn < plain.never_drawn
+    assert kept.rescued == plain.rescued and kept.never_drawn < plain.never_drawn
     assert kept.left == pytest.approx(np.maximum(left, 3).mean())
     dealt = mine(store, Regions(thresholds=thresholds, keep=3, shuffle=0))
     assert dealt.shares["discarded"] == pytest.approx(kept.never_drawn)

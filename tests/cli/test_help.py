@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -44,7 +48,7 @@ def test_help_fits_a_screen_of_80_columns(command_line, monkeypatch, flag):
 def test_help_fits_a_screen_of_40_columns(command_line, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     lines = command_line("-h")[1].splitlines()
-    assert len(lines) <= 50 and max(map(len, lines)) <= 40
+    assert len(lines) <= 52 and max(map(len, lines)) <= 40
     shown = [" ".join(line.split()) for line in lines]  # a command and its words on one line
     for group in GROUPS.values():
         for name, words in group.items():
@@ -94,6 +98,26 @@ def test_completion_knows_the_commands(monkeypatch):
     environment = {"_FERKD_COMPLETE": "complete_bash", "COMP_WORDS": "ferkd ins", "COMP_CWORD": "1"}
     found = CliRunner().invoke(app, [], prog_name="ferkd", env=environment)
     assert found.stdout.split() == ["inspect"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_commands_and_options_by_the_script_that_is_installed(tmp_path):
+    ferkd = tmp_path / "ferkd"
+    ferkd.write_text(f'#!/bin/sh\nexec {sys.executable} -m ferkd "$@"\n')
+    ferkd.chmod(0o755)
+    script = """
+eval "$(_FERKD_COMPLETE=source_bash ferkd)"
+for COMP_LINE in "ferkd ins" "ferkd label --tea" "ferkd bench st"; do
+  COMP_WORDS=($COMP_LINE); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+  _ferkd_completion ferkd
+  echo "${COMPREPLY[*]}"
+done
+"""
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["inspect", "--teacher", "store step"], done.stderr
 
 
 def test_the_doctor_knows_the_extras_of_the_package():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,13 +13,16 @@ import pytest
 from typer.testing import CliRunner
 
 from ferkd.cli import app
-from ferkd.models.student import load_run
+from ferkd.models.student import Student, load_run
 from ferkd.product import distill as product
 from ferkd.product.distill import distill, dry_run
-from ferkd.product.planning import spoken
+from ferkd.product.planning import Rates, spoken
+from ferkd.product.rule import Facts, choose
 from ferkd.product.settings import Settings, parse_budget, parse_student
 from ferkd.store import LabelStore
 from ferkd.system.errors import InputError
+from ferkd.system.locks import held
+from ferkd.training.finetune import FineTuning, fine_tune
 
 TEACHER = "timm/test_resnet?random=0"
 STUDENT = "timm/test_efficientnet?pretrained=false"
@@ -236,10 +240,33 @@ def test_other_classes_without_fine_tuning_are_refused(images: Path, tmp_path: P
 def test_budgets_too_small_or_strange(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str, message: str
 ) -> None:
-    slow = product.Rates(student=0.1, teacher=0.1, answer=0.1, read=0.1)
+    slow = Rates(student=0.1, teacher=0.1, answer=0.1, read=0.1)
     monkeypatch.setattr(product, "measure_rates", lambda *_: slow)  # of a slow machine
     with pytest.raises(InputError, match=message):
         distill(settings(images, budget=budget), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--val", "lacking"], "lacks the class 'c'"),
+        (["--no-fine-tune"], "--no-fine-tune was given"),
+        (["--budget", "0.001"], "too small for anything"),
+        (["--student", "resnet18"], "write timm/NAME"),
+        (["--teacher", "timm/no_such_network"], "no_such_network"),
+        (["--image-size", "8"], "give 16 to 4096 pixels"),
+    ],
+)
+def test_the_command_refuses_in_one_message(
+    images: Path, tmp_path: Path, command_line, more: list[str], message: str
+) -> None:
+    patches(tmp_path / "lacking", 3, 0, names="ab")
+    more = [str(tmp_path / "lacking") if word == "lacking" else word for word in more]
+    words = ["--out", tmp_path / "out", "--teacher", TEACHER, "--student", STUDENT]
+    words += ["--image-size", "32", "--budget", "10", "--device", "cpu"]
+    status, out, err = command_line("distill", images, *words, *more)
+    assert (status, out) == (2, "") and message in err and "Traceback" not in err
+    assert not (tmp_path / "out" / "teacher").exists()
 
 
 def test_an_image_that_is_none_is_left_out_and_many_are_refused(tmp_path: Path) -> None:
@@ -266,6 +293,57 @@ def test_folders_in_use_and_changed_settings_are_refused(images: Path, tmp_path:
         distill(settings(images), out)
     with pytest.raises(InputError, match=r"budget was '0\.001', now '10'"):
         distill(settings(images), out, resume=True)
+
+
+def test_two_distillations_into_one_folder_are_refused(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused = []
+
+    def begun(done: float, total: float, note: str) -> None:
+        if not refused:
+            for more in ({}, {"resume": True}, {"overwrite": True}):
+                with pytest.raises(InputError, match="being written by another ferkd distill"):
+                    distill(settings(images), out, **more)
+                refused.append(more)
+            raise KeyboardInterrupt  # the rest is tested elsewhere
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(settings(images), out, progress=begun)
+    assert len(refused) == 3
+    assert not (out / ".lock").exists() and json.loads((out / "distill.json").read_text())
+
+
+def test_two_fine_tunings_into_one_folder_are_refused(images: Path, tmp_path: Path) -> None:
+    wanted = FineTuning(
+        network=Student(name="timm/test_resnet"),
+        images=str(images / "train"),
+        val=str(images / "val"),
+        image_size=32,
+    )
+    with held(tmp_path / "out", "mine"), pytest.raises(InputError, match="another ferkd process"):
+        fine_tune(wanted, tmp_path / "out")
+
+
+def test_overwriting_removes_what_is_ours_alone(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "student").mkdir(parents=True)
+    for name in ("distill.json", "student-1.yaml", "mine.yaml", "student/weights.safetensors"):
+        (out / name).write_text("{}")
+    (out / "data-mine").mkdir()
+    with pytest.raises(InputError, match="too small"):
+        distill(settings(images, budget="0.001"), out, overwrite=True)
+    left = {path.name for path in out.iterdir()}
+    assert left == {"distill.json", "mine.yaml", "data-mine"}
+
+
+def test_the_rule_of_the_student() -> None:
+    common = Facts(classes=5, images=3000, unlabelled=0, agreement=0.9, pretrained=False, epochs=24)
+    assert choose(common).method == "ferkd"
+    unsure = choose(replace(common, agreement=0.49))
+    assert (unsure.method, unsure.loss) == ("hard", {"label_smoothing": 0.0})
+    assert "right on less than 60%" in unsure.reason
+    few = choose(replace(common, agreement=0.49, unlabelled=100))
+    assert few.method == "ferkd" and "without a class" in few.reason
 
 
 def test_budgets_and_students_are_read() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,14 +12,21 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from stores import write_store
 
-from ferkd.evaluating.run import CenterCrops, predict
-from ferkd.images import open_images
-from ferkd.models.student import load_run
+from ferkd.crops import cut
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.predictions import predict
+from ferkd.images import decode, open_images
+from ferkd.labelling.run import label
+from ferkd.models.student import ModelConfig, load_run
 from ferkd.product.bundle import read_record
 from ferkd.product.card import escaped
 from ferkd.product.export import export
+from ferkd.product.photograph import Photograph, squares
 from ferkd.product.predict import Predictions, load_predictor, table
+from ferkd.product.quantised import stored_crops
+from ferkd.store import LabelStore
 from ferkd.system.compute import Normalise
 from ferkd.system.errors import InputError
 from ferkd.training import train
@@ -198,10 +206,65 @@ def test_wrong_targets_of_an_export(run, photos, tmp_path):
         export(tmp_path / "nowhere", tmp_path / "m")
     with pytest.raises(InputError, match="--uint8 is about ONNX"):
         export(run, tmp_path / "m", uint8=True)
+    with pytest.raises(InputError, match="--photograph is about ONNX"):
+        export(run, tmp_path / "m", photograph=True)
+    with pytest.raises(InputError, match="--photograph and --int8 exclude each other"):
+        export(run, tmp_path / "m", photograph=True, int8=True)
+    with pytest.raises(InputError, match="--calibrate is about int8"):
+        export(run, tmp_path / "m", onnx=True, calibrate=tmp_path)
     export(run, tmp_path / "m")
     with pytest.raises(InputError, match="holds an exported model"):
         export(run, tmp_path / "m")
     assert export(run, tmp_path / "m", overwrite=True)["top1"] >= 0
+
+
+def test_a_graph_that_takes_photographs_cuts_them_as_training_does(run, photos, tmp_path):
+    result = export(run, tmp_path / "m", onnx=True, photograph=True)["onnx"]
+    assert result["takes"] == "photograph" and result["difference"] <= 1e-4
+    # Levels are whole in training: half of one of 255, behind a standard deviation of 0.2, is 0.01
+    # in the input.
+    assert result["from_training"] < 0.05
+    found = said(tmp_path / "m/model.onnx", photos)
+    assert np.abs(found - answers(run, photos)).max() < 0.01
+    assert "one whole upright photograph uint8" in (tmp_path / "m/README.md").read_text()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/none.jpg").write_bytes(b"no image")
+    shutil.copy(photos / "ant/0.png", tmp_path / "more/ant.png")
+    predictions = Predictions(load_predictor(tmp_path / "m/model.onnx"), [tmp_path / "more"])
+    assert [p.path for p in predictions] == [f"{tmp_path}/more/ant.png"]
+    assert [skip.id for skip in predictions.unreadable] == [f"{tmp_path}/more/none.jpg"]
+
+
+@pytest.mark.parametrize("size", [(30, 41), (48, 48), (61, 90), (95, 96), (96, 97), (201, 333)])
+@pytest.mark.parametrize("fraction", [0.875, 1.0])
+def test_the_resize_of_the_graph_is_that_of_training(size, fraction):
+    """Enlarged, reduced less and more than twofold (48 to 96 px), odd and even."""
+    config = ModelConfig(
+        architecture="timm/test_resnet", num_classes=2, image_size=48, crop_fraction=fraction
+    )
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    found = Photograph(torch.nn.Identity(), config).square(torch.from_numpy(image))
+    wanted = squares([image], config).astype(np.float64)
+    # Rounded there to whole levels (0.5), and blended by weights of 11 bits: each of two is wrong
+    # by up to 2^-12 of 255 levels in either direction (0.25), and what is between is rounded too.
+    assert np.abs(found.permute(0, 2, 3, 1).numpy() - wanted).max() < 1
+
+
+def test_int8_is_calibrated_on_the_crops_of_a_store(run, photos, tmp_path):
+    label(str(photos), "timm/test_resnet?random=0", tmp_path / "labels", crops=3, image_size=32)
+    config = load_run(run)[1]
+    crops = stored_crops(str(tmp_path / "labels"), str(photos), config, count=5)
+    assert crops.shape == (5, 48, 48, 3)
+    store, source = LabelStore(tmp_path / "labels"), open_images(photos)
+    row = 11  # the last of the five of twelve images, its crop 4 % 3
+    image = decode(source.read(source.ids.index(store.ids[row])))
+    box, flip = store.boxes([row], [1])[0], bool(store.flips([row], [1])[0])
+    assert np.array_equal(crops[4], cut(image, box, flip, 48))
+    found = export(run, tmp_path / "m", int8=True, calibrate=tmp_path / "labels")["int8"]
+    assert found["calibrated_on"] == "12 stored crops" and found["images"] == 12
+    other = write_store(tmp_path / "other")
+    with pytest.raises(InputError, match=r"another image set|classes of"):
+        export(run, tmp_path / "n", int8=True, calibrate=other.path)
 
 
 def test_a_stranger_onnx_file_and_a_text_are_refused(tmp_path):

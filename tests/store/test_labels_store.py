@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from stores import bytes_of
 
 from ferkd.store import LabelStore, arrays
 from ferkd.store import manifest as manifests
-from ferkd.store import writer as writers
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
 from ferkd.system.files import temporary
@@ -103,7 +103,7 @@ def test_a_kill_while_finishing_can_be_repeated(tmp_path, monkeypatch, survivors
     write_store(tmp_path / "whole")
     renames = []
 
-    def failing(source, target, real=writers.os.replace):
+    def failing(source, target, real=os.replace):
         renames.append(target)
         if len(renames) > survivors:
             raise KeyboardInterrupt
@@ -112,7 +112,7 @@ def test_a_kill_while_finishing_can_be_repeated(tmp_path, monkeypatch, survivors
     with StoreWriter(tmp_path / "s", store_settings(), 5) as writer:
         for part in writer.missing():
             write_part(writer, part)
-        monkeypatch.setattr(writers.os, "replace", failing)
+        monkeypatch.setattr(os, "replace", failing)
         if survivors < 4:  # records, images, ids, manifest
             with pytest.raises(KeyboardInterrupt):
                 writer.finish()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from blots import HOSTILE, colours, write_blots
 from browser import SCREENSHOTS, chromium, keep, opened, overflow
+from stores import write_store
 
 from ferkd.calibration.regions import Regions, mine
 from ferkd.images import open_images
@@ -92,6 +93,25 @@ def test_shares_are_those_of_python_wherever_the_scalpels_stand(browser: Any, ro
         page.click("#reset")
         page.wait_for_timeout(100)
         assert shares(page) == seen[0]
+
+
+def test_ties_are_rounded_as_python_rounds_them(browser: Any, tmp_path: Path) -> None:
+    """400 crops: every other share ends in .25 or .75 percent."""
+    store = write_store(tmp_path / "labels", ids=tuple(f"a/{i:03}.jpg" for i in range(100)))
+    write_page(store, tmp_path / "page.html")
+    ties = 0
+    with opened(browser, tmp_path / "page.html") as page:
+        page.wait_for_selector(READY)
+        assert not page.locator("#images").is_visible()
+        at(page, "L").focus()
+        page.keyboard.press("Home")
+        for _ in range(14):
+            page.keyboard.press("PageUp")
+            page.evaluate("() => new Promise(requestAnimationFrame)")
+            assert shares(page) == said_by_python(page, store.path)
+            share = mine(store, Regions(thresholds=thresholds(page))).shares["discarded"]
+            ties += round(400 * share) % 2
+    assert ties > 3
 
 
 def test_classes_and_reliability_follow_too(browser: Any, root: Path) -> None:
@@ -224,13 +244,14 @@ def test_a_phone_shows_all_of_it_and_takes_touches(browser: Any, root: Path, the
         assert shares(page) != before and shares(page) == said_by_python(page, root / "labels")
         page.locator("#tiles button").first.tap()
         dialog = page.locator("#viewer")
-        assert dialog.is_visible() and overflow(page) <= 0
+        dialog.wait_for()
+        assert overflow(page) <= 0
         width = dialog.evaluate("e => [e.scrollWidth, e.clientWidth]")
         assert width[0] <= width[1]
         dialog.locator(".crop-button").nth(2).tap()
-        assert dialog.locator(".crop.lit").count() == 1
+        dialog.locator(".crop.lit").wait_for(state="attached")
         dialog.locator("text=Close").tap()
-        assert not dialog.is_visible()
+        dialog.wait_for(state="hidden")
 
 
 def test_a_whole_store_is_paged_through(browser: Any, root: Path) -> None:

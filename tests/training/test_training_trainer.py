@@ -107,6 +107,20 @@ def one_black_image(**options):
     return trainer(model, OneImage(), optimizer=sgd, rate=1.0, steps=1, **options)
 
 
+def test_frozen_statistics_stay_and_gains_learn_also_after_an_evaluation():
+    for frozen in (True, False):
+        t = trainer(frozen_statistics=frozen)
+        norm = t.model[1]
+        before = [norm.running_mean.clone(), norm.weight.detach().clone()]
+        for step in t.run():
+            if step == 3:  # as an evaluation does that sets back the mode which it found
+                t.model.eval()
+                t.model.train()
+        assert torch.equal(before[0], norm.running_mean) is frozen
+        assert not torch.equal(before[1], norm.weight)
+        assert int(norm.num_batches_tracked) == (0 if frozen else STEPS)
+
+
 def test_a_step_by_hand():
     """The update is the negative of the gradient.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,6 +58,7 @@ def distill(
     """From a folder of photographs to a small model: teacher, labels, student, report."""
     from ferkd.images import refuse_other_sources
     from ferkd.product import distill as product
+    from ferkd.product.commands import next_commands
     from ferkd.product.settings import Settings
 
     refuse_other_sources(images, "distill")
@@ -91,14 +93,10 @@ def distill(
         say(f"stopped; what is finished is kept in {out}. Continue with:")
         say("  " + shlex.join(["ferkd", *words, "--resume"]))
         raise
-    show(result, _told(result, product.next_commands(out, _path(result["model"]))), as_json)
+    show(result, _told(result, next_commands(out)), as_json)
 
 
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
-
-
-def _told(result: dict[str, Any], following: list[str]) -> str:
+def _told(result: Mapping[str, Any], following: list[str]) -> str:
     """The result for people: a line each, then what comes next."""
     teacher, student, baseline = result["teacher"], result["student"], result["baseline"]
     probe = teacher["probe_top1"]
@@ -111,7 +109,7 @@ def _told(result: dict[str, Any], following: list[str]) -> str:
     rows += [
         ("size", f"{student['parameters'] / 1e6:.2f} M parameters"),
         ("speed", f"{student['ms_per_image']:.1f} ms an image on this machine's CPU"),
-        ("model", result["model"] or result["run"]),
+        ("model", result["model"]),
         ("report", result["report"]),
     ]
     return "\n".join([table(rows), "next:", *(f"  {command}" for command in following)])
@@ -125,7 +123,7 @@ def finetune(
     image_size: Annotated[int, typer.Option(help="Pixels.")] = 224,
     epochs: Annotated[float, typer.Option(help="At most; 0 keeps the linear probe.")] = 6.0,
     lr: Annotated[float, typer.Option(help="The head's; lower layers learn slower.")] = 3e-4,
-    layer_decay: Annotated[float, typer.Option(help="Of the rate, by layer.")] = 0.75,
+    layer_decay: Annotated[float, typer.Option(help="Of the rate, by layer.")] = 0.9,
     batch_size: int = 32,
     workers: Workers = 2,
     seed: int = 0,
@@ -151,7 +149,7 @@ def finetune(
         workers=workers,
         seed=seed,
         device=device,
-        precision=precision,  # type: ignore[arg-type]
+        precision=precision,
     )
     with meter("fine-tuning") as advance:
         result = fine_tune(settings, out, resume=resume, overwrite=overwrite, progress=advance)

@@ -33,7 +33,7 @@ GROUPS = {
         "pull": "download one",
         "merge": "teachers in one store",
         "subset": "a smaller store",
-        "signals": "list, drop, copy",
+        "signals": "what a store holds",
         "import": "labels from elsewhere",
         "export-labels": "for other programs",
     },
@@ -51,7 +51,7 @@ EXAMPLES = {
     "label": "ferkd label photos/train --teacher runs/teacher --out labels",
     "train": "ferkd train flowers-ferkd --out runs/student --set data.store=labels",
     "finetune": "ferkd finetune photos/train --val photos/val --teacher timm/resnet50 --out t",
-    "predict": "ferkd predict mine/student x.jpg",
+    "predict": "ferkd predict mine/model x.jpg",
     "export": "ferkd export runs/student --to model --onnx",
     "inspect": "ferkd inspect labels --images photos/train --html labels.html",
     "evaluate": "ferkd evaluate runs/student photos/val",
@@ -60,11 +60,14 @@ EXAMPLES = {
     "doctor": "ferkd doctor",
     "publish": "ferkd publish labels s3://bucket/labels",
     "fetch": "ferkd fetch s3://bucket/labels --out labels",
+    "push": "ferkd push model hf://ME/flowers",
+    "pull": "ferkd pull hf://ME/flowers --out model",
     "merge": "ferkd merge labels-a labels-b --out both --weights 1,3",
     "subset": "ferkd subset labels --out small --crops 10",
     "signals ls": "ferkd signals ls labels",
     "signals drop": "ferkd signals drop labels dino",
     "signals copy": "ferkd signals copy labels#dino --into other",
+    "signals table": "ferkd signals table labels#dino class-means --means",
     "import fkd": "ferkd import fkd FKD_labels --images photos/train --out labels",
     "export-labels": "ferkd export-labels labels --parquet labels.parquet",
     "plan": "ferkd plan ferkd-resnet50 --teacher-rate 800 --student-rate 400",
@@ -134,6 +137,5 @@ class Ferkd(Commands):
                     formatter.write_text(EXAMPLES[name])
         formatter.write_paragraph()
         formatter.write_text(
-            "ferkd COMMAND -h tells more. --version; --install-completion for this shell; "
-            "--debug shows a traceback with an error."
+            "ferkd COMMAND -h tells more; also --version --install-completion --debug"
         )

@@ -26,9 +26,15 @@ def export(
     uint8: Annotated[
         bool, typer.Option("--uint8", help="ONNX takes uint8 pixels and normalises them.")
     ] = False,
+    photograph: Annotated[
+        bool, typer.Option("--photograph", help="ONNX takes a whole photograph and cuts it itself.")
+    ] = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="model.int8.onnx too; its loss is measured.")
     ] = False,
+    calibrate: Annotated[
+        str | None, typer.Option(help="A label store on whose crops int8 is calibrated.")
+    ] = None,
     torchscript: Annotated[
         bool, typer.Option("--torchscript", help="model.torchscript.pt too.")
     ] = False,
@@ -46,7 +52,9 @@ def export(
         to,
         onnx=onnx,
         uint8=uint8,
+        photograph=photograph,
         int8=int8,
+        calibrate=calibrate,
         torchscript=torchscript,
         images=images,
         overwrite=overwrite,
@@ -58,6 +66,11 @@ def export(
         for key, name in (("onnx", "ONNX"), ("torchscript", "TorchScript"))
         if key in result
     ]
+    if "from_training" in result.get("onnx", {}):
+        lines.append(
+            "its own resize against that of training: largest difference of a logit "
+            f"{result['onnx']['from_training']:.1e}"
+        )
     if "int8" in result:
         found = result["int8"]
         top1 = (
@@ -66,7 +79,8 @@ def export(
             else (f"top-1 {found['top1']:.2%} against {found['top1_before']:.2%}, ")
         )
         lines.append(
-            f"int8: {top1}the same answer in {found['agreement']:.2%} of {found['images']} images, "
+            f"int8, calibrated on {found['calibrated_on']}: {top1}the same answer in "
+            f"{found['agreement']:.2%} of {found['images']} images, "
             f"{found['bytes'] / 1e6:.1f} MB against {found['bytes_before'] / 1e6:.1f}"
         )
     lines.append(f"next: ferkd predict {to} PHOTO.jpg")

@@ -9,13 +9,26 @@ import typer
 
 from ferkd.cli.console import continuing, meter, say, show, table
 from ferkd.cli.help import Commands
-from ferkd.cli.options import Device, Json, Overwrite, Resume, Store, Values, Workers
+from ferkd.cli.options import (
+    Device,
+    FkdKind,
+    FkdType,
+    Json,
+    MergeRule,
+    Overwrite,
+    ParquetClasses,
+    Resume,
+    Store,
+    StoredValues,
+    Values,
+    Workers,
+)
 from ferkd.system.errors import InputError
 
 Out = Annotated[Path, typer.Option(help="A new folder for the labels.")]
 # Of what a store holds already; None keeps it.
 StoreTopK = Annotated[int | None, typer.Option(help="Classes kept per crop.")]
-StoreValues = Annotated[str | None, typer.Option(help="Number type: u8, f16 or f32.")]
+StoreValues = Annotated[StoredValues | None, typer.Option(help="Number type.")]
 
 Signals = Annotated[list[str] | None, typer.Option(help="Of this signal alone; may be repeated.")]
 
@@ -66,7 +79,9 @@ def merge(
         Path | None, typer.Option(help="Add the result to this store, as a signal.")
     ] = None,
     signal: Annotated[str | None, typer.Option(help="The result's name [labels].")] = None,
-    rule: Annotated[str, typer.Option(help="probs (mean, MEAL V2) or logits (CV-DD).")] = "probs",
+    rule: Annotated[
+        MergeRule, typer.Option(help="Mean (MEAL V2), or of logits (CV-DD).")
+    ] = "probs",
     weights: Annotated[str | None, typer.Option(help="One number a store, e.g. 1,3.")] = None,
     accuracies: Annotated[
         str | None, typer.Option(help="Percent, one a store: weights by softmax(accuracy / 10).")
@@ -81,8 +96,6 @@ def merge(
     from ferkd.store.merge import accuracy_weights
     from ferkd.store.merge import merge as run
 
-    if rule not in ("probs", "logits"):
-        raise InputError(f"--rule {rule!r}: it must be probs or logits")
     if (out is None) == (into is None):
         raise InputError("give one of --out, for a new store, and --into, for a signal more")
     if weights and accuracies:
@@ -96,7 +109,7 @@ def merge(
             out or into,  # type: ignore[arg-type]
             signal=signal,
             into=into is not None,
-            rule=rule,  # type: ignore[arg-type]
+            rule=rule,
             weights=given,
             top_k=top_k,
             values=values,
@@ -170,9 +183,9 @@ def export_labels(
     fkd: Annotated[
         Path | None, typer.Option(help="The FKD authors' files, into this folder.")
     ] = None,
-    classes: Annotated[str, typer.Option(help="Parquet: names or ids.")] = "names",
+    classes: Annotated[ParquetClasses, typer.Option(help="Of Parquet.")] = "names",
     top_k: StoreTopK = None,
-    dtype: Annotated[str, typer.Option(help="FKD: fp32 or fp16.")] = "fp32",
+    dtype: Annotated[FkdType, typer.Option(help="Of FKD files.")] = "fp32",
     split: Annotated[str, typer.Option(help="FKD: the folder above the classes.")] = "train",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -184,11 +197,9 @@ def export_labels(
 
     if (parquet is None) == (fkd is None):
         raise InputError("give one of --parquet FILE and --fkd DIR")
-    if classes not in ("names", "ids") or dtype not in ("fp32", "fp16"):
-        raise InputError("--classes must be names or ids, and --dtype fp32 or fp16")
     opened = LabelStore.open(store)
     if parquet is not None:
-        rows = export_parquet(opened, parquet, classes=classes, overwrite=overwrite)  # type: ignore[arg-type]
+        rows = export_parquet(opened, parquet, classes=classes, overwrite=overwrite)
         show({"rows": rows, "file": str(parquet)}, f"{rows} rows in {parquet}", as_json)
     elif fkd is not None:
         with meter("exporting") as advance:
@@ -196,7 +207,7 @@ def export_labels(
                 opened,
                 fkd,
                 k=top_k,
-                dtype=dtype,  # type: ignore[arg-type]
+                dtype=dtype,
                 split=split,
                 progress=advance,
             )
@@ -216,7 +227,8 @@ def signals_ls(store: Store, as_json: Json = False) -> None:
             "kind": signal.settings.kind,
             "form": form.model_dump() if form else None,
             "teacher": signal.settings.teacher.get("spec"),
-            "bytes": sum(file.size for file in signal.files),
+            "bytes": sum(file.size for file in signal.every_file),
+            "tables": {name: [t.rows, t.dim] for name, t in signal.tables.items()},
         }
     rows = [(n, f"{s['kind']}, {s['teacher']}, {s['bytes']} bytes") for n, s in result.items()]
     show(result, table(rows), as_json)
@@ -253,13 +265,49 @@ def signals_copy(
     _show_store(copy_signal(opened, names[0], into, signal or ""), as_json)
 
 
+@signals_app.command("table")
+def signals_table(
+    store: Annotated[str, typer.Argument(help="A finished local store, STORE#NAME of several.")],
+    name: Annotated[str, typer.Argument(help="The table's name.")],
+    values: Annotated[
+        Path | None, typer.Option("--from", help="A .npy file of numbers [rows, dim].")
+    ] = None,
+    means: Annotated[
+        bool, typer.Option("--means", help="The mean of each class's stored features.")
+    ] = False,
+    gone: Annotated[bool, typer.Option("--drop", help="Remove the table.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a side table beside a signal, such as class vectors, or remove it."""
+    from ferkd.store.reader import LabelStore
+    from ferkd.store.tables import add_table, class_means, drop_table, read_table
+
+    if (values is not None) + means + gone != 1:
+        raise InputError("give one of --from FILE, --means and --drop")
+    opened = LabelStore.open(store)
+    names = opened.chosen.split(",") if opened.chosen else list(opened.manifest.signals)
+    if len(names) != 1:
+        raise InputError(f"{store} has signals {', '.join(names)}; choose one by #NAME")
+    (signal,) = names
+    if gone:
+        drop_table(opened.folder, signal, name)
+        result: dict[str, Any] = {"store": str(opened.path), "signal": signal, "dropped": name}
+        show(result, f"table {name} of {signal} is gone", as_json)
+        return
+    numbers = class_means(opened) if values is None else read_table(values)
+    add_table(opened.folder, signal, name, numbers)
+    result = {"store": str(opened.path), "signal": signal, "table": name, "shape": numbers.shape}
+    rows, dim = numbers.shape
+    show(result, f"table {name} of {signal}: {rows} rows of {dim} numbers", as_json)
+
+
 @import_app.command("fkd")
 def import_fkd(
     directory: Annotated[Path, typer.Argument(help="The FKD authors' label files.")],
     images: Annotated[str, typer.Option(help="The images that they label.")],
     out: Out,
     num_classes: Annotated[int | None, typer.Option(help="Where the images do not tell.")] = None,
-    kind: Annotated[str, typer.Option(help="auto, top-k, smoothing, hard or full.")] = "auto",
+    kind: Annotated[FkdKind, typer.Option(help="What the files hold.")] = "auto",
     crops: Annotated[int | None, typer.Option(help="Keep the first N crops.")] = None,
     values: Values = "auto",
     no_targets: Annotated[bool, typer.Option("--no-targets", help="No ground truth.")] = False,

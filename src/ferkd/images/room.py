@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ferkd.system.errors import InputError
@@ -80,9 +80,10 @@ def room(pixels: int, bytes_a_pixel: int) -> Iterator[None]:
 
 
 @contextmanager
-def named(image_id: str, source: str) -> Iterator[None]:
-    """Add an image's id and its source's name to a NoRoom that is raised inside."""
+def named(image_id: str | Callable[[], str], source: str) -> Iterator[None]:
+    """Add an image's id, or what tells it, and its source's name to a NoRoom raised inside."""
     try:
         yield
     except NoRoom as error:
-        raise InputError(f"{image_id} of {source}: {error}") from None
+        called = image_id if isinstance(image_id, str) else image_id()
+        raise InputError(f"{called} of {source}: {error}") from None

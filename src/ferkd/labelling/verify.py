@@ -192,6 +192,9 @@ def _record_problems(store: LabelStore) -> Iterator[Problem]:
                 rows, crops = rows[crops == 0], crops[crops == 0]
             wrongs = list(signal.format.impossible(signal.raw_records(rows, crops)))
             yield from _named(store, rows, crops, wrongs)
+        for beside, file in signal.stored.tables.items():
+            if not np.isfinite(signal.table(beside)).all():
+                yield Problem(file.name, "holds numbers that are not finite")
 
 
 def _named(

@@ -19,15 +19,20 @@ from ferkd.system.trees import tree_node
 class Batch:
     """B = n * m crops; the m crops of an image are consecutive rows.
 
-    ``images`` uint8 [B, 3, S, S], channels last in memory; ``labels`` the calibrated soft labels,
-    None for hard-label training; ``targets`` int64 [B], -1 for none; ``rows`` int64 [B], the
-    image's place in the loader's images; ``crops`` int64 [B], its crop number; ``regions`` int8
-    [B] or None; ``unreadable`` the images that others stand in for. ``raw`` holds the whole images
-    where their crops are still to be :meth:`cut`; ``images`` is then [B, 3, 0, 0]. ``features``
-    float32 [B, d] are a teacher's stored features of the crops, None where none were asked for.
+    - ``images`` uint8 [B, 3, S, S], channels last in memory.
+    - ``labels`` the calibrated soft labels; None for hard-label training.
+    - ``targets`` int64 [B], -1 for none.
+    - ``rows`` int64 [B], the image's place in the loader's images.
+    - ``crops`` int64 [B], the crop's number.
+    - ``regions`` int8 [B] or None.
+    - ``unreadable`` the images that others stand in for.
+    - ``raw`` the whole images, where their crops are still to be :meth:`cut`; ``images`` is then
+      [B, 3, 0, 0].
+    - ``features`` float32 [B, d], a teacher's stored features of the crops; None where none were
+      asked for.
 
-    A node of torch's pytrees, as its labels are: what others' trainers do to every tensor of a
-    batch reaches these.
+    A batch is a node of torch's pytrees, as its labels are. What others' trainers do to every
+    tensor of a batch reaches these.
     """
 
     images: Tensor

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ferkd.calibration.regions import Mining, Region, Regions, blend, mine
+from ferkd.calibration.labels import Region, blend
+from ferkd.calibration.regions import Mining, Regions, mine
 from ferkd.crops import CUT_RULE, CropDistribution, random_boxes
 from ferkd.images import DECODER, ImageSource, Picture, fingerprint, spelt_otherwise
 from ferkd.loading.order import draw_crops
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.store.manifest import IMPORTED_RULE, check_kind
 from ferkd.store.structure import require_table
+from ferkd.store.writer import listing
 from ferkd.system.errors import InputError
 
 logger = logging.getLogger("ferkd")
@@ -305,7 +307,8 @@ def match(images: ImageSource, store: LabelStore) -> NDArray[np.int64]:
             "image set: use the images that were labelled, or label these"
             + spelt_otherwise([store.ids[int(missing[0])]], images.ids)
         )
-    if added := without_labels(images, store):
+    unfinished = store.geometry.images.listing == listing(images.ids)  # all of these were offered
+    if not unfinished and (added := without_labels(images, store)):
         logger.warning(
             "%d of the %d images of %s have no labels in %s and are left out: they were added "
             "since; label the folder again to use them",

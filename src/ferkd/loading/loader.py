@@ -8,14 +8,11 @@ processes each gets its part of that batch.
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import cv2
 import numpy as np
 from torch import cuda
 from torch.utils.data import DataLoader
@@ -33,6 +30,7 @@ from ferkd.loading.batch import Batch
 from ferkd.loading.crop_sources import CropSource, StoredCrops
 from ferkd.loading.mixing import Mix
 from ferkd.loading.order import ImageOrder
+from ferkd.loading.processes import WorkerKind, check_open_files, forking, one_thread
 from ferkd.loading.steps import CutOn, Failure, Steps
 from ferkd.store import LabelStore
 from ferkd.system.distributed import Ranks, find_ranks
@@ -41,29 +39,27 @@ from ferkd.system.threads import ahead, workers
 
 logger = logging.getLogger("ferkd")
 
-WorkerKind = Literal["threads", "processes"]
-
-# Each tensor of a batch that a worker process hands over is an open file on both sides: 10 a batch,
-# 2 batches ahead, and the worker's pipes.
-_FILES_PER_WORKER, _FILES_BESIDE = 24, 16
-
 
 class Loader:
     """Batches by step: ``batch_size`` crops, ``crops_per_image`` from each image.
 
-    ``batch_size`` counts crops; a step shows ceil(batch_size / crops_per_image) images. The
-    images follow each other in one endless shuffled stream (see `ImageOrder`), so every batch is
-    full. ``workers`` 0 loads in this thread. ``worker_kind``: "threads", which cost nothing to
-    start and have nothing to hand over, as decoding and cutting release Python's lock; or
-    "processes", for an image source that computes in Python. ``size_at`` gives the side of the
-    crops of a step where it is not always ``image_size``. ``scaled_decoding`` decodes a large JPEG
-    at a half, a quarter or an eighth where all its crops are cut smaller still (see
-    `ferkd.crops.cut_scaled`); ``cache`` keeps decoded images. ``cut_on`` "device" leaves the crops
-    to be cut where the batch is sent (`Batch.cut`): batches then hold whole images.
+    The images follow each other in one endless shuffled stream (see `ImageOrder`), so every batch
+    is full.
 
-    ``batch_size`` is that of all processes together: the batch of a step is divided among them by
-    whole images, so each gets as many steps. ``rank`` and ``world_size`` are those of the process
-    group unless given.
+    - ``batch_size`` counts the crops of all processes together. A step shows
+      ceil(batch_size / crops_per_image) images. They are divided among the processes whole, so
+      each process gets as many steps.
+    - ``rank`` and ``world_size`` are those of the process group unless given.
+    - ``order`` is drawn from ``seed`` unless given.
+    - ``workers`` 0 loads in this thread.
+    - ``worker_kind`` "threads" costs nothing to start and has nothing to hand over: decoding and
+      cutting release Python's lock. "processes" is for an image source that computes in Python.
+    - ``size_at`` gives the side of a step's crops where it is not always ``image_size``.
+    - ``scaled_decoding`` decodes a large JPEG at a half, a quarter or an eighth where all its crops
+      are cut smaller still (see `ferkd.crops.cut_scaled`).
+    - ``cache`` keeps decoded images.
+    - ``cut_on`` "device" leaves the crops to be cut where the batch is sent (`Batch.cut`). Batches
+      then hold whole images.
     """
 
     def __init__(
@@ -84,6 +80,7 @@ class Loader:
         worker_kind: WorkerKind = "threads",
         rank: int | None = None,
         world_size: int | None = None,
+        order: ImageOrder | None = None,
     ) -> None:
         for name, value in (
             ("batch_size", batch_size),
@@ -117,11 +114,11 @@ class Loader:
         self.cache = cache
         processes = workers > 0 and worker_kind == "processes"
         shares_memory = processes and cache is not None and cache.kind == "ram"
-        self._start_method = _forking(workers) if shares_memory else None
+        self._start_method = forking(workers) if shares_memory else None
         self._steps = Steps(
             Pictures(images, exif=exif, scaled=scaled_decoding, cache=cache),
             crops,
-            ImageOrder(len(crops), seed),
+            order or ImageOrder(len(crops), seed),
             self.images_per_batch,
             crops_per_image,
             size_at or _Constant(image_size),
@@ -195,13 +192,13 @@ class Loader:
 
     def _processes(self, steps: Steps, numbers: range) -> Iterator[Batch | Failure]:
         count = min(self.workers, len(numbers))
-        _check_open_files(count)
+        check_open_files(count)
         yield from DataLoader(
             steps,
             batch_size=None,
             sampler=numbers,
             num_workers=count,
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
             multiprocessing_context=self._start_method,
             pin_memory=cuda.is_available(),
         )
@@ -210,14 +207,16 @@ class Loader:
 class SoftLabelLoader(Loader):
     """Batches with stored soft labels, for any training loop.
 
-    Iterating gives one pass over the images: the next one each time that iteration begins, also
-    when the one before was broken off, or the one that :meth:`set_epoch` names. A pass is
-    continued by :meth:`state_dict` and :meth:`load_state_dict`. Passes have one length, so one may
-    end a few images before or after the last visit of an image; none is left out. ``images`` is a
-    folder or a source, ``store`` a path or an open store, ``regions`` FerKD's calibration (None:
-    the labels as they are) and ``mix`` a mixing applied to each batch (on uint8 images); across
-    images it mixes what one process has. With ``cut_on`` "device" a batch's images are had by
-    ``batch.to(device, non_blocking=True).cut()``; to mix them is then for the caller.
+    Iterating gives one pass over the images. Each iteration begins the next pass, also where the
+    one before was broken off, or the pass that :meth:`set_epoch` names. :meth:`state_dict` and
+    :meth:`load_state_dict` continue a pass. Passes have one length, so one may end a few images
+    before or after the last visit of an image; none is left out.
+
+    - ``images`` is a folder or a source, ``store`` a path or an open store.
+    - ``regions`` is FerKD's calibration; None takes the labels as they are.
+    - ``mix`` mixes each batch, on uint8 images. Across images it mixes what one process has.
+    - With ``cut_on`` "device", ``batch.to(device, non_blocking=True).cut()`` makes the images of a
+      batch. Mixing is then the caller's.
     """
 
     def __init__(
@@ -368,35 +367,3 @@ class _Constant:
 def _load(steps: Steps, step: int) -> Batch | Failure:
     batch = steps[step]
     return batch.pin_memory() if isinstance(batch, Batch) and cuda.is_available() else batch
-
-
-def _forking(workers: int) -> str:
-    """The way to start workers that share this process's memory."""
-    if "fork" not in multiprocessing.get_all_start_methods():
-        raise InputError(
-            f"data.cache ram with {workers} worker processes needs processes that share memory, "
-            "which this system does not have; use worker_kind threads or data.cache: disk"
-        )
-    return "fork"
-
-
-def _check_open_files(workers: int) -> None:
-    """Refuse worker processes that may run out of open files: they would wait for ever."""
-    try:
-        import resource
-    except ImportError:  # Windows, which has no such limit
-        return
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    listing = "/proc/self/fd"
-    opened = len(os.listdir(listing)) if os.path.isdir(listing) else _FILES_BESIDE
-    needed = opened + _FILES_BESIDE + _FILES_PER_WORKER * workers
-    if allowed != resource.RLIM_INFINITY and needed > allowed:
-        raise InputError(
-            f"worker processes: {workers} need about {needed} open files, and {allowed} are "
-            "allowed; allow more (ulimit -n 4096), use fewer workers, or worker_kind threads"
-        )
-
-
-def _one_thread(worker: int) -> None:
-    """Workers are the parallelism; threads inside each would only fight over the cores."""
-    cv2.setNumThreads(0)

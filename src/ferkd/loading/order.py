@@ -13,39 +13,69 @@ from numpy.typing import NDArray
 
 from ferkd.crops import hashes, image_keys
 
+LISTED = 1 << 24  # images whose order is made as a whole, at 24 bytes each; of more, place by place
+_ROUNDS = 6
+
 
 class ImageOrder:
     """An endless stream of image rows: every pass shows each of ``count`` images once, shuffled.
 
-    Passes follow each other without a gap, so a batch may straddle two; none is short.
+    Passes follow each other without a gap, so a batch may straddle two; none is short. An order
+    may begin at a later position, ``first``, with the number of a later pass, ``visit``.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int, *, first: int = 0, visit: int = 0) -> None:
         if count < 1:
             raise ValueError("an image order needs at least 1 image")
+        self.first, self.visit = first, visit
         self.count, self._key = count, image_keys(["image order"], seed)[0]
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def at(self, start: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Image rows and their visit numbers (passes) at positions start .. start + length - 1."""
-        positions = np.arange(start, start + length)
+        positions = np.arange(start - self.first, start - self.first + length)
         visits, places = np.divmod(positions, self.count)
+        visits += self.visit
         rows = np.empty(length, np.int64)
         for visit in np.unique(visits):
             here = visits == visit
-            rows[here] = self._order(int(visit))[places[here]]
+            rows[here] = self._rows(int(visit), places[here])
         return rows, visits
 
-    def _order(self, visit: int) -> NDArray[np.int64]:
+    def _rows(self, visit: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The images at these places of a pass."""
         orders = self._orders  # replaced as a whole, never changed: threads may share this object
         if visit not in orders:
             with np.errstate(over="ignore"):
                 key = hashes(self._key[None], np.array([visit], np.uint64))
+            if self.count > LISTED:
+                return permuted(places, self.count, key)
             values = hashes(key, np.arange(self.count, dtype=np.uint64))
             kept = {v: o for v, o in orders.items() if v >= visit - 1}
             orders = {**kept, visit: np.argsort(values, kind="stable")}
             self._orders = orders
-        return orders[visit]
+        return orders[visit][places]
+
+
+def permuted(places: NDArray[np.int64], count: int, key: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where a permutation of 0 .. count - 1 that belongs to ``key`` [1] puts these places [n].
+
+    A Feistel network over the numbers of 2 h bits, at most 4 ``count`` of them, goes on from what
+    lies outside until it comes inside. Time and memory are of the places asked for.
+    """
+    half = np.uint64(-(-(count - 1).bit_length() // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    with np.errstate(over="ignore"):
+        keys = [hashes(key, np.array([round_], np.uint64)) for round_ in range(_ROUNDS)]
+        found = places.astype(np.uint64)
+        outside = np.arange(len(found))
+        while len(outside):
+            left, right = found[outside] >> half, found[outside] & mask
+            for one in keys:
+                left, right = right, left ^ (hashes(one, right) >> (np.uint64(64) - half))
+            found[outside] = left << half | right
+            outside = outside[found[outside] >= count]
+    return found.astype(np.int64)
 
 
 def draw_crops(

@@ -148,7 +148,8 @@ class Steps(Dataset["Batch | Failure"]):
         if self.pictures.scaled:
             reduction = largest_reduction(shown.placed.boxes[i], shown.images.size)
         try:
-            with named(self.crops.image(int(shown.rows[i]))[1], self.pictures.source.name):
+            row = int(shown.rows[i])
+            with named(lambda: self.crops.image(row)[1], self.pictures.source.name):
                 image = Decoded(*picture.pixels(reduction))
         except UnreadableImage as error:
             return self._unreadable(self.crops.image(int(shown.rows[i]))[1], error)

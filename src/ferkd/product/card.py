@@ -46,11 +46,11 @@ def card(config: ModelConfig, figures: dict[str, Any], command: str) -> str:
             "transform = timm.data.create_transform(**data, is_training=False)\n```"
         )
     if "onnx" in figures:
-        takes = (
-            f"uint8 [N, {size}, {size}, 3], RGB"
-            if figures["onnx"]["uint8"]
-            else f"float32 [N, 3, {size}, {size}], normalised"
-        )
+        takes = {
+            "normalised": f"float32 [N, 3, {size}, {size}], normalised",
+            "pixels": f"uint8 [N, {size}, {size}, 3], RGB",
+            "photograph": "one whole upright photograph uint8 [H, W, 3], RGB",
+        }[figures["onnx"]["takes"]]
         blocks.append(
             f"`model.onnx` takes `images`, {takes}, and gives `logits` [N, {len(names)}]."
         )

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.evaluating.measures import measure, per_class_accuracy
-from ferkd.evaluating.run import CenterCrops, match_classes, predict
+from ferkd.evaluating.predictions import match_classes, predict
 from ferkd.images import open_images
 from ferkd.models.student import load_run
 from ferkd.models.teacher import Teacher
@@ -47,7 +48,11 @@ def figures_of(run: Path, val: str, workers: int, device: str) -> Figures:
     where = resolve_device(device)
     source = open_images(val)
     crops = CenterCrops(
-        source, image_size=config.image_size, crop_fraction=config.crop_fraction, workers=workers
+        source,
+        image_size=config.image_size,
+        crop_fraction=config.crop_fraction,
+        workers=workers,
+        exif=config.exif,
     )
     found = predict(
         model.to(where), crops, normalise=Normalise(config.mean, config.std, where), batch_size=32

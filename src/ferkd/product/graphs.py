@@ -1,24 +1,24 @@
-"""A model as a graph of its own: ONNX, int8 ONNX, TorchScript, each compared with torch."""
+"""A model as a graph of its own: ONNX and TorchScript, each compared with torch."""
 
 from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ferkd.evaluating.run import CenterCrops
-from ferkd.images import open_images
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.images import UnreadableImage, decode, open_images
 from ferkd.models.student import ModelConfig
 from ferkd.product import bundle
+from ferkd.product.photograph import Photograph, example, squares
 from ferkd.system.errors import InputError
 from ferkd.system.files import whole_file, write_whole
 
@@ -26,6 +26,10 @@ COMPARED = 256  # images that answers are compared on, spread over the set
 TOLERANCE = 1e-4  # of logits, relative where they are above 1
 INPUT, OUTPUT = "images", "logits"
 _BATCH = 32
+
+# What a graph takes: normalised float32 [N, 3, S, S], or uint8 [N, S, S, 3], or one whole
+# photograph uint8 [H, W, 3].
+Takes = Literal["normalised", "pixels", "photograph"]
 
 
 class Normalised(nn.Module):
@@ -89,105 +93,87 @@ def torchscript(
     return {"difference": _same(found, wanted, "TorchScript"), "bytes": path.stat().st_size}
 
 
+def photographs(images: str, config: ModelConfig, count: int = 32) -> list[NDArray[np.uint8]]:
+    """Whole images uint8 [H, W, 3], spread over a set, as a graph that cuts them is given them."""
+    source = open_images(images)
+    found = []
+    for place in range(0, len(source), max(1, len(source) // count)):
+        try:
+            found.append(decode(source.read(place), exif=config.exif))
+        except UnreadableImage:  # counted where all are read
+            continue
+    return found
+
+
 def onnx(
     model: nn.Module,
     config: ModelConfig,
     pixels: NDArray[np.uint8],
     path: Path,
     *,
-    uint8: bool = False,
+    takes: Takes = "normalised",
+    images: str = "",
 ) -> dict[str, Any]:
     """Write the model as ONNX by torch's exporter, for any number of images at a time.
 
     The file names its classes and its preprocessing in its metadata. Returns the largest
-    difference of its logits from torch's under ONNX Runtime. Raises InputError where the packages
-    are missing, and where it is above :data:`TOLERANCE`.
+    difference of its logits from torch's under ONNX Runtime; of a graph that takes photographs, on
+    whole ones of ``images``, with ``from_training``: the largest difference from the logits of the
+    squares that training would have cut, whose levels are whole numbers. Raises InputError where
+    the packages are missing, and where torch's answers differ by more than :data:`TOLERANCE`.
     """
-    library = _require("onnx", "onnxscript", "onnxruntime")[0]
+    library = require("onnx", "onnxscript", "onnxruntime")[0]
     size = config.image_size
-    shape = (2, size, size, 3) if uint8 else (2, 3, size, size)
-    example = torch.zeros(shape, dtype=torch.uint8 if uint8 else torch.float32)
-    module = (Normalised(model, config) if uint8 else model).eval()
+    sides: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    module = model.eval()
+    given = torch.zeros(2, 3, size, size)
+    if takes == "pixels":
+        module, given = Normalised(model, config), torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    elif takes == "photograph":
+        module, (given, sides) = Photograph(model, config), example(size)
     for talkative in ("onnxscript", "onnx_ir", "torch.onnx"):
         logging.getLogger(talkative).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own code
         program = torch.onnx.export(
-            module,
-            (example,),
+            module.eval(),
+            (given,),
             dynamo=True,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=(sides,),
             verbose=False,
         )
     if program is None:
         raise InputError(f"torch exports no ONNX of {config.architecture}")
-    _save(library, program.model_proto, config, path)
-    with torch.inference_mode():
-        wanted = torch.cat(
-            [model(torch.from_numpy(batch)) for batch in _batches(normalised(pixels, config))]
-        ).numpy()
-    found = Session(path).logits(pixels)
+    save(library, program.model_proto, config, path)
+    more: dict[str, float] = {}
+    if takes == "photograph":
+        whole = photographs(images, config)
+        with torch.inference_mode():
+            wanted = torch.cat([module(torch.from_numpy(image)) for image in whole]).numpy()
+        found = Session(path).of_photographs(whole)
+        trained = _answers(model, squares(whole, config), config)
+        more["from_training"] = float(np.abs(found - trained).max())
+    else:
+        wanted, found = _answers(model, pixels, config), Session(path).logits(pixels)
     return {
         "difference": _same(found, wanted, "ONNX Runtime"),
         "bytes": path.stat().st_size,
-        "uint8": uint8,
+        "takes": takes,
+        **more,
     }
 
 
-def int8(
-    config: ModelConfig,
-    pixels: NDArray[np.uint8],
-    targets: NDArray[np.int64],
-    path: Path,
-    to: Path,
-) -> dict[str, Any]:
-    """Quantise the ONNX file ``path`` to int8, statically, and measure what that costs.
-
-    Every second crop calibrates the ranges, the others measure: ``agreement`` is how often both
-    files answer alike, ``top1`` and ``top1_before`` where classes are known, else None.
-    """
-    library, _, _ = _require("onnx", "onnxscript", "onnxruntime")
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    before = Session(path)
-
-    class Crops(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._batches = iter(_batches(before.inputs(pixels[::2])))
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {INPUT: batch}
-
-    with tempfile.TemporaryDirectory() as folder:
-        prepared, made = Path(folder) / "prepared.onnx", Path(folder) / "made.onnx"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-            quantize_static(
-                str(prepared),
-                str(made),
-                Crops(),
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
-        _save(library, library.load(str(made)), config, to)
-    held = pixels[1::2] if len(pixels) > 1 else pixels
-    first, second = (Session(file).logits(held).argmax(1) for file in (path, to))
-    true = targets[1::2] if len(pixels) > 1 else targets
-    known = true >= 0
-    return {
-        "bytes": to.stat().st_size,
-        "bytes_before": path.stat().st_size,
-        "images": len(held),
-        "agreement": float((first == second).mean()),
-        "top1_before": float((first == true)[known].mean()) if known.any() else None,
-        "top1": float((second == true)[known].mean()) if known.any() else None,
-    }
+def _answers(
+    model: nn.Module, pixels: NDArray[np.uint8], config: ModelConfig
+) -> NDArray[np.float32]:
+    """Torch's logits of central squares uint8 [N, S, S, 3]."""
+    with torch.inference_mode():
+        found: NDArray[np.float32] = torch.cat(
+            [model(torch.from_numpy(batch)) for batch in batches(normalised(pixels, config))]
+        ).numpy()
+    return found
 
 
 class Session:
@@ -197,7 +183,7 @@ class Session:
     """
 
     def __init__(self, path: Path) -> None:
-        _, _, runtime = _require("onnx", "onnxscript", "onnxruntime")
+        _, _, runtime = require("onnx", "onnxscript", "onnxruntime")
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         try:
@@ -206,7 +192,11 @@ class Session:
             )
             held = self._session.get_modelmeta().custom_metadata_map["ferkd"]
             self.config = ModelConfig.model_validate(json.loads(held))
-            self._uint8 = self._session.get_inputs()[0].type == "tensor(uint8)"
+            given = self._session.get_inputs()[0]
+            uint8 = given.type == "tensor(uint8)"
+            self.takes: Takes = (
+                "normalised" if not uint8 else "photograph" if len(given.shape) == 3 else "pixels"
+            )
         except Exception as error:  # its errors are of classes of its own
             cause = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(
@@ -216,22 +206,27 @@ class Session:
 
     def inputs(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         """What the graph takes for pixels uint8 [N, S, S, 3]."""
-        return pixels if self._uint8 else normalised(pixels, self.config)
+        return pixels if self.takes == "pixels" else normalised(pixels, self.config)
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits float32 [N, C] of pixels uint8 [N, S, S, 3]."""
         given = self.inputs(pixels)
         return np.concatenate(
-            [self._session.run([OUTPUT], {INPUT: batch})[0] for batch in _batches(given)]
+            [self._session.run([OUTPUT], {INPUT: batch})[0] for batch in batches(given)]
         )
 
+    def of_photographs(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Logits float32 [N, C] of whole photographs uint8 [H, W, 3], of a graph that cuts them."""
+        return np.concatenate([self._session.run([OUTPUT], {INPUT: image})[0] for image in images])
 
-def _batches(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+
+def batches(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The rows of an array, a few at a time."""
     for start in range(0, len(array), _BATCH):
         yield array[start : start + _BATCH]
 
 
-def _save(library: Any, proto: Any, config: ModelConfig, path: Path) -> None:
+def save(library: Any, proto: Any, config: ModelConfig, path: Path) -> None:
     """Write a graph in one file, with the model's configuration in its metadata."""
     del proto.metadata_props[:]
     library.helper.set_model_props(proto, {"ferkd": config.model_dump_json()})
@@ -249,7 +244,8 @@ def _same(found: NDArray[Any], wanted: NDArray[Any], what: str) -> float:
     return difference
 
 
-def _require(*names: str) -> list[Any]:
+def require(*names: str) -> list[Any]:
+    """Modules of the extra ferkd[onnx]. Raises InputError where they are not installed."""
     import importlib
 
     try:

@@ -7,34 +7,31 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ferkd.evaluating.run import CenterCrops
-from ferkd.images import ImageSource, Unreadable, open_images
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.images import ImageSource, Unreadable, decode, open_images
 from ferkd.models.student import ModelConfig, check_input, load_run
 from ferkd.product import bundle
 from ferkd.system.compute import Normalise, resolve_device
 from ferkd.system.errors import InputError
 from ferkd.system.storage import is_url, local_path, masked
 
+if TYPE_CHECKING:
+    from ferkd.product.graphs import Session
+
 _MOST_BYTES = 1 << 30  # of an image file that is named by itself
-
-
-class Answers(Protocol):
-    """pixels uint8 [N, S, S, 3] -> logits float32 [N, C]."""
-
-    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
 class Predictor:
     """A model that is ready to answer, and what it says of its input and its classes."""
 
-    answers: Answers
+    answers: _Torch | Session
     config: ModelConfig
 
     @property
@@ -134,15 +131,29 @@ class Predictions:
     def __iter__(self) -> Iterator[Prediction]:
         names = self._predictor.class_names
         places = range(len(self._source))
-        for pixels, rows in self._crops.batches(self._batch_size, places):
-            square = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-            logits = torch.from_numpy(self._predictor.answers.logits(square))
+        for answers, rows in self._answers(places):
+            logits = torch.from_numpy(answers)
             best, which = logits.softmax(1).topk(min(self._top_k, len(names)), dim=1)
             for row, values, classes in zip(
                 rows.tolist(), best.tolist(), which.tolist(), strict=True
             ):
                 found = [(names[c], p) for c, p in zip(classes, values, strict=True)]
                 yield Prediction(self._source.ids[row], tuple(found))
+
+    def _answers(self, places: range) -> Iterator[tuple[NDArray[np.float32], torch.Tensor]]:
+        """Logits [n, C] and the places of their images; a few at a time."""
+        answers = self._predictor.answers
+        if isinstance(answers, _Torch) or answers.takes != "photograph":
+            for pixels, rows in self._crops.batches(self._batch_size, places):
+                yield answers.logits(pixels.permute(0, 2, 3, 1).contiguous().numpy()), rows
+            return
+        for place in places:
+            try:
+                image = decode(self._source.read(place), exif=self._predictor.config.exif)
+            except InputError as error:
+                self._crops.unreadable.append(Unreadable(self._source.ids[place], str(error)))
+                continue
+            yield answers.of_photographs([image]), torch.tensor([place])
 
 
 def table(predictions: Sequence[Prediction]) -> str:

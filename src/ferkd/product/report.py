@@ -6,7 +6,7 @@ One self-contained file without scripts; every name from outside is escaped.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -32,17 +32,25 @@ _STYLE = """
 font:16px/1.5 system-ui,sans-serif}main{max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}
 h1{font-size:1.6rem;line-height:1.25;margin:.2rem 0 1rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
 p{margin:.4rem 0}.soft{color:var(--soft)}.wide{overflow-x:auto}
+h1,h2,p,td:first-child,pre{overflow-wrap:anywhere}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1rem;margin:.4rem 0}
+dt{color:var(--soft)}dd{margin:0;min-width:0;overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right;
 vertical-align:top}th:first-child,td:first-child{text-align:left}
 th{font-weight:600;color:var(--soft);font-size:.85rem}
-pre{background:var(--card);padding:.7rem .9rem;border-radius:.4rem;overflow-x:auto;font-size:.85rem;
-margin:.5rem 0}
+td:first-child{min-width:8rem}
+pre{background:var(--card);padding:.7rem .9rem;border-radius:.4rem;font-size:.85rem;
+white-space:pre-wrap;margin:.3rem 0 .6rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.8rem}
 figure{margin:0}
 figure img{width:100%;border-radius:.3rem;display:block}
 figcaption{font-size:.8rem;line-height:1.35;overflow-wrap:anywhere}
-svg{max-width:100%;height:auto}svg text{fill:var(--soft);font-size:11px}
+svg{max-width:100%;height:auto}svg text{fill:var(--soft);font-size:12px}
+.names th{max-width:7rem;overflow:hidden;text-overflow:ellipsis}
+@media(max-width:30rem){table{font-size:.8rem}th{font-size:.75rem}th,td{padding:.3rem .25rem}
+td:first-child{min-width:5.5rem}svg text{font-size:18px}.names{font-size:.7rem}
+.names th{max-width:3.4rem}}
 .hit{background:color-mix(in srgb,var(--mark) var(--w),transparent)}
 .miss{background:color-mix(in srgb,var(--bad) var(--w),transparent)}
 """
@@ -66,7 +74,7 @@ def write_report(
     parts = [
         f"<h1>{escape(name)}: {student.top1:.1%} right on {seen.val_images:,} validation images, "
         f"{sizes['student'] / 1e6:.2f} M parameters, {speeds['student']:.1f} ms an image</h1>",
-        *(f"<p class=soft>{escape(line)}</p>" for line in seen.lines()),
+        _pairs(line.partition(" ")[::2] for line in seen.lines()),
         "<h2>Teacher, student, baseline</h2>",
         _table(result, figures, sizes, speeds),
         _trade(figures, sizes, speeds),
@@ -74,7 +82,8 @@ def write_report(
         f"<pre>{escape(chr(10).join(next_commands))}</pre>",
         "<h2>What was done</h2>",
         _done(result, spent),
-        *(f"<p class=soft>{escape(line)}</p>" for line in plan_lines),
+        _pairs([("plan", plan_lines[0].removeprefix("plan").strip())]),
+        *(f"<p class=soft>{escape(line.strip())}</p>" for line in plan_lines[1:]),
         "<h2>By class</h2>",
         _by_class(seen, figures),
         "<h2>Answers</h2>",
@@ -94,11 +103,26 @@ def write_report(
     )
 
 
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+def _rows(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """A table of cells that are HTML already; the head is text."""
+    top = "".join(f"<th>{_name(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+    return f'<div class="wide"><table class="{kind}"><tr>{top}</tr>{body}</table></div>'
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
+    """Words and what they stand for; a word that says the same as the one above is left out."""
+    shown, before = [], ""
+    for word, text in pairs:
+        shown.append(f"<dt>{escape(word) if word != before else ''}</dt>")
+        shown.append(f"<dd>{escape(text.strip())}</dd>")
+        before = word
+    return f"<dl>{''.join(shown)}</dl>"
+
+
+def _name(text: str) -> str:
+    """A name from outside: text, whose direction of writing is its own."""
+    return f"<bdi>{escape(text)}</bdi>"
 
 
 def _table(
@@ -108,9 +132,9 @@ def _table(
     speeds: Mapping[str, float],
 ) -> str:
     words = {
-        "teacher": f"teacher, {result['teacher']['spec']}",
+        "teacher": f"teacher, {result['teacher']['spec'].partition('?')[0]}",
         "student": f"student, {result['student']['name']}",
-        "baseline": "the same student, hard labels (not smoothed), as many steps",
+        "baseline": "the same student by hard labels, not smoothed, in as many steps",
     }
     rows = [
         [
@@ -126,8 +150,8 @@ def _table(
     ]
     probe = result["teacher"].get("probe_top1")
     if probe is not None:
-        rows.insert(1, ["its linear probe, before fine-tuning", f"{probe:.1%}", "", "", "", ""])
-    return _rows(["", "top-1", "NLL", "ECE", "parameters", "ms an image"], rows)
+        rows.insert(1, ["its linear probe", f"{probe:.1%}", "", "", "", ""])
+    return _rows(["", "top-1", "NLL", "ECE", "size", "ms an image"], rows)
 
 
 def _trade(
@@ -138,15 +162,20 @@ def _trade(
     slowest = max(speeds[name] for name in names) * 1.15
     low = min(figures[name].top1 for name in names)
     low = max(0.0, low - 0.05)
-    marks = []
-    for name in names:
+    marks: list[str] = []
+    free: dict[int, float] = {}  # by column of the chart, from where on down there is room
+    # From the top down; a label that would lie on another's goes below it.
+    for name in sorted(names, key=lambda name: -figures[name].top1):
         x = 50 + 480 * speeds[name] / slowest
         y = 170 - 140 * (figures[name].top1 - low) / max(1 - low, 1e-9)
         radius = 4 + 10 * (sizes[name] / max(sizes.values())) ** 0.5
+        column = round(x / 160)
+        at = max(y + 4, *(free.get(c, 0.0) for c in (column - 1, column, column + 1)))
+        free[column] = at + 20
         marks.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="var(--mark)" '
             f'fill-opacity="0.35" stroke="var(--mark)"/><text x="{x + radius + 4:.1f}" '
-            f'y="{y + 4:.1f}">{name} {figures[name].top1:.1%}</text>'
+            f'y="{at:.1f}">{name} {figures[name].top1:.1%}</text>'
         )
     return (
         '<svg viewBox="0 0 640 205" role="img" aria-label="accuracy against latency">'
@@ -159,25 +188,28 @@ def _trade(
 
 
 def _done(result: Mapping[str, Any], spent: Mapping[str, float]) -> str:
-    shown = {"deliver": "deliver", **{n: n for n in result["commands"]}}
-    rows = [["look", spoken(spent.get("look", 0.0)), ""]]
-    rows += [
-        [
-            escape(name),
-            spoken(spent.get(name, 0.0)),
-            f"<pre>{escape(result['commands'][name])}</pre>",
-        ]
-        for name in ("teacher", "labels", "student", "baseline", "deliver")
-        if name in shown and name in result["commands"]
-    ]
-    return _rows(["phase", "time", "its command"], rows)
+    """Each phase with its time and the command that does it by hand."""
+    blocks = [f"<p>look <span class=soft>{spoken(spent.get('look', 0.0))}</span></p>"]
+    for name in ("teacher", "labels", "student", "baseline", "deliver"):
+        if name in result["commands"]:
+            time = spoken(spent.get(name, 0.0))
+            blocks.append(
+                f"<p>{name} <span class=soft>{time}</span></p>"
+                f"<pre>{escape(result['commands'][name])}</pre>"
+            )
+    if reason := result["student"].get("reason"):
+        blocks.append(
+            f"<p class=soft>The student learns by method {escape(result['student']['method'])}: "
+            f"{escape(reason)}.</p>"
+        )
+    return "".join(blocks)
 
 
 def _by_class(seen: Look, figures: Mapping[str, Figures]) -> str:
     names = [name for name in ("student", "teacher", "baseline") if name in figures]
     order = np.argsort([figures["student"].per_class[i] for i in range(len(seen.classes))])
     rows = [
-        [escape(seen.classes[i]), *(f"{figures[n].per_class[i]:.1%}" for n in names)]
+        [_name(seen.classes[i]), *(f"{figures[n].per_class[i]:.1%}" for n in names)]
         for i in order.tolist()[:200]
     ]
     return _rows(["class, the hardest first", *names], rows)
@@ -189,19 +221,19 @@ def _confusion(seen: Look, student: Figures) -> str:
     if len(seen.classes) <= _SHOWN:
         rows = []
         for i, name in enumerate(seen.classes):
-            cells = [escape(name)]
+            cells = [_name(name)]
             for j in range(len(seen.classes)):
                 share = 100 * counts[i, j] / totals[i]
                 kind = "hit" if i == j else "miss"
                 text = str(counts[i, j]) if counts[i, j] else "·"
                 cells.append(f'<div class="{kind}" style="--w:{share:.0f}%">{text}</div>')
             rows.append(cells)
-        return _rows(["is \\ answered", *seen.classes], rows)
+        return _rows(["is \\ answered", *seen.classes], rows, "names")
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     places = np.argsort(-wrong, axis=None)[:20]
     rows = [
-        [escape(seen.classes[i]), escape(seen.classes[j]), str(wrong[i, j])]
+        [_name(seen.classes[i]), _name(seen.classes[j]), str(wrong[i, j])]
         for i, j in (divmod(int(p), len(seen.classes)) for p in places)
         if wrong[i, j]
     ]
@@ -220,8 +252,8 @@ def _reliability(student: Figures) -> str:
         '<svg viewBox="0 0 320 200" style="max-width:26rem" role="img" aria-label="reliability">'
         '<line x1="40" y1="170" x2="300" y2="20" stroke="var(--line)"/>'
         '<line x1="40" y1="170" x2="300" y2="170" stroke="var(--line)"/>'
-        '<text x="40" y="190">confidence 0</text><text x="285" y="190">1</text>'
-        f'<text x="4" y="26">right</text>{"".join(bars)}</svg>'
+        '<text x="40" y="190">sure of 0 %</text><text x="262" y="190">100 %</text>'
+        f'<text x="0" y="26">right</text>{"".join(bars)}</svg>'
         f'<p class="soft">On the line an answer is right as often as it is sure. The mean distance '
         f"(ECE) is {student.ece:.1%}.</p>"
     )
@@ -237,8 +269,8 @@ def _errors(seen: Look, student: Figures) -> str:
             continue
         figures.append(
             f'<figure><img alt="" src="data:image/jpeg;base64,{picture}"><figcaption>'
-            f"{escape(seen.classes[answer])} ({probability:.0%}), but is "
-            f'{escape(seen.classes[true])}<br><span class="soft">{escape(image_id)}</span>'
+            f"{_name(seen.classes[answer])} ({probability:.0%}), but is "
+            f'{_name(seen.classes[true])}<br><span class="soft">{_name(image_id)}</span>'
             "</figcaption></figure>"
         )
     if not figures:

@@ -19,12 +19,10 @@ from ferkd.store.arrays import described
 from ferkd.store.claims import release
 from ferkd.store.reader import MANIFEST, LabelStore
 from ferkd.store.signals import StoredSignal
-from ferkd.store.unfinished import LOCK, PARTS, SETTINGS, settings_in
+from ferkd.store.unfinished import ADDING, LOCK, PARTS, SETTINGS, settings_in
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
-from ferkd.system.files import unwritable, whole_file, write_whole, writing
-
-_ADDING = "adding-"
+from ferkd.system.files import sweep, unwritable, whole_file, write_whole, writing
 
 
 class SignalWriter(StoreWriter):
@@ -47,11 +45,13 @@ class SignalWriter(StoreWriter):
         overwrite: bool = False,
     ) -> None:
         super().__init__(path, settings, total, signal=signal, resume=resume, overwrite=overwrite)
-        self.work = self.path / f"{_ADDING}{self.name}"
+        self.work = self.path / f"{ADDING}{self.name}"
         self._geometry = LabelStore(self.path).manifest.geometry  # InputError where none is
         self._class_names = self._geometry.settings.class_names
 
     def _prepare(self) -> None:
+        for folder in (self.path, self.work, self.work / PARTS):
+            sweep(folder)
         if self._overwrite:
             if self.work.exists():
                 shutil.rmtree(self.work)
@@ -72,6 +72,9 @@ class SignalWriter(StoreWriter):
         else:
             self._write_settings()
         (self.work / PARTS).mkdir(exist_ok=True)
+
+    def _shared_places(self) -> list[Path]:
+        return [self.work]
 
     def _written_settings(self) -> manifests.Settings:
         return settings_in(self.work)
@@ -119,13 +122,13 @@ class SignalWriter(StoreWriter):
 def drop(path: str | Path, name: str) -> None:
     """Take a signal out of a local store; its files go after the manifest that named them."""
     store = LabelStore(path)
-    with _locked(store.folder):
+    with locked(store.folder):
         _drop(store.signal(name).store, name)
 
 
 def _drop(store: LabelStore, name: str) -> None:
     left = [other for other in store.manifest.signals if other != name]
-    gone = store.manifest.signals[name].files
+    gone = store.manifest.signals[name].every_file
     write_whole(store.folder / MANIFEST, manifests.to_bytes(store.manifest.only(left)))
     for file in gone:
         with writing(store.folder / file.name):
@@ -138,7 +141,7 @@ def copy_signal(source: LabelStore, name: str, into: str | Path, new_name: str =
     signal = source.signal(name)
     if new_name in target.manifest.signals:
         raise InputError(f"{into} holds a signal {new_name} already; give another name")
-    with _locked(target.folder):
+    with locked(target.folder):
         return _copied(source, signal, target, new_name)
 
 
@@ -153,23 +156,30 @@ def _copied(source: LabelStore, signal: StoredSignal, target: LabelStore, name: 
     if settings.record and settings.class_names is None:
         same = own == target.manifest.geometry.settings.class_names
         settings = settings.model_copy(update={"class_names": None if same else own})
-    files = []
-    for number, file in enumerate(signal.files):
-        path = target.folder / f"{name}-{number:05d}.npy"
-        with source.local(file) as here, whole_file(path) as output, here.open("rb") as opened:
-            shutil.copyfileobj(opened, output, 1 << 20)
-        copied = described(path, file.rows)
-        if copied.sha256 != file.sha256:
-            raise InputError(f"{source.path}/{file.name} is damaged; fetch the store again")
-        files.append(copied)
-    added = manifests.Signal(settings=settings, files=tuple(files))
+    numbered = [(file, f"{name}-{i:05d}.npy") for i, file in enumerate(signal.files)]
+    files = tuple(_copy(source, file, target.folder / to) for file, to in numbered)
+    tables = {}
+    for table, file in signal.stored.tables.items():
+        copied = _copy(source, file, target.folder / f"{name}.{table}.npy")
+        tables[table] = manifests.Table(**copied.model_dump(), dim=file.dim)
+    added = manifests.Signal(settings=settings, files=files, tables=tables)
     manifest = LabelStore(target.path).manifest.with_signal(name, added)
     write_whole(target.folder / MANIFEST, manifests.to_bytes(manifest))
     return LabelStore(target.path, name)
 
 
+def _copy(source: LabelStore, file: manifests.File, to: Path) -> manifests.File:
+    """Copy a file of a store, verified; what it is under its new name."""
+    with source.local(file) as here, whole_file(to) as output, here.open("rb") as opened:
+        shutil.copyfileobj(opened, output, 1 << 20)
+    copied = described(to, file.rows)
+    if copied.sha256 != file.sha256:
+        raise InputError(f"{source.path}/{file.name} is damaged; fetch the store again")
+    return copied
+
+
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """The store's lock, as writers hold it."""
     lock = FileLock(folder / LOCK)
     try:

@@ -158,7 +158,7 @@ def rewrite(
 
     Parts fall where labelling puts them, so files are split at the same images.
     """
-    layout = _Layout(store)
+    layout = Layout(store)
     kind = SignalWriter if into else StoreWriter
     if not into:
         refuse_inside(out, [store])
@@ -190,7 +190,7 @@ def refuse_inside(out: str | Path, stores: Sequence[LabelStore]) -> None:
             )
 
 
-class _Layout:
+class Layout:
     """Where the images of a finished store stood among those offered, skipped ones included.
 
     Ids are sorted, so the place of a skipped one follows from its id.

@@ -11,10 +11,13 @@ from typing import Any, Self
 
 from pydantic import (
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
+from ferkd.store.features import MAX_DIM
 from ferkd.store.records import MAX_CLASSES
 from ferkd.store.settings import IMPORTED_RULE as IMPORTED_RULE
 from ferkd.store.settings import Crops as Crops
@@ -37,10 +40,16 @@ RESERVED = frozenset({"boxes", "parts", "adding"})
 class File(Part):
     """One data file: its rows, bytes and checksum."""
 
-    name: str = Field(pattern=rf"^(images|ids|flips|{NAME}-\d{{5}})\.npy$")
+    name: str = Field(pattern=rf"^(images|ids|flips|{NAME}-\d{{5}}|{NAME}\.{NAME})\.npy$")
     rows: int = Field(ge=0)
     size: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Table(File):
+    """A side table: float32 [rows, dim]."""
+
+    dim: int = Field(ge=1, le=MAX_DIM)
 
 
 class Skipped(Part):
@@ -72,10 +81,30 @@ class Geometry(Part):
 
 
 class Signal(Part):
-    """What one teacher said of the crops: its files' rows follow each other as the images do."""
+    """What one teacher said of the crops: its files' rows follow each other as the images do.
+
+    ``tables`` stand beside its records: a few vectors of the teacher's, such as the mean of each
+    class (see :mod:`ferkd.store.tables`). A signal without any does not write the key.
+    """
 
     settings: SignalSettings
     files: tuple[File, ...]
+    tables: dict[str, Table] = Field(default_factory=dict)
+
+    @property
+    def every_file(self) -> tuple[File, ...]:
+        """Of its records and its tables."""
+        return (*self.files, *self.tables.values())
+
+    @property
+    def records(self) -> Signal:
+        """The same signal without its tables, which come and go."""
+        return Signal(settings=self.settings, files=self.files)
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = serialise(self)
+        return written if self.tables else {k: v for k, v in written.items() if k != "tables"}
 
 
 class Manifest(Part):
@@ -99,7 +128,7 @@ class Manifest(Part):
     @property
     def files(self) -> tuple[File, ...]:
         """All data files."""
-        of_signals = (file for signal in self.signals.values() for file in signal.files)
+        of_signals = (file for signal in self.signals.values() for file in signal.every_file)
         return (*self.geometry.files, *of_signals)
 
     def only(self, names: Iterable[str]) -> Manifest:
@@ -111,8 +140,14 @@ class Manifest(Part):
             kept[name] = self.signals[name]
         return Manifest(geometry=self.geometry, signals=dict(sorted(kept.items())))
 
+    @property
+    def without_tables(self) -> Manifest:
+        """The same store without side tables."""
+        signals = {name: signal.records for name, signal in self.signals.items()}
+        return Manifest(geometry=self.geometry, signals=signals)
+
     def with_signal(self, name: str, signal: Signal) -> Manifest:
-        """The same store with one signal more."""
+        """The same store with one signal more, or another in the place of one."""
         signals = dict(sorted({**self.signals, name: signal}.items()))
         return Manifest(geometry=self.geometry, signals=signals)
 
@@ -128,7 +163,10 @@ class Manifest(Part):
                 raise ValueError(f"{geometry.images.rows} images, but {name} of {held}")
         if geometry.flips.rows != geometry.images.rows:
             raise ValueError(f"{geometry.images.rows} images, but flips of {geometry.flips.rows}")
-        for signal in self.signals.values():
+        for name, signal in self.signals.items():
+            for table, file in signal.tables.items():
+                check_name(table)
+                _check_files(f"table {table}", (file,), (f"{name}.{table}.npy",))
             record, names = signal.settings.record, signal.settings.class_names
             names = geometry.settings.class_names if names is None else names
             if record is None:

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ferkd.store import manifest as manifests
+from ferkd.store.mirror import PartsMirror
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import LabelStore, split_signals
 from ferkd.store.remote import MANIFEST, UNFINISHED, Cache, Expected, download, read_manifest
@@ -23,7 +24,7 @@ from ferkd.system.storage import as_local, join, local_path, masked, open_url, r
 
 PUT_PART = 50 << 20  # the bytes of a part when s3fs uploads a large file in parts
 
-_NUMBERED = re.compile(rf"{manifests.NAME}-\d{{5}}\.npy")
+_OF_SIGNALS = re.compile(rf"{manifests.NAME}(-\d{{5}}|\.{manifests.NAME})\.npy")
 Report = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -65,7 +66,7 @@ def publish(
             _remove_stale(url, old, files)
     done = 0
     for file in files:
-        _upload(folder, url, Expected.of(file))
+        upload(folder, url, Expected.of(file))
         done += file.size
         if progress:
             progress(done, sum(f.size for f in files))
@@ -120,8 +121,8 @@ def fetch(
             _check_free(str(folder), old, begun, _marker(data), overwrite)
             write_whole(folder / UNFINISHED, _marker(data))
             (folder / MANIFEST).unlink(missing_ok=True)
-            for path in folder.glob("*-*.npy"):
-                if _NUMBERED.fullmatch(path.name) and path.name not in {f.name for f in files}:
+            for path in folder.glob("*.npy"):
+                if _OF_SIGNALS.fullmatch(path.name) and path.name not in {f.name for f in files}:
                     path.unlink()
         done = 0
         for file in files:
@@ -154,7 +155,8 @@ def label_out(
 
     A local ``out`` is that folder itself. For a URL it is ``work``, which stays, or a folder in
     the cache, the same one each time so that ``resume`` finds it, which goes when its labels are
-    published. With ``resume`` and no labels there, a store at the URL is fetched to go on from.
+    published. Finished parts are sent to the URL meanwhile: with ``resume`` another machine goes on
+    from these, or from the store at the URL.
     Raises InputError before any label is made when a store is in the way.
     """
     if (local := as_local(out)) is not None:
@@ -162,7 +164,7 @@ def label_out(
         return
     url = str(out)
     folder = Path(work) if work is not None else _work_folder(url)
-    there = read_manifest(url)
+    there, mirror = read_manifest(url), PartsMirror(folder, url)
     if there is not None and not (resume or overwrite):
         raise InputError(
             f"{masked(url)} holds a label store already; continue it with --resume, or replace it "
@@ -170,9 +172,21 @@ def label_out(
         )
     if there is not None and resume and not (folder.is_dir() and any(folder.iterdir())):
         fetch(url, folder)
-    yield folder
+    elif mirror.begun():
+        if overwrite:
+            mirror.clear()
+        elif resume:
+            mirror.fetch()
+        elif not folder.exists():
+            raise InputError(
+                f"{masked(url)} holds labels that were begun; continue them with --resume, or "
+                "replace them with --overwrite"
+            )
+    with mirror.sending():
+        yield folder
     same = there is not None and resume  # what was there is what these labels continue
     publish(folder, url, overwrite=overwrite or same, progress=progress)
+    mirror.clear()
     if work is None:
         shutil.rmtree(folder)
 
@@ -194,11 +208,21 @@ def _extended(
         return None
     common = there.signals.keys() & wanted.signals.keys()
     if there.geometry != wanted.geometry or any(
-        there.signals[name] != wanted.signals[name] for name in common
+        _others(there.signals[name], wanted.signals[name]) for name in common
     ):
         return None
     signals = dict(sorted({**there.signals, **wanted.signals}.items()))
+    for name in common:
+        tables = {**there.signals[name].tables, **wanted.signals[name].tables}
+        update = {"tables": dict(sorted(tables.items()))}
+        signals[name] = wanted.signals[name].model_copy(update=update)
     return manifests.Manifest(geometry=there.geometry, signals=signals)
+
+
+def _others(one: manifests.Signal, other: manifests.Signal) -> bool:
+    """Whether two signals differ: in more than tables that one of them lacks."""
+    common = one.tables.keys() & other.tables.keys()
+    return one.records != other.records or any(one.tables[t] != other.tables[t] for t in common)
 
 
 def _marker(data: bytes) -> bytes:
@@ -241,7 +265,7 @@ def _remove_stale(url: str, old: bytes, files: Sequence[manifests.File]) -> None
             storage.remove(join(url, file.name))
 
 
-def _upload(folder: Path, url: str, file: Expected) -> None:
+def upload(folder: Path, url: str, file: Expected) -> None:
     """Send one file unless it is there already, and verify what has arrived; tried twice."""
     where = join(url, file.name)
     if damage := file.damage(folder / file.name):

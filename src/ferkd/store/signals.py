@@ -22,14 +22,31 @@ class StoredSignal:
 
     def __init__(self, store: LabelStore, name: str) -> None:
         self.store, self.name = store, name
-        self._signal = store.manifest.signals[name]
-        self.settings = self._signal.settings
+        self.stored = store.manifest.signals[name]
+        self.settings = self.stored.settings
         self.format = self.settings.format
         self.width = self.settings.width(store.crops_per_image)  # records of an image
 
     @property
     def files(self) -> tuple[manifests.File, ...]:
-        return self._signal.files
+        return self.stored.files
+
+    @property
+    def dim(self) -> int:
+        """The numbers of a stored vector; of features only."""
+        assert self.settings.vectors is not None
+        return self.settings.vectors.dim
+
+    def table_file(self, name: str) -> manifests.Table:
+        """The file of a side table; InputError where there is none of the name."""
+        if name not in self.stored.tables:
+            held = ", ".join(self.stored.tables) or "none"
+            raise InputError(f"{self.store.path}#{self.name} has no table {name!r}; it has {held}")
+        return self.stored.tables[name]
+
+    def table(self, name: str) -> NDArray[np.float32]:
+        """A side table, float32 [rows, dim], mapped (see :mod:`ferkd.store.tables`)."""
+        return self.store.table_of(self.table_file(name))
 
     def records(self, rows: ArrayLike, crops: ArrayLike) -> NDArray[Any]:
         """The records at (rows, crops), integers; the two broadcast. Raises IndexError, and

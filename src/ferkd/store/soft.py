@@ -51,14 +51,16 @@ class SparseTargets:
 class SoftLabels:
     """The teacher's labels of B crops over C classes, sparse.
 
-    ``classes`` int64 [B, k]: the stored classes. ``log_probs`` float32 [B, k]: their natural
-    log-probabilities at temperature 1, the tail counted in the normalisation; -inf marks an empty
-    slot, whose class is ignored. ``tail`` float32 [B, 3]: log of the sum of p^(1/T) over the
-    classes not stored, at T = 1, 2, 4; -inf without a tail, NaN where it is not known.
-    ``true_log_prob`` float32 [B] or None: the log-probability of the ground truth also when it is
-    not among the stored classes; NaN where unknown. ``partner`` and ``share`` hold the other half
-    of a mixed label: share * self + (1 - share) * partner. ``truth_slot``: the last slot is the one
-    that :meth:`with_truth` added.
+    - ``classes`` int64 [B, k]: the stored classes.
+    - ``log_probs`` float32 [B, k]: their natural log-probabilities at temperature 1, the tail
+      counted in the normalisation. -inf marks an empty slot, whose class is ignored.
+    - ``tail`` float32 [B, 3]: log of the sum of p^(1/T) over the classes not stored, at T = 1, 2,
+      4. -inf without a tail, NaN where it is not known.
+    - ``true_log_prob`` float32 [B] or None: the log-probability of the ground truth, also when it
+      is not among the stored classes. NaN where unknown.
+    - ``partner`` and ``share``: the other half of a mixed label, share * self +
+      (1 - share) * partner.
+    - ``truth_slot``: whether the last slot is the one that :meth:`with_truth` added.
     """
 
     classes: Tensor
@@ -236,9 +238,9 @@ class SoftLabels:
     def with_truth(self, targets: Tensor) -> SoftLabels:
         """The labels with one slot more: the ground truth, where the tail holds it.
 
-        ``targets`` int64 [B], -1 for none. Its recorded log-probability is taken out of the tail,
-        at most as much as the least probable stored class has and as the tail can give; the slot
-        stays empty where the truth is stored already or its probability is not known.
+        ``targets`` int64 [B], -1 for none. The truth's recorded probability is taken out of the
+        tail: at most that of the least probable stored class, and at most what the tail can give.
+        The slot stays empty where the truth is stored already or its probability is not known.
         """
         if self.true_log_prob is None or self.k == self.num_classes:
             return self

@@ -31,7 +31,7 @@ from ferkd.store.claims import refuse_shared, release
 from ferkd.store.ids import IMAGE, Ids
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import MANIFEST, LabelStore
-from ferkd.store.unfinished import LOCK, PARTS, SETTINGS, settings_in
+from ferkd.store.unfinished import ADDING, LOCK, PARTS, SETTINGS, settings_in
 from ferkd.system.errors import InputError
 from ferkd.system.files import (
     is_temporary,
@@ -44,7 +44,7 @@ from ferkd.system.files import (
 )
 from ferkd.system.storage import as_local, masked
 
-_NUMBERED = re.compile(rf"{manifests.NAME}-\d{{5}}\.npy(\.tmp)?")
+_OF_SIGNALS = re.compile(rf"{manifests.NAME}(-\d{{5}}|\.{manifests.NAME})\.npy(\.tmp)?")
 
 
 class StoreWriter:
@@ -110,7 +110,7 @@ class StoreWriter:
             raise unwritable(self.path, error) from error
         try:
             if not self._shared:
-                refuse_shared(self.path)
+                refuse_shared(*self._shared_places())
             with writing(self.path):
                 self._prepare()
         except BaseException:
@@ -120,6 +120,10 @@ class StoreWriter:
 
     def __exit__(self, *exception: object) -> None:
         self._unlock()
+
+    def _shared_places(self) -> list[Path]:
+        """The folders that other processes may be writing parts to, which this one would break."""
+        return [self.path, *self.path.glob(f"{ADDING}*")]
 
     def _unlock(self) -> None:
         """Release the lock; a finished store keeps no trace of it."""
@@ -212,20 +216,9 @@ class StoreWriter:
     ) -> None:
         """Write one part: n ids, image rows [n] (less ``id_end``), boxes [n, crops, 4], flips
         [n, crops] and the signal's records [n, crops], or [n, 1] where they are of whole images."""
-        encoded = [i.encode() for i in ids]
-        images = images.copy()
-        images["id_end"] = np.cumsum([len(i) for i in encoded], dtype=np.uint64)
-        reasons = json.dumps([s.model_dump() for s in skipped], ensure_ascii=False).encode()
         with whole_file(self._part(part)) as file:
-            np.savez(
-                file,
-                ids=np.frombuffer(b"".join(encoded), "u1"),
-                images=images,
-                boxes=np.asarray(boxes, "<u2"),
-                flips=np.packbits(flips, axis=1, bitorder="little"),
-                records=records,
-                skipped=np.frombuffer(reasons, "u1"),
-            )
+            members: Any = part_members(ids, images, boxes, flips, records, skipped)
+            np.savez(file, **members)
 
     def skipped(self) -> list[manifests.Skipped]:
         """The images left out so far, of all parts written."""
@@ -364,10 +357,33 @@ class StoreWriter:
 
     def _remove_old(self, current: set[str]) -> None:
         """Remove what a store that was overwritten has left, for it would not be replaced."""
-        for file in self.path.glob("*-*.npy*"):
-            if _NUMBERED.fullmatch(file.name) and file.name not in current:
+        for file in self.path.glob("*.npy*"):
+            if _OF_SIGNALS.fullmatch(file.name) and file.name not in current:
                 with writing(file):
                     file.unlink()
+
+
+def part_members(
+    ids: Sequence[str],
+    images: NDArray[Any],
+    boxes: NDArray[np.integer],
+    flips: NDArray[np.bool_],
+    records: NDArray[Any],
+    skipped: Sequence[manifests.Skipped],
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a part, by name; the arguments are those of :meth:`StoreWriter.write`."""
+    encoded = [i.encode() for i in ids]
+    images = images.copy()
+    images["id_end"] = np.cumsum([len(i) for i in encoded], dtype=np.uint64)
+    reasons = json.dumps([s.model_dump() for s in skipped], ensure_ascii=False).encode()
+    return {
+        "ids": np.frombuffer(b"".join(encoded), "u1"),
+        "images": images,
+        "boxes": np.asarray(boxes, "<u2"),
+        "flips": np.packbits(flips, axis=1, bitorder="little"),
+        "records": records,
+        "skipped": np.frombuffer(reasons, "u1"),
+    }
 
 
 def listing(ids: Sequence[str]) -> str:

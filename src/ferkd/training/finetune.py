@@ -19,8 +19,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.evaluating.measures import measure
-from ferkd.evaluating.run import CenterCrops, match_classes, predict
+from ferkd.evaluating.predictions import match_classes, predict
 from ferkd.images import open_images
 from ferkd.models.student import ModelConfig, Student, build_student, check_input, normalisation
 from ferkd.models.weights import read_state_dict
@@ -28,7 +29,10 @@ from ferkd.system.compute import Normalise, Precision, resolve_device, resolve_p
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_json
 from ferkd.system.interrupt import Interrupt
+from ferkd.system.locks import held
 from ferkd.system.plain import read_json
+from ferkd.system.results import Result
+from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from ferkd.training.probe import features, fit, head_of
@@ -48,7 +52,8 @@ class FineTuning:
     """Settings of :func:`fine_tune`.
 
     ``network`` starts from pretrained weights or a file of yours. ``lr`` is the head's; a layer n
-    below it learns at lr * layer_decay^n. The run ends after ``patience`` evaluations, one each
+    below it learns at lr * layer_decay^n. Crops hold at least ``smallest_crop`` of an image's area:
+    the probe knows whole objects. The run ends after ``patience`` evaluations, one each
     ``evaluate_epochs``, without a better accuracy. ``epochs`` 0 keeps the probe. Labels are not
     smoothed: a teacher's confidence is what it teaches.
     """
@@ -60,7 +65,8 @@ class FineTuning:
     epochs: float = 6.0
     batch_size: int = 32
     lr: float = 3e-4
-    layer_decay: float = 0.75
+    layer_decay: float = 0.9
+    smallest_crop: float = 0.25
     patience: int = 3
     evaluate_epochs: float = 1.0
     crop_fraction: float = 0.875
@@ -84,6 +90,7 @@ class FineTuning:
                     "image_size": self.image_size,
                     "batch_size": self.batch_size,
                     "workers": self.workers,
+                    "crops": {"scale": [self.smallest_crop, 1.0]},
                 },
                 "student": start.model_dump(mode="json"),
                 "optimizer": {"name": "adamw", "lr": self.lr, "layer_decay": self.layer_decay},
@@ -100,6 +107,22 @@ class FineTuning:
         )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FineTuned(Result):
+    """What was kept: ``kept_step`` 0 is the linear probe, whose accuracy is ``probe_top1``."""
+
+    student: str
+    top1: float
+    probe_top1: float
+    kept_step: int
+    nll: float
+    ece: float
+    steps: int
+    probe_penalty: float
+    seconds: float
+    run: str
+
+
 def fine_tune(
     settings: FineTuning,
     out: str | Path,
@@ -107,29 +130,35 @@ def fine_tune(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> FineTuned:
     """Fit a head and fine-tune into the folder ``out``, a run; returns its result.
 
-    The result has ``top1`` (of what is kept), ``probe_top1``, ``kept_step`` (0: the probe),
-    ``nll``, ``ece``, ``steps`` and ``seconds``. An interrupted call continues with ``resume``, on
-    the CPU to the bit. ``progress(done, total, note)`` hears of images and steps. Raises InputError
-    for what cannot be before anything is written.
+    An interrupted call continues with ``resume``, on the CPU to the bit. ``progress(done, total,
+    note)`` hears of images and steps. Raises InputError for what cannot be before anything is
+    written.
     """
-    out = Path(out)
+    out = local_path(out, "folder for the run")
     recipe = settings.recipe(out)
-    tree = recipe.to_dict()
-    folders.prepare(out, tree, resume=resume, overwrite=overwrite)
+    folders.prepare(out, recipe.to_dict(), resume=resume, overwrite=overwrite)
     result = out / folders.RESULT
     if resume and result.is_file():
-        return read_json(result, "result of a run")
+        return FineTuned.from_json(read_json(result, "result of a run"), result)
+    with held(out, folders.BUSY.format(out)):
+        folders.prepare(out, recipe.to_dict(), resume=resume, overwrite=overwrite)
+        if overwrite:
+            folders.clear(out)
+            for name in (PROBE, PROBE_WEIGHTS, BEST):
+                (out / name).unlink(missing_ok=True)
+        found = _tuned(settings, out, recipe, progress or (lambda done, total, note: None))
+        write_json(result, found)
+        (out / BEST).unlink(missing_ok=True)
+    return found
+
+
+def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> FineTuned:
+    """The probe, what follows it, and the weights of what is kept; the result."""
     begun = time.perf_counter()
-    tell = progress or (lambda done, total, note: None)
-    out.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        folders.clear(out)
-        for name in (PROBE, PROBE_WEIGHTS, BEST):
-            (out / name).unlink(missing_ok=True)
-    folders.write_recipe(out, tree)
+    folders.write_recipe(out, recipe.to_dict())
     judge = _Judge(settings)
     if not (out / PROBE).is_file():
         _probe(settings, out, judge, begun, tell)
@@ -146,21 +175,18 @@ def fine_tune(
         source = BEST if kept["step"] else PROBE_WEIGHTS
         trainer.model.load_state_dict(read_state_dict(out / source))
         save_weights(out / folders.WEIGHTS, trainer.model)
-    found = {
-        "student": settings.network.name,
-        "top1": kept["top1"],
-        "probe_top1": probe["top1"],
-        "kept_step": kept["step"],
-        "nll": kept["nll"],
-        "ece": kept["ece"],
-        "steps": steps,
-        "probe_penalty": probe["penalty"],
-        "seconds": probe["seconds"] + seconds,
-        "run": str(out),
-    }
-    write_json(result, found)
-    (out / BEST).unlink(missing_ok=True)
-    return found
+    return FineTuned(
+        student=settings.network.name,
+        top1=kept["top1"],
+        probe_top1=probe["top1"],
+        kept_step=kept["step"],
+        nll=kept["nll"],
+        ece=kept["ece"],
+        steps=steps,
+        probe_penalty=probe["penalty"],
+        seconds=probe["seconds"] + seconds,
+        run=str(out),
+    )
 
 
 class _Judge:

@@ -32,6 +32,8 @@ def on_a_bar(advance: Advance, say: Callable[[str], None]) -> Callable[[dict[str
                     say(f"{what}: {line[what]}")
         elif line["kind"] == "eval":
             evaluated = f", top-1 {line['top1']:.2%}"
+        elif line["kind"] == "labels":
+            say(f"from step {line['from_step']}: the labels of {line['images']} images")
         else:
             rate = line["crops"] / line["seconds"] if line["seconds"] else 0.0
             note = f"steps, loss {line['loss']:.3f}, {rate:.0f} crops/s"

@@ -27,8 +27,8 @@ from pydantic import (
 
 from ferkd.calibration.regions import Regions
 from ferkd.crops import CropDistribution
-from ferkd.loading.loader import WorkerKind
 from ferkd.loading.mixing import Mix
+from ferkd.loading.processes import WorkerKind
 from ferkd.methods import METHODS, loss_settings, problem, with_defaults
 from ferkd.methods.base import LossSettings
 from ferkd.models.student import Student
@@ -46,7 +46,8 @@ class Data(Part):
     ``batch_size`` counts crops and ``crops_per_image`` (m) is how many an image shows at a visit;
     unset, it is 1 for hard, kd, funmatch, relabel and pskd and 4 for the others. ``crops`` is the
     distribution of those methods' random crops; the labels of stored crops bring their own.
-    ``store`` holds labels of crops, or label maps for relabel.
+    ``store`` holds labels of crops, or label maps for relabel. With ``partial`` it may still be
+    being written: see docs/scaling.md.
 
     ``workers`` load images, as threads or as processes; 0 loads between the steps.
     ``scaled_decoding`` decodes large JPEG files no larger than their crops need. ``cache`` keeps
@@ -62,6 +63,7 @@ class Data(Part):
     images: str
     val: str | None = None
     store: str | None = None
+    partial: bool = False
     image_size: int = Field(default=224, ge=8)
     crops_per_image: int = Field(default=4, ge=1)
     batch_size: int = Field(default=256, ge=1)
@@ -105,10 +107,11 @@ class Recipe(Part):
     student; ``class_map`` says which of its classes the folders are, as ``ferkd label --class-map``
     does), ``regions`` by ferkd and ferkd-paper, ``mix`` by all.
     ``ema`` is the decay of an average of the weights, which is then what is evaluated and kept;
-    ``clip_grad`` the largest norm of the gradient; None turns either off. A step's crops are worked
-    through in ``accumulate`` parts, for less memory; ``sync_batchnorm`` normalises over the crops
-    of all processes. A state to resume from
-    is saved every ``checkpoint_seconds``, losses are reported every ``log_steps``.
+    ``clip_grad`` the largest norm of the gradient; None turns either off. ``frozen_statistics``
+    keeps the running statistics of BatchNorm as they came, for fine-tuning. A step's crops are
+    worked through in ``accumulate`` parts, for less memory; ``sync_batchnorm`` normalises over the
+    crops of all processes. A state to resume from is saved every ``checkpoint_seconds``, losses are
+    reported every ``log_steps``.
     """
 
     method: str
@@ -125,6 +128,7 @@ class Recipe(Part):
     mix: Mix = Mix()
     ema: float | None = Field(default=None, ge=0, lt=1)
     clip_grad: float | None = Field(default=None, gt=0)
+    frozen_statistics: bool = False
     device: str = "auto"
     precision: Precision = "auto"
     channels_last: bool = True

@@ -357,7 +357,7 @@ def markdown(result: dict[str, Any]) -> str:
             for row in result["details"]["sizes"]
         ),
     )
-    tails = [{row["form"]: row for row in p["tails"]} for p in populations.values()]
+    tails = [{row["form"]: row for row in p.get("tails", ())} for p in populations.values()]
     sampled = _table(
         f"tail | record, bytes | {heads}",
         (
@@ -369,7 +369,8 @@ def markdown(result: dict[str, Any]) -> str:
             for name in dict.fromkeys(name for found in tails for name in found)
         ),
     )
-    return "\n\n".join([described, rates, temperatures, sampled, totals])
+    tables = [described, rates, temperatures, *([sampled] if any(tails) else []), totals]
+    return "\n\n".join(tables)
 
 
 def _gradient(row: dict[str, Any] | None) -> str:

@@ -43,6 +43,7 @@ _SAME_TERMS = (
     "ema",
     "precision",
     "clip_grad",
+    "frozen_statistics",
 )
 
 

@@ -93,7 +93,7 @@ class Whole:
             if order == "discarded":
                 rows = rows[np.argsort(-counts[:, Region.DISCARDED], kind="stable")]
         if order == "suspicious":
-            doubt = np.where(judged.given >= 0, judged.suspicion, -2)
+            doubt = np.where(judged.given >= 0, judged.suspicion, -np.inf)
             rows = rows[np.argsort(-doubt[rows], kind="stable")]
         return rows
 

@@ -19,7 +19,7 @@ class Embedded {
       (item) =>
         (cls === "" || item.given === Number(cls)) &&
         (region === "" || item.cells.some((c) => cut.region(c) === Number(region))) &&
-        (word === "" || (item.given >= 0 && item.p[1] > item.p[0] === (word === "denies")))
+        (word === "" || (item.given >= 0 && item.doubt > 0 === (word === "denies")))
     );
     if (order === "suspicious") found.sort((a, b) => doubt(b) - doubt(a));
     if (order === "discarded") found.sort((a, b) => share(b) - share(a));
@@ -34,7 +34,7 @@ class Embedded {
     return item.src ?? null;
   }
 }
-const doubt = (item) => (item.given < 0 ? -2 : item.p[1] - item.p[0]);
+const doubt = (item) => (item.given < 0 ? -Infinity : item.doubt);
 
 class Served {
   constructor(data, cut) {
@@ -145,7 +145,7 @@ class Gallery {
 
   tile(item) {
     const given = item.given < 0 ? "no ground truth" : this.data.names[item.given];
-    const denied = item.given >= 0 && item.p[1] > item.p[0];
+    const denied = item.given >= 0 && item.doubt > 0;
     return element("figure", { class: "tile" },
       element("button", { type: "button", "data-row": item.row, onclick: () => this.viewer.open(item) },
         this.picture(item, this.some(item))),

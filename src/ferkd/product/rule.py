@@ -1,0 +1,78 @@
+"""What the student learns from: the default rule of docs/evidence.md, as one table.
+
+The first row that holds decides. To change the default, edit the table; ``ferkd distill`` prints
+the row's reason, and its report repeats it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a distillation when its labels are finished.
+
+    ``agreement``: the share of labelled crops on which the teacher is right, None where no class
+    is known. ``pretrained``: whether the student starts from weights. ``epochs`` are the student's.
+    """
+
+    classes: int
+    images: int
+    unlabelled: int
+    agreement: float | None
+    pretrained: bool
+    epochs: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A regime, the method that is best in it as far as measured, and why."""
+
+    regime: str
+    holds: Callable[[Facts], bool]
+    method: str
+    reason: str
+    loss: dict[str, Any] = field(default_factory=dict)
+
+
+UNRELIABLE = 0.6  # share of crops on which a teacher is right
+
+TABLE = (
+    Row(
+        "images without a class",
+        lambda facts: facts.unlabelled > 0,
+        "ferkd",
+        "hard labels cannot use the images without a class; the teacher's labels can",
+    ),
+    Row(
+        "an unreliable teacher",
+        lambda facts: facts.agreement is not None and facts.agreement < UNRELIABLE,
+        "hard",
+        f"the teacher is right on less than {UNRELIABLE:.0%} of the crops, and such labels cost "
+        "points beside the folders' own classes (docs/evidence.md)",
+        {"label_smoothing": 0.0},
+    ),
+    Row(
+        "anything else",
+        lambda facts: True,
+        "ferkd",
+        "the labels are at hand and calibrated; on few classes expect a tie with hard labels that "
+        "are not smoothed, on crops that may miss the object a gain (docs/evidence.md)",
+    ),
+)
+
+BASELINE = Row(
+    "the baseline",
+    lambda facts: True,
+    "hard",
+    "hard labels that are not smoothed are the strongest of the hard ones (docs/evidence.md)",
+    {"label_smoothing": 0.0},
+)
+
+
+def choose(facts: Facts) -> Row:
+    """The first row of the table that holds."""
+    return next(row for row in TABLE if row.holds(facts))
