@@ -16,6 +16,7 @@ softened hard one and r(s) how often the teacher is right at that score.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -177,9 +178,9 @@ class Mining:
 
     ``regions`` int8 [N, crops], what becomes of each crop; ``kept_whole`` bool [N], the images all
     of whose scores say discarded: none of their crops is, so that no image is lost. ``shares`` of
-    all crops by region name are without these images' return, see `by_score`. ``evidence`` is None where neither a rule nor the calibration asked for it. ``weights`` uint8
-    [N, crops] in 255ths, what is left of each soft label under "blend"; None under "steps" and
-    without ground truth.
+    all crops by region name are without these images' return, see `by_score`. ``evidence`` is None
+    where neither a rule nor the calibration asked for it. ``weights`` uint8 [N, crops] in 255ths,
+    what is left of each soft label under "blend"; None under "steps" and without ground truth.
     """
 
     settings: Regions
