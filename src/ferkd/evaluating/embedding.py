@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.center_crops import CACHE_BYTES, CenterCrops
 from ferkd.evaluating.predictions import match_classes
 from ferkd.evaluating.split import held_out
 from ferkd.images import ImageSource, open_images
@@ -33,6 +33,10 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0)  # the C of LogisticRegression, on standardis
 HELD_OUT = 0.2  # of the images, where no others are given as reference
 _CHOOSING = 5  # every fifth reference image chooses the penalty
 _ITERATIONS = 1000
+
+
+# Central crops by the source's identity, their size and share, and whether EXIF turns them.
+Seen = dict[tuple[int, int, float, bool], CenterCrops]
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,14 @@ def judge(
     workers: int = 2,
     device: str = "auto",
     precision: Precision = "fp32",
+    seen: Seen | None = None,
 ) -> Judgement:
     """Judge the features of ``network``, a run or a teacher's spec, on ``images`` with classes.
 
     ``reference`` are the images of the same classes that is learnt from; without, four fifths of
     ``images`` are, by their ids, and the other fifth is judged. Features are what the network's
-    head is given for the central crop.
+    head is given for the central crop. ``seen``, an empty mapping at first, spares the decoding
+    where several networks are judged on the same open sources.
     """
     for name, value in (("neighbours", neighbours), ("batch_size", batch_size)):
         if value < 1:
@@ -100,14 +106,18 @@ def judge(
     fraction = crop_fraction or embedder.crop_fraction
 
     def embed(source: ImageSource) -> tuple[Tensor, Tensor]:
-        crops = CenterCrops(
-            source,
-            image_size=embedder.image_size,
-            crop_fraction=fraction,
-            workers=workers,
-            exif=embedder.exif,
-            cache_bytes=0,
-        )
+        key = id(source), embedder.image_size, fraction, embedder.exif
+        if seen is None or (crops := seen.get(key)) is None:
+            crops = CenterCrops(
+                source,
+                image_size=embedder.image_size,
+                crop_fraction=fraction,
+                workers=workers,
+                exif=embedder.exif,
+                cache_bytes=0 if seen is None else CACHE_BYTES,
+            )
+        if seen is not None:
+            seen[key] = crops
         found = [(embedder.features(p).float().cpu(), r) for p, r in crops.batches(batch_size)]
         if not found:
             raise InputError(f"{source.name} holds no image that can be read; check the path")

@@ -254,6 +254,7 @@ def stored(
             regions=regions,
             seed=recipe.seed,
             features=method.features,
+            labels=recipe.loss.learns_labels,
             temperature=temperature,
             truth_share=getattr(recipe.loss, "truth_share", 0.0),
         )
