@@ -158,10 +158,9 @@ def fine_tune(
 def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> FineTuned:
     """The probe, what follows it, and the weights of what is kept; the result."""
     begun = time.perf_counter()
-    folders.write_recipe(out, recipe.to_dict())
     judge = _Judge(settings)
     if not (out / PROBE).is_file():
-        _probe(settings, out, judge, begun, tell)
+        _probe(settings, out, recipe, judge, begun, tell)
     probe = read_json(out / PROBE, "linear probe")
     if settings.epochs <= 0:
         kept = {"top1": probe["top1"], "nll": probe["nll"], "ece": probe["ece"], "step": 0}
@@ -221,8 +220,13 @@ class _Judge:
         )
 
 
-def _probe(settings: FineTuning, out: Path, judge: _Judge, begun: float, tell: Progress) -> None:
-    """Fit the head on frozen features; leaves the network with it, its config and its figures."""
+def _probe(
+    settings: FineTuning, out: Path, recipe: Recipe, judge: _Judge, begun: float, tell: Progress
+) -> None:
+    """Fit the head on frozen features; leaves the network with it, its config and its figures.
+
+    The recipe is written first, once nothing is left that the caller could have got wrong.
+    """
     torch.manual_seed(settings.seed)
     device = resolve_device(settings.device)
     dtype = resolve_precision(settings.precision, device)
@@ -230,6 +234,7 @@ def _probe(settings: FineTuning, out: Path, judge: _Judge, begun: float, tell: P
     model = build_student(network, judge.classes, image_size=settings.image_size)
     check_input(model, network.name, settings.image_size, judge.classes)
     mean, std = normalisation(network, model)
+    folders.write_recipe(out, recipe.to_dict())
     model, normalise = model.to(device), Normalise(mean, std, device)
     head = head_of(model, judge.classes)
     total = len(judge.train)
