@@ -16,6 +16,7 @@ softened hard one and r(s) how often the teacher is right at that score.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -38,6 +39,9 @@ from ferkd.system.errors import InputError
 from ferkd.system.settings import Part
 
 Calibration = Literal["steps", "blend"]
+
+ENOUGH = 5  # crops left of an image: 5 to 100 stored ones tie in the suite flowers-ablation
+_MANY = 0.2  # of the crops lost; where fewer are, the discard is not what left few
 
 
 class Thresholds(NamedTuple):
@@ -62,6 +66,9 @@ class Regions(Part):
     ``epsilon``: mass that a softened hard label leaves to the other classes; "reliability", for
     "blend" alone, is 1 - r(s) of each crop, so that no hard label is surer than the teacher is
     right, and a crop at chance gets an even label.
+    ``keep``: how many crops an image keeps at least, of those it has: where the thresholds leave
+    fewer, but some, its discarded crops of the largest score come back, with their soft labels
+    where there is no hard band and as hard ones where there is.
     ``shuffle``: a seed with which the regions found, as many of each, are dealt to the store's
     crops at random; None for the crops they were found on. It is the control of an experiment:
     what the score knows is lost, and what discarding at that rate does by itself is left.
@@ -72,6 +79,7 @@ class Regions(Part):
     score: Score = "max_prob"
     scale: Scale = "probability"
     epsilon: Annotated[float, Field(ge=0.0, lt=1.0)] | Literal["reliability"] = 0.1
+    keep: Annotated[int, Field(ge=1)] = 1
     shuffle: Annotated[int, Field(ge=0)] | None = None
 
     @field_validator("thresholds")
@@ -140,6 +148,24 @@ def keep_every_image(regions: NDArray[np.int8], region: Region = Region.HARD) ->
     return np.where(empty[:, None], np.int8(region), regions)
 
 
+def keep_some(
+    regions: NDArray[np.int8],
+    scores: NDArray[np.floating],
+    keep: int,
+    region: Region = Region.IMPORTANT,
+) -> NDArray[np.int8]:
+    """Put into ``region`` the discarded crops of the largest scores of each image that has fewer
+    than ``keep`` crops left, but some; regions and scores [N, crops]."""
+    if keep <= 1:
+        return regions
+    discarded = regions == Region.DISCARDED
+    left = (~discarded).sum(axis=1)
+    missing = np.where(left > 0, np.minimum(keep, regions.shape[1]) - left, 0)
+    order = np.argsort(np.where(discarded, -scores, np.inf), axis=1, kind="stable")
+    rank = np.argsort(order, axis=1, kind="stable")
+    return np.where(rank < missing[:, None], np.int8(region), regions)
+
+
 def shuffled(regions: NDArray[np.int8], seed: int) -> NDArray[np.int8]:
     """The same regions [N, crops], as many of each, dealt to all crops evenly at random."""
     dealt = np.random.default_rng(seed).permutation(regions.reshape(-1))
@@ -152,8 +178,8 @@ class Mining:
 
     ``regions`` int8 [N, crops], what becomes of each crop; ``kept_whole`` bool [N], the images all
     of whose scores say discarded: none of their crops is, so that no image is lost. ``shares`` of
-    all crops by region name are by the scores alone, see `by_score`. ``evidence`` is None where
-    neither a rule nor the calibration asked for it. ``weights`` uint8 [N, crops] in 255ths,
+    all crops by region name are without these images' return, see `by_score`. ``evidence`` is None
+    where neither a rule nor the calibration asked for it. ``weights`` uint8 [N, crops] in 255ths,
     what is left of each soft label under "blend"; None under "steps" and without ground truth.
     """
 
@@ -200,8 +226,16 @@ class Mining:
     @property
     def never_drawn(self) -> float:
         """The share of all crops that training never shows, 0 .. 1."""
-        kept = int(self.kept_whole.sum()) / max(1, len(self.kept_whole))
-        return max(0.0, self.shares["discarded"] - kept)
+        gone = sum(
+            int((self.regions[rows] == Region.DISCARDED).sum())
+            for rows in row_chunks(*self.regions.shape)
+        )
+        return gone / max(1, self.regions.size)
+
+    @property
+    def left(self) -> float:
+        """How many crops of an image training draws from, on average."""
+        return self.regions.shape[1] * (1 - self.never_drawn)
 
     def by_score(self, rows: slice | NDArray[np.integer] | int = slice(None)) -> NDArray[np.int8]:
         """The regions that the scores of the images ``rows`` say, int8 [n, crops]."""
@@ -221,12 +255,21 @@ class Mining:
 
     @property
     def note(self) -> str | None:
-        """What a user must know before the figures: None, or that FerKD does nothing here."""
+        """What a user must know before the figures: None, that FerKD does nothing here, or that
+        the discard leaves few crops of an image."""
         idle = self.without_target == len(self.regions) and self.weights is None
         if idle and not self.shares["discarded"]:
             return (
                 "no image has ground truth, so nothing is calibrated or discarded: training is "
                 "FKD's, whatever its method is called; label without --no-targets for FerKD"
+            )
+        gone = self.never_drawn
+        if self.left < ENOUGH and gone > _MANY:
+            return (
+                f"{gone:.0%} of the crops are never drawn, which leaves {self.left:.1f} of "
+                f"{self.regions.shape[1]} stored crops an image; fewer than {ENOUGH} may cost more "
+                f"accuracy than doubtful labels do: store {math.ceil(ENOUGH / (1 - gone))} crops "
+                f"(ferkd label --crops), or keep {ENOUGH} of each image (regions.keep)"
             )
         return None
 
@@ -246,6 +289,8 @@ class Mining:
                 f"; {self.rescued} images with all crops discarded {what}, so that "
                 f"{self.never_drawn:.1%} of all crops are never drawn"
             )
+        if self.settings.keep > 1:
+            line += f"; at least {self.settings.keep} crops of an image kept, {self.left:.1f} left"
         if self.without_target:
             line += f"; {self.without_target} images without ground truth keep their soft labels"
         if self.shares["discarded"] > 0.5:
@@ -293,7 +338,9 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
         if sample is None
         else all_scores(store, settings.score, settings.scale)
     ):
-        regions[rows] = classify_scores(values, *thresholds)
+        regions[rows] = keep_some(
+            classify_scores(values, *thresholds), values, settings.keep, rescue
+        )
         if weights is not None and curve is not None:
             weights[rows] = weights_of(curve, values)
         unknown += int((store.truth(rows) < 0).sum())
