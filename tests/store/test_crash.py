@@ -102,7 +102,7 @@ def test_the_documented_run_tried_each_kind_and_the_page_says_how_often(result):
     assert f"{kills} interruptions of labelling" in page
     found = flips["tried"] - flips["missed"]
     assert f"{found} of {flips['tried']} changed bytes were found" in page
-    assert documented["command"].removesuffix(" --seed 0") in page
+    assert documented["command"].partition(" --seed")[0] in page
 
 
 class Killed(BaseException):
