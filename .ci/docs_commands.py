@@ -124,8 +124,10 @@ def commands(text: str) -> Iterator[list[str]]:
     for line in text.replace("\\\n", " ").splitlines():
         if "ferkd" not in line:
             continue
+        # A comment begins a word, as in bash; `labels#dino` names a signal.
+        line = re.sub(r"(^|\s)#.*", "", line)
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-        lexer.whitespace_split = True
+        lexer.whitespace_split, lexer.commenters = True, ""
         words: list[str] = []
         for word in [*lexer, ";"]:
             if re.fullmatch(r"[();<>|&]+", word):

@@ -29,7 +29,11 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=100, help="optimiser steps")
     args = parser.parse_args()
 
-    accelerator = Accelerator(mixed_precision="bf16", gradient_accumulation_steps=args.accumulate)
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # unsaid, processes on CPUs train each alone
+        mixed_precision="bf16",
+        gradient_accumulation_steps=args.accumulate,
+    )
     set_seed(0)
     loader = ferkd.SoftLabelLoader(
         args.images,
@@ -47,7 +51,7 @@ def main() -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     accelerator.register_for_checkpointing(loader)
 
-    states = sorted((args.out / "states").glob("step-*"))
+    new, states = args.out / "states" / "new", sorted((args.out / "states").glob("step-*"))
     if states:
         accelerator.load_state(str(states[-1]))
     steps = int(states[-1].name.removeprefix("step-")) if states else 0
@@ -64,7 +68,10 @@ def main() -> None:
             if accelerator.sync_gradients:
                 steps += 1
                 if steps % args.save_every == 0:
-                    accelerator.save_state(str(args.out / "states" / f"step-{steps:09}"))
+                    accelerator.save_state(str(new))
+                    accelerator.wait_for_everyone()
+                    if accelerator.is_main_process:  # only what is whole has a name to go on from
+                        new.rename(new.with_name(f"step-{steps:09}"))
         accelerator.print(f"epoch {loader.epoch} of {args.epochs}: loss {loss.item():.3f}")
     accelerator.save_model(model, str(args.out))
     accelerator.end_training()

@@ -9,12 +9,12 @@ resumes from, so nothing is decoded only to be skipped.
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 import ferkd
 
@@ -40,6 +40,12 @@ class Resume(TrainerCallback):
         done = state.global_step * args.gradient_accumulation_steps
         epoch, batch = divmod(done, len(loader))
         loader.load_state_dict({**loader.state_dict(), "epoch": epoch, "batch": batch})
+
+
+def last_whole(out: str) -> str | None:
+    """The last checkpoint that was written to its end, where the trainer writes its own state."""
+    whole = [file.parent for file in Path(out).glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda folder: int(folder.name[11:]))) if whole else None
 
 
 def main() -> None:
@@ -81,7 +87,7 @@ def main() -> None:
         raise SystemExit(f"{len(loader)} batches an epoch; --accumulate must divide them")
     model = timm.create_model(args.model, num_classes=loader.num_classes)
     trainer = Distiller(model=model, args=arguments, loader=loader, callbacks=[Resume()])
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.out))
+    trainer.train(resume_from_checkpoint=last_whole(args.out))
 
 
 if __name__ == "__main__":

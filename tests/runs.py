@@ -52,6 +52,10 @@ def labels_for(method: str, photos: Path, out: Path) -> str | None:
         options["targets"] = False
     if METHODS[method].labels == "map":
         options = {"kind": "map", "top_k": 2}
+    if METHODS[method].features:  # of another teacher than the labels, in one store
+        other = "timm/test_efficientnet?random=1&num_classes=7&image_size=32"
+        label(photos, other, out, workers=1, kind="features", crops=5)
+        options = {"into": True, "top_k": 2}
     label(photos, teacher, out, workers=1, **options)
     return str(out)
 

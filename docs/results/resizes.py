@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from ferkd.crops import center_box
+from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.evaluating.measures import measure
-from ferkd.evaluating.run import CenterCrops, match_classes, predict
+from ferkd.evaluating.predictions import match_classes, predict
 from ferkd.images import open_images
 from ferkd.models.student import load_run
 from ferkd.system.compute import Normalise

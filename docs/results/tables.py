@@ -9,7 +9,9 @@ results say. In a page a table follows a line like::
 result's own baseline unless said; ``only`` keeps methods, in the order given; ``no`` leaves out
 columns: ``ece``, ``difference``, ``nll`` (its difference), ``reach``. What a run reached before its
 end is known for the result's own baseline only. ``pairs=fkd:ferkd,fkd-weak:ferkd-weak`` makes a row
-of each pair instead, the second against the first.
+of each pair instead, the second against the first. ``shares=knn_top1,probe_top1`` makes a table of
+these figures of the runs, in percent, each with its difference from ``base``.
+``<!-- regimes KIND -->`` is one of the tables of regimes.py beside this file.
 """
 
 from __future__ import annotations
@@ -23,10 +25,20 @@ from pathlib import Path
 from typing import Any
 
 from ferkd.study.compare.summary import paired
+from ferkd.system.tables import markdown
+
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent))
+import regimes
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "evidence.md", HERE.parents[1] / "README.md")
-MARK = re.compile(r"<!-- table (?P<file>\S+?)(?P<options>( \S+=\S+)*) -->")
+PAGES = (
+    HERE.parent / "evidence.md",
+    HERE.parent / "what-to-use.md",
+    HERE.parents[1] / "README.md",
+)
+MARK = re.compile(r"<!-- (table|regimes) (?P<file>\S+?)(?P<options>( \S+=\S+)*) -->")
+SHARES = {"knn_top1": "nearest neighbours", "probe_top1": "linear probe"}
 
 Rows = dict[str, dict[str, Any]]
 
@@ -42,6 +54,8 @@ def table(file: str, **options: str) -> list[str]:
     if base != result["baseline"]:
         without.add("reach")
     names = options["only"].split(",") if "only" in options else list(rows)
+    if "shares" in options:
+        return _shares(rows, names, base, options["shares"].split(","))
     columns = ["method", "top-1, %", "NLL"]
     columns += [] if "ece" in without else ["ECE, %"]
     columns += [] if "difference" in without else [f"top-1 against {base}, points"]
@@ -50,7 +64,7 @@ def table(file: str, **options: str) -> list[str]:
     seeds = {len(rows[name]["seeds"]) for name in names}
     if len(seeds) > 1:
         columns.insert(1, "seeds")
-    lines = [columns, ["---"] * len(columns)]
+    lines = [columns]
     for name in names:
         row = rows[name]
         cells = [name, *([str(len(row["seeds"]))] if len(seeds) > 1 else [])]
@@ -66,7 +80,7 @@ def table(file: str, **options: str) -> list[str]:
 
 def _pairs(rows: Rows, pairs: list[list[str]]) -> list[str]:
     columns = ["pair", "top-1, %", "difference, points", "NLL", "difference"]
-    lines = [columns, ["---"] * len(columns)]
+    lines = [columns]
     for first, second in pairs:
         cells = [f"{first} / {second}"]
         for key, scale, digits in (("top1", 100, 1), ("nll", 1, 3)):
@@ -76,8 +90,22 @@ def _pairs(rows: Rows, pairs: list[list[str]]) -> list[str]:
     return _markdown(lines)
 
 
+def _shares(rows: Rows, names: list[str], base: str, keys: list[str]) -> list[str]:
+    columns = ["network", "seeds"]
+    for key in keys:
+        columns += [f"{SHARES.get(key, key)}, %", f"against {base}, points"]
+    lines = [columns, ["---"] * len(columns)]
+    for name in names:
+        cells = [name, str(len(rows[name]["seeds"]))]
+        for key in keys:
+            cells.append(_spread(rows[name], key, 100, 1))
+            cells.append(_difference(rows, name, base, key, 100, 1))
+        lines.append(cells)
+    return _markdown(lines)
+
+
 def _markdown(lines: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |".replace(" --- ", "---") for line in lines]
+    return markdown(lines[0], lines[1:]).splitlines()
 
 
 def _spread(row: dict[str, Any], key: str, scale: float, digits: int) -> str:
@@ -118,7 +146,8 @@ def renewed(lines: list[str]) -> Iterator[str]:
         yield line
         if mark := MARK.fullmatch(line):
             options = dict(option.split("=", 1) for option in mark["options"].split())
-            yield from ["", *table(mark["file"], **options), ""]
+            made = regimes.table if mark[1] == "regimes" else table
+            yield from ["", *made(mark["file"], **options), ""]
             while place < len(lines) and (not lines[place] or lines[place].startswith("|")):
                 place += 1
 

@@ -18,6 +18,7 @@ PLACES = {
     "ferkd.config": "ferkd.training.recipe",
     "ferkd.errors": "ferkd.system.errors",
     "ferkd.labels": "ferkd.store",
+    "ferkd.labels.publish": "ferkd.store.publish",
     "ferkd.labels.soft": "ferkd.store.soft",
     "ferkd.teachers": "ferkd.models.teacher",
     "ferkd.weights": "ferkd.models.weights",

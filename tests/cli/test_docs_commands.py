@@ -108,3 +108,10 @@ def test_blocks_and_mentions_are_found_where_they_stand(tmp_path, monkeypatch):
     ]
     page.write_text("# Title\n\nRun `ferkd label\n--kind map` once.\n")
     assert [*docs_commands.mentions(page)] == [("page.md:3", "ferkd label\n--kind map")]
+
+
+def test_a_signal_is_no_comment():
+    from docs_commands import commands
+
+    line = "ferkd signals table labels#dino means --means  # of 'each' class; isn't it"
+    assert [*commands(line)] == [["ferkd", "signals", "table", "labels#dino", "means", "--means"]]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -94,6 +98,26 @@ def test_completion_knows_the_commands(monkeypatch):
     environment = {"_FERKD_COMPLETE": "complete_bash", "COMP_WORDS": "ferkd ins", "COMP_CWORD": "1"}
     found = CliRunner().invoke(app, [], prog_name="ferkd", env=environment)
     assert found.stdout.split() == ["inspect"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_completes_commands_and_options_by_the_script_that_is_installed(tmp_path):
+    ferkd = tmp_path / "ferkd"
+    ferkd.write_text(f'#!/bin/sh\nexec {sys.executable} -m ferkd "$@"\n')
+    ferkd.chmod(0o755)
+    script = """
+eval "$(_FERKD_COMPLETE=source_bash ferkd)"
+for COMP_LINE in "ferkd ins" "ferkd label --tea" "ferkd bench st"; do
+  COMP_WORDS=($COMP_LINE); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+  _ferkd_completion ferkd
+  echo "${COMPREPLY[*]}"
+done
+"""
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["inspect", "--teacher", "store step"], done.stderr
 
 
 def test_the_doctor_knows_the_extras_of_the_package():

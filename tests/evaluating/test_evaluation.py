@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ferkd.crops import center_box, cut
-from ferkd.evaluating.run import CenterCrops, evaluate, match_classes, predict, store_agreement
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.predictions import match_classes, predict
+from ferkd.evaluating.run import evaluate, store_agreement
 from ferkd.images import decode, open_images
 from ferkd.labelling.run import label
 from ferkd.models.student import ModelConfig

@@ -1,7 +1,8 @@
 """The examples in others' trainers: which rows and crops they train on, stopped and resumed.
 
-Each is started twice by its command: it is stopped in the middle of its second epoch and goes on.
-All that it was given, of both starts and of all processes, is then what the loader alone gives.
+Each is started twice by its command: it is killed while it writes the state after its second epoch,
+and goes on from the one before, in the middle of that epoch. All that it was given, of both starts
+and of all processes, is then what the loader alone gives, and the processes hold the same weights.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ferkd.labelling.run import label
 ROOT = Path(__file__).parents[2]
 IMAGES, CROPS, SIZE = 16, 8, 32
 EPOCHS, BATCH, M, STEPS = 3, 8, 2, 4  # 4 batches an epoch of 4 images, 2 crops of each
-STOP = STEPS + 2  # in the middle of the second epoch, after a whole step of 2 batches
+STOP = 2 * STEPS  # killed while it writes its fourth state, so it goes on from the third
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 EXAMPLES = {
@@ -59,22 +60,14 @@ def start(example: str, data, out: Path, log: Path, stop: int) -> None:
     kept = ("PATH", "HOME", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "LANG")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    for _ in range(2):  # processes may fail to find each other on a busy machine: once more, aloud
-        done = subprocess.run(
-            command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=500
-        )
-        if Path(f"{log}.0").exists():
-            break
-        print(f"{example} ended before its first batch:\n{done.stderr[-3000:]}")
-    else:
-        # Within the whole suite the Trainer alone failed to start, twice; the cause is not found.
-        assert example == "hf_trainer", done.stderr[-3000:]
-        pytest.skip(f"{example} could not be started twice: {done.stderr[-1500:]}")
+    done = subprocess.run(
+        command, cwd=out.parent, env=environment, capture_output=True, text=True, timeout=500
+    )
     assert (done.returncode == 0) == (stop > EPOCHS * STEPS), done.stderr[-3000:]
 
 
-def handed_out(log: Path, rank: int) -> list[list]:
-    return [json.loads(line) for line in Path(f"{log}.{rank}").read_text().splitlines()]
+def noted(log: Path, rank: int, what: str = "") -> list:
+    return [json.loads(line) for line in Path(f"{log}.{rank}{what}").read_text().splitlines()]
 
 
 def expected(data, rank: int, ranks: int) -> list[list]:
@@ -100,19 +93,21 @@ def test_an_example_stopped_and_resumed_trains_on_every_batch_once(example, data
     start(example, data, out, tmp_path / "resumed", 99)
     seen = []
     for rank in range(ranks):
-        before, after = (handed_out(tmp_path / name, rank) for name in ("stopped", "resumed"))
+        before, after = (noted(tmp_path / name, rank) for name in ("stopped", "resumed"))
         epoch, number = after[0][:2]
         assert (epoch, number) == (1, 2)  # in the middle
         assert [*before[: epoch * STEPS + number], *after] == expected(data, rank, ranks)
         seen.append(
             {
                 (e, n, r, c)
-                for e, n, rows, crops in [*before[:STOP], *after]
+                for e, n, rows, crops in [*before[: STEPS + 2], *after]
                 for r, c in zip(rows, crops, strict=True)
             }
         )
     if ranks == 2:
         assert not seen[0] & seen[1]
+        weights = [noted(tmp_path / "resumed", rank, ".weights") for rank in range(2)]
+        assert weights[0] == weights[1] and len(set(weights[0])) == len(weights[0]) >= 3
     crops = [
         {(r, c) for part in seen for e, _, r, c in part if e == epoch} for epoch in range(EPOCHS)
     ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,12 +19,11 @@ from pictures import write_noise
 from stores import bytes_of
 
 from ferkd import label
-from ferkd.labelling import run
 from ferkd.labelling.engines import label_by_ray
 from ferkd.labelling.run import Progress, finish, label_shard
 from ferkd.labelling.settings import Labelling
 from ferkd.models.teacher import Inputs, Teacher
-from ferkd.store import LabelStore
+from ferkd.store import LabelStore, sharing
 from ferkd.store.sharing import Shard
 from ferkd.system.errors import InputError
 
@@ -169,12 +168,12 @@ def test_finishing_by_hand(folder: Path, tmp_path: Path, alone: dict[str, bytes]
     shard(folder, out, "0/2")
     with pytest.raises(InputError, match=r"4 of the 8 parts of .* not labelled yet \(first: 1\)"):
         finish(folder, out)
-    real = run.SharedWriter.finish
+    real = sharing.SharedWriter.finish
     try:  # the last shard dies before it joins
-        run.SharedWriter.finish = lambda self: os._exit(3)  # type: ignore[method-assign]
+        sharing.SharedWriter.finish = lambda self: os._exit(3)  # type: ignore[method-assign]
         pid = forked(lambda: shard(folder, out, "1/2"))
     finally:
-        run.SharedWriter.finish = real  # type: ignore[method-assign]
+        sharing.SharedWriter.finish = real  # type: ignore[method-assign]
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
     assert not (out / "manifest.json").exists()
     assert len(finish(folder, out)) == IMAGES
@@ -183,6 +182,74 @@ def test_finishing_by_hand(folder: Path, tmp_path: Path, alone: dict[str, bytes]
     (folder / "class 0" / "new.png").write_bytes((folder / "class 0" / "00.png").read_bytes())
     with pytest.raises(InputError, match="are not those"):
         finish(folder, out)
+
+
+# --- a signal more ----------------------------------------------------------------------------
+
+ADDED = {"into": True, "signal": "more", "top_k": 2}
+
+
+@pytest.fixture
+def more(folder: Path, alone: dict[str, bytes], tmp_path: Path) -> dict[str, bytes]:
+    """The bytes of the store with a signal that one process has added."""
+    shutil.copytree(tmp_path / "alone", tmp_path / "more")
+    label(folder, teacher(), tmp_path / "more", **(OPTIONS | ADDED))
+    return bytes_of(tmp_path / "more")
+
+
+def test_a_signal_is_added_by_shards_as_by_one_process(
+    folder: Path, tmp_path: Path, alone: dict[str, bytes], more: dict[str, bytes]
+) -> None:
+    out = tmp_path / "alone"
+    shard(folder, out, "0/2", **ADDED)
+    assert parts_of(out / "adding-more") == [0, 2, 4, 6]
+    assert {name: bytes_of(out)[name] for name in alone} == alone  # readable, and untouched
+    pid = forked(lambda: shard(folder, out, "1/2", progress=dies_after(2), **ADDED))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    wanted = Labelling(**ADDED)
+    with pytest.raises(InputError, match=r"2 of the 8 parts of .* not labelled yet \(first: 5\)"):
+        finish(folder, out, wanted)
+    assert shard(folder, out, "0/2", **ADDED) is not None  # takes over what 1/2 has left
+    assert bytes_of(out) == more
+    assert not list(out.glob("adding-*"))
+    store = finish(folder, out, wanted)
+    assert list(store.manifest.signals) == ["labels", "more"]
+    # Once more: nothing is to do.
+    crops: list[int] = []
+    shard(folder, out, "1/2", progress=lambda now: crops.append(now.crops), **ADDED)
+    assert max(crops) == 0 and bytes_of(out) == more
+
+
+def test_a_signal_that_shards_are_adding_is_not_written_by_others(
+    folder: Path, tmp_path: Path, alone: dict[str, bytes]
+) -> None:
+    out, begun = tmp_path / "alone", tmp_path / "begun"
+
+    def waits(now: Progress) -> None:
+        if now.parts == 1:
+            begun.touch()
+            time.sleep(60)
+
+    pid = forked(lambda: shard(folder, out, "0/2", progress=waits, **ADDED))
+    try:
+        while not begun.exists():
+            time.sleep(0.02)
+        with pytest.raises(InputError, match=r"another process \(shard-0-of-2\); wait"):
+            label(folder, teacher(), out, resume=True, **(OPTIONS | ADDED))
+        with pytest.raises(InputError, match=r"another process \(shard-0-of-2\); wait"):
+            label(folder, teacher(), out, overwrite=True, **OPTIONS)  # the store below the signal
+        other = label(folder, teacher(), out, **(OPTIONS | ADDED | {"signal": "other"}))
+        assert list(other.manifest.signals) == ["labels", "other"]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with pytest.raises(InputError, match=r"begun with other settings \(record\.k was 2, now 3"):
+        shard(folder, out, "1/2", **(ADDED | {"top_k": 3}))
+
+
+def test_the_signal_of_a_new_store_has_its_usual_name(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"signal is more, but .*; leave signal out, or give into"):
+        shard(folder, tmp_path / "s", "0/2", signal="more")
 
 
 def test_kills_at_random_lose_nothing(
@@ -249,67 +316,89 @@ def test_shards_that_cannot_be() -> None:
 
 
 SPEC = "timm/resnet10t?random=1&num_classes=2"
-FLAGS = ["--teacher", SPEC, "--crops", "1", "--image-size", "32", "--no-agreement-check"]
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> Path:
-    """Images for three parts of the command line's size."""
-    return write_noise(tmp_path / "many", {f"{i % 2}/{i:03d}.png": (9, 11) for i in range(520)})
+TEACHER = """
+import os, time
+from pathlib import Path
+import torch
+
+HERE = Path(__file__).parent
+
+class Slow(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(
+            torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 3)
+        )
+        with (HERE / "loaded").open("a") as file:
+            file.write(f"{os.getpid()}\\n")
+
+    def forward(self, images):
+        while (HERE / "wait").exists():
+            time.sleep(0.02)
+        return self.layers(images)
+"""
 
 
-def test_two_processes_under_torchrun(many: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = ["-m", "ferkd", "label", str(many), "--out", str(tmp_path / "two"), *FLAGS]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    label(many, SPEC, tmp_path / "one", Labelling(crops=1, image_size=32, check_agreement=False))
-    assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")
-
-
-def workers_of_ray(mark: str) -> list[int]:
-    """The processes of this test's Ray cluster that are labelling."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            named = (place / "cmdline").read_bytes().startswith(b"ray::_shard")
-            if named and mark.encode() in (place / "environ").read_bytes():
-                found.append(int(place.name))
-        except OSError:  # it has ended, or is another user's
-            continue
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
-def test_a_worker_of_ray_is_killed(
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves the logs of its nodes open
+def test_workers_of_ray_join_leave_and_are_killed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real cluster takes some ten seconds to start."""
+    """A real cluster of a machine with one core, to which a second one comes and goes."""
     pytest.importorskip("ray")
-    out, killed = tmp_path / "s", []
-    settings = Labelling(
-        crops=20, image_size=64, part_images=2, batch_size=8, workers=1, check_agreement=False,
-        device="cpu",
-    )  # fmt: skip
-    spec = SPEC.replace("classes=2", "classes=3")
-    label(folder, spec, tmp_path / "one", settings)
-    monkeypatch.setenv("FERKD_TEST_MARK", str(tmp_path))  # the cluster's processes inherit it
+    import ray
+    from ray.cluster_utils import Cluster
 
-    def kill() -> None:
-        while not (out / "manifest.json").exists() and not killed:
-            pids = workers_of_ray(str(tmp_path))
-            if parts_of(out) and pids:
-                os.kill(pids[0], signal.SIGKILL)
-                killed.append(pids[0])
+    (tmp_path / "slow_teacher.py").write_text(TEACHER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    out, loaded, wait = tmp_path / "s", tmp_path / "loaded", tmp_path / "wait"
+    settings = Labelling(
+        crops=2, image_size=16, part_images=2, workers=1, check_agreement=False, device="cpu"
+    )
+    label(folder, "slow_teacher:Slow", tmp_path / "one", settings)
+    loaded.unlink()
+
+    def workers() -> list[int]:
+        return [int(line) for line in loaded.read_text().split()] if loaded.exists() else []
+
+    def until(true: Callable[[], bool]) -> None:
+        while not true():
             time.sleep(0.01)
 
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    store = label_by_ray(str(folder), spec, out, settings, "ray", 2)
-    killer.join(10)
-    assert len(killed) == 1
+    seen: list[tuple[int, int]] = []  # workers that have loaded the teacher, parts written by then
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+
+    def fate() -> None:
+        until(lambda: len(workers()) == 1)
+        other = cluster.add_node(num_cpus=1)
+        until(lambda: len(workers()) == 2)  # joins
+        seen.append((2, len(parts_of(out))))
+        os.kill(workers()[0], signal.SIGKILL)
+        until(lambda: len(workers()) == 3)  # is started again
+        seen.append((3, len(parts_of(out))))
+        cluster.remove_node(other)  # leaves with the part that it is at
+        wait.unlink()
+
+    wait.touch()
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        fates = threading.Thread(target=fate, daemon=True)
+        fates.start()
+        heard: list[Progress] = []
+        store = label_by_ray(
+            str(folder), "slow_teacher:Slow", out, settings, "ray", 2, progress=heard.append
+        )
+        fates.join(30)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert seen == [(2, 0), (3, 0)] and len(workers()) == 3  # a teacher each, for all of its parts
     assert len(store) == IMAGES
     assert bytes_of(out) == bytes_of(tmp_path / "one")
+    assert (heard[-1].done, heard[-1].parts, heard[-1].crops) == (IMAGES, 12, IMAGES * 2)
 
 
 def test_the_command_line_refuses_what_cannot_be_shared(

@@ -159,7 +159,7 @@ def test_other_images_are_refused(folder, tmp_path, mode):
 def test_an_image_decoded_to_another_size_is_refused(folder, tmp_path, monkeypatch):
     first = label(folder, Counting(0), tmp_path / "a", crops=2, **OPTIONS)
     monkeypatch.setattr(
-        "ferkd.labelling.run.decode", lambda data, exif: np.zeros((10, 10, 3), np.uint8)
+        "ferkd.labelling.labeller.decode", lambda data, exif: np.zeros((10, 10, 3), np.uint8)
     )
     with pytest.raises(InputError, match=r"class 0/0.png is 10x10 pixels, but .* at 20x40"):
         label(folder, Counting(0), tmp_path / "b", boxes_from=first, **OPTIONS)
@@ -248,7 +248,7 @@ def test_a_store_on_anothers_boxes_can_be_added_to_and_names_both_releases(
 ):
     first = label(folder, Counting(0), tmp_path / "a", crops=2, **OPTIONS)
     second = label(folder, Counting(1), tmp_path / "b", boxes_from=first, **OPTIONS)
-    monkeypatch.setattr("ferkd.labelling.run.__version__", "9.9")
+    monkeypatch.setattr("ferkd.labelling.passes.__version__", "9.9")
     more = label(folder, Counting(1), tmp_path / "c", add_to=second, crops=3, **OPTIONS)
     assert more.settings.teacher == second.settings.teacher
     software = more.settings.software

@@ -29,6 +29,10 @@ CASES = [
     ("ferkd-paper", {"regions": {"thresholds": [0.1, 0.4, 0.9]}}),
     ("pskd", {}),
     ("pskd", {"mix": {"kind": "selfmix"}, "data": {"crops_per_image": 2}}),
+    ("feature", {"loss": {"projector": "mlp"}}),
+    ("feature", {"loss": {"beside": "soft", "by_regions": True}, "mix": {"kind": "mixup"}}),
+    ("fkd-ssl", {"loss": {"beside": "probe", "prototypes": 4}}),
+    ("feature-live", {"mix": {"kind": "cutmix"}}),
 ]
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from stores import write_store
 
 from ferkd.crops import cut
-from ferkd.evaluating.run import CenterCrops, predict
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.predictions import predict
 from ferkd.images import decode, open_images
 from ferkd.labelling.run import label
 from ferkd.models.student import ModelConfig, load_run

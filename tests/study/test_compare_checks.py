@@ -10,7 +10,7 @@ import pytest
 from ferkd.labelling.run import label
 from ferkd.study.compare import compare_suite, make_suite
 from ferkd.study.compare.checks import check_data, check_finished, other_settings
-from ferkd.study.compare.plan import planned, write_suite
+from ferkd.study.compare.folder import wanted_runs, write_suite
 from ferkd.system.errors import InputError
 from ferkd.training import folder as folders
 
@@ -30,7 +30,7 @@ def suite(photos="images", **changes):
 
 def finish(of, out: Path, length=None, **changes) -> None:
     """Leave all runs of a suite as if they were finished, with ``changes`` to their recipes."""
-    for run in planned(of, out):
+    for run in wanted_runs(of, out):
         tree = of.recipe(run.method, run.seed, length or {"steps": 5}).to_dict()
         for key, value in changes.items():
             *parts, last = key.split("__")
@@ -50,8 +50,8 @@ def finish(of, out: Path, length=None, **changes) -> None:
 
 def test_finished_runs_of_the_same_settings_pass(tmp_path):
     finish(suite(), tmp_path, data__workers=7, checkpoint_seconds=1.0)
-    assert other_settings(suite(), planned(suite(), tmp_path)) == {}
-    assert check_finished(suite(), planned(suite(), tmp_path)) is None
+    assert other_settings(suite(), wanted_runs(suite(), tmp_path)) == {}
+    assert check_finished(suite(), wanted_runs(suite(), tmp_path)) is None
 
 
 def test_finished_runs_of_other_settings_are_refused_by_name_and_key(tmp_path):
@@ -60,17 +60,17 @@ def test_finished_runs_of_other_settings_are_refused_by_name_and_key(tmp_path):
     finish(suite(seeds=[1]), tmp_path)
     assert suite().recipe("ferkd", 0, {"steps": 1}).regions.thresholds == "reliable"
     line = 'recipe.regions.thresholds: "auto" in the run, "reliable" now'
-    found = other_settings(suite(), planned(suite(), tmp_path))
+    found = other_settings(suite(), wanted_runs(suite(), tmp_path))
     assert found == {"short/ferkd-0": [line]}  # hard reads no thresholds
     with pytest.raises(InputError, match=r"(?s)short/ferkd-0: recipe.regions.thresholds.*--report"):
-        check_finished(suite(), planned(suite(), tmp_path))
+        check_finished(suite(), wanted_runs(suite(), tmp_path))
 
 
 def test_a_key_that_an_older_run_lacks_stands_for_its_default(tmp_path):
     finish(suite(), tmp_path, teacher_precision=..., data__scaled_decoding=...)
-    assert other_settings(suite(), planned(suite(), tmp_path)) == {}
+    assert other_settings(suite(), wanted_runs(suite(), tmp_path)) == {}
     other = suite(set={"data.scaled_decoding": False})
-    found = other_settings(other, planned(other, tmp_path))
+    found = other_settings(other, wanted_runs(other, tmp_path))
     line = "recipe.data.scaled_decoding: true in the run, false now"
     assert len(found) == 4 and found["short/hard-0"] == [line]
 
@@ -88,7 +88,7 @@ def test_keys_that_a_method_does_not_read_decide_nothing(tmp_path):
         loss__objective="kl",
         loss__label_smoothing=0.2,
     )
-    found = other_settings(suite(methods=methods), planned(suite(methods=methods), tmp_path))
+    found = other_settings(suite(methods=methods), wanted_runs(suite(methods=methods), tmp_path))
     keys = {name: {line.split(":")[0] for line in lines} for name, lines in found.items()}
     assert keys["short/hard-1"] == {"recipe.loss.label_smoothing", "recipe.data.crops.flip"}
     assert keys["short/pskd-0"] == {"recipe.data.crops.flip", "recipe.loss.own_share"}
@@ -109,7 +109,7 @@ def test_mixing_that_is_not_done_decides_nothing(tmp_path, kind, differ):
     mixed = {"method": "ferkd", "mix.kind": kind, "data.crops_per_image": 2}
     of = suite(seeds=[0], methods={"ferkd": mixed})
     finish(of, tmp_path, mix__operator="mixup", mix__alpha=0.3, mix__probability=0.4)
-    found = other_settings(of, planned(of, tmp_path))
+    found = other_settings(of, wanted_runs(of, tmp_path))
     lines = found.get("short/ferkd-0", [])
     assert {line.split(":")[0].removeprefix("recipe.mix.") for line in lines} == differ
 
@@ -129,7 +129,7 @@ def test_mixing_that_is_not_done_decides_nothing(tmp_path, kind, differ):
 def test_the_length_counts_unless_the_clock_found_it(tmp_path, budget, length, same):
     of = suite(budgets={"short": budget}, methods={"hard": {}})
     finish(of, tmp_path, length)
-    assert (other_settings(of, planned(of, tmp_path)) == {}) == same
+    assert (other_settings(of, wanted_runs(of, tmp_path)) == {}) == same
 
 
 def test_other_settings_and_other_data_are_remarks_of_a_report(tmp_path):
@@ -149,7 +149,7 @@ def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
     finish(suite(), tmp_path)
     (tmp_path / "short" / "hard-0" / "recipe.yaml").write_text("- no\n- mapping\n")
     with pytest.raises(InputError, match=r"hard-0.recipe.yaml cannot be read"):
-        check_finished(suite(), planned(suite(), tmp_path))
+        check_finished(suite(), wanted_runs(suite(), tmp_path))
 
 
 def test_all_that_is_missing_is_named_with_its_methods(tiny_images, tmp_path):
@@ -173,7 +173,7 @@ def test_all_that_is_missing_is_named_with_its_methods(tiny_images, tmp_path):
         },
     )
     with pytest.raises(InputError) as caught:
-        check_data(of, planned(of, tmp_path / "out"))
+        check_data(of, wanted_runs(of, tmp_path / "out"))
     lines = str(caught.value).splitlines()
     for start, said in (
         ("relabel: ", "holds the labels of crops, but method relabel needs label maps"),
@@ -187,4 +187,4 @@ def test_all_that_is_missing_is_named_with_its_methods(tiny_images, tmp_path):
         assert sum(line.startswith(start) and said in line for line in lines) == 1, (start, lines)
     assert len(lines) == 8 and "--only" in lines[-1]  # nothing of hard and fkd
     fine = suite(photos, set={"data.store": gone}, methods={"hard": {}})
-    assert check_data(fine, planned(fine, tmp_path / "out")) is None
+    assert check_data(fine, wanted_runs(fine, tmp_path / "out")) is None

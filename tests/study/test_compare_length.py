@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from ferkd.study.compare.folder import WantedRun
 from ferkd.study.compare.length import measure_rate, steps_of
-from ferkd.study.compare.plan import Planned
 from ferkd.study.compare.suite import Budget, make_suite
 from ferkd.training.recipe import Recipe, load_recipe
 
@@ -31,7 +31,7 @@ def test_the_first_pass_over_a_cache_is_not_measured(tiny_images, tmp_path, cach
         (out / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         return {}
 
-    run = Planned("t", "hard", 0, tmp_path / "t" / "hard-0")
+    run = WantedRun("t", "hard", 0, tmp_path / "t" / "hard-0")
     run.folder.mkdir(parents=True)
     found = measure_rate(suite, run, trained)
     assert (found["unmeasured_steps"], found["steps"]) == (unmeasured, 32)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from typer.main import get_command
 
 from ferkd.cli import app
+from ferkd.study.compare.folder import changes, wanted_runs
 from ferkd.study.compare.length import steps_of
-from ferkd.study.compare.plan import changes, planned
 from ferkd.study.compare.suite import (
     Budget,
     images_per_batch,
@@ -189,7 +189,7 @@ def test_suites_are_shipped_and_are_no_recipes():
 
 def test_runs_are_ordered_seed_by_seed_over_the_methods(tmp_path):
     suite = make_suite(settings())
-    runs = planned(suite, tmp_path)
+    runs = wanted_runs(suite, tmp_path)
     assert [r.name for r in runs[:6]] == [
         "short/hard-0",
         "short/fkd-0",
@@ -199,12 +199,12 @@ def test_runs_are_ordered_seed_by_seed_over_the_methods(tmp_path):
         "short/ferkd-1",
     ]
     assert len(runs) == 12 and {r.budget for r in runs[6:]} == {"long"}
-    assert [r.method for r in planned(suite, tmp_path, ["fkd"])] == ["fkd"] * 4
+    assert [r.method for r in wanted_runs(suite, tmp_path, ["fkd"])] == ["fkd"] * 4
     with pytest.raises(InputError, match=r"--only frkd: .* did you mean 'ferkd'"):
-        planned(suite, tmp_path, ["frkd"])
-    assert [r.budget for r in planned(suite, tmp_path, ["fkd"], ["long"])] == ["long"] * 2
+        wanted_runs(suite, tmp_path, ["frkd"])
+    assert [r.budget for r in wanted_runs(suite, tmp_path, ["fkd"], ["long"])] == ["long"] * 2
     with pytest.raises(InputError, match="--budget lnog: no such budget; did you mean 'long'"):
-        planned(suite, tmp_path, budgets=["lnog"])
+        wanted_runs(suite, tmp_path, budgets=["lnog"])
 
 
 def test_equal_budgets_become_steps():

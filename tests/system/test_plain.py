@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from ferkd.study.compare.plan import read_folder
+from ferkd.study.compare.folder import read_folder
 from ferkd.study.compare.runs import read_run
 from ferkd.study.compare.suite import load_suite
 from ferkd.system.errors import InputError

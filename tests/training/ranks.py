@@ -32,7 +32,8 @@ def trained(recipe: dict[str, Any], out: str, stop: int = 0, resume: bool = Fals
 def predicted(images: str, out: str) -> None:
     from nets import small_convnet
 
-    from ferkd.evaluating.run import CenterCrops, predict
+    from ferkd.evaluating.center_crops import CenterCrops
+    from ferkd.evaluating.predictions import predict
     from ferkd.images import open_images
     from ferkd.system.compute import Normalise
     from ferkd.system.distributed import find_ranks

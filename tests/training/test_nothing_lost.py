@@ -97,16 +97,16 @@ def test_an_unreadable_validation_image_is_found_before_the_first_step(settings,
 
 
 def test_validation_images_that_are_not_kept_are_checked_by_a_spread_sample(photos, monkeypatch):
-    from ferkd.evaluating import run as evaluating
+    from ferkd.evaluating import center_crops
     from ferkd.images import open_images
 
-    monkeypatch.setattr(evaluating, "CHECKED", 4)
+    monkeypatch.setattr(center_crops, "CHECKED", 4)
     images = open_images(photos)
     (photos / images.ids[1]).write_bytes(b"")  # the sample is of every second image
-    evaluating.CenterCrops(images, image_size=32, cache_bytes=0).check()
+    center_crops.CenterCrops(images, image_size=32, cache_bytes=0).check()
     (photos / images.ids[2]).write_bytes(b"")
     with pytest.raises(InputError, match="1 of 4 images"):
-        evaluating.CenterCrops(images, image_size=32, cache_bytes=0).check()
+        center_crops.CenterCrops(images, image_size=32, cache_bytes=0).check()
 
 
 @pytest.mark.parametrize("when", [1, STEPS])

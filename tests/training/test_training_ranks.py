@@ -19,7 +19,8 @@ from PIL import Image
 from runs import TEACHER
 from safetensors.torch import load_file
 
-from ferkd.evaluating.run import CenterCrops, predict
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.predictions import predict
 from ferkd.images import open_images
 from ferkd.labelling.run import label
 from ferkd.system.compute import Normalise
@@ -88,6 +89,8 @@ def given(tmp_path_factory) -> tuple[Path, dict[str, dict[str, Any]]]:
     val = noise(root / "val", {"a": 3, "b": 3, "c": 3}, (20, 24))
     noise(root / "many", {"a": 400, "b": 300, "c": MANY - 700}, (8, 8))
     label(photos, f"{TEACHER}&image_size=32", root / "labels", crops=6, workers=1)
+    other = "timm/test_efficientnet?random=1&num_classes=7&image_size=32"
+    label(photos, other, root / "labels", workers=1, kind="features", into=True)
     stored = (photos, val, root / "labels")
     kinds = {
         "hard": recipe(
@@ -103,6 +106,10 @@ def given(tmp_path_factory) -> tuple[Path, dict[str, dict[str, Any]]]:
             method="meal_v2",
             loss={"discriminator": 0.5},
             student={"name": "timm/test_convnext", "pretrained": False},
+        ),
+        "feature": recipe(*stored, method="feature", mix={"kind": "selfmix"}),
+        "features": recipe(
+            *stored, method="feature", loss={"beside": "soft", "objective": "dist"}, clip_grad=1.0
         ),
         "pskd": recipe(photos, val, method="pskd"),
         "kd": recipe(photos, val, method="kd", teacher=TEACHER, loss={"objective": "dist"}),
@@ -160,7 +167,12 @@ def close(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "ranks"),
-    [*((n, 2) for n in ("hard", "fkd", "dist", "meal_v2", "pskd", "kd")), ("fkd", 4), ("pskd", 4)],
+    [
+        *((name, 2) for name in ("hard", "fkd", "dist", "meal_v2", "pskd", "kd")),
+        *((name, 2) for name in ("feature", "features")),
+        ("fkd", 4),
+        ("pskd", 4),
+    ],
 )
 def test_several_processes_take_the_steps_of_one(done, name, ranks):
     """Losses, kept weights (the average's) and figures; dist, meal_v2 and pskd see all rows."""
@@ -233,7 +245,7 @@ def test_a_killed_process_started_again_ends_with_the_same_weights(given, tmp_pa
     assert refused.stderr.count("already holds a run") == 1
 
 
-@pytest.mark.parametrize("method", ["hard", "fkd"])
+@pytest.mark.parametrize("method", ["hard", "fkd", "feature"])
 def test_a_step_in_parts_is_the_step_as_a_whole(given, done, tmp_path, method):
     root, kinds = given
     train(make_recipe({**kinds[method], "accumulate": 4}), tmp_path / "parts")

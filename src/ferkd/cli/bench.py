@@ -10,7 +10,7 @@ import typer
 
 from ferkd.cli.console import show, table
 from ferkd.cli.help import Commands
-from ferkd.cli.options import Device, Json, Precision
+from ferkd.cli.options import Calibration, Device, Json, Precision
 from ferkd.system.errors import InputError
 
 Images = Annotated[
@@ -213,7 +213,7 @@ def bench_step(
     batch_size: Annotated[int, typer.Option(help="Crops of a step.")] = 64,
     crops_per_image: Annotated[int, typer.Option(help="m, of all but hard.")] = 4,
     workers: Annotated[int, typer.Option(help="Processes that load.")] = 2,
-    calibration: Annotated[str, typer.Option(help="FerKD's: steps or blend.")] = "steps",
+    calibration: Annotated[Calibration, typer.Option(help="FerKD's.")] = "steps",
     classes: Annotated[int, typer.Option(help="Classes that are trained.")] = 1000,
     photos: Annotated[int, typer.Option(help="Pictures made without --images.")] = 256,
     stored_crops: StoredCrops = 30,

@@ -49,8 +49,8 @@ def compare(
     """Compare runs, or run a suite of methods on equal budgets and compare them."""
     refuse_several("ferkd compare")
     from ferkd.study.compare.cells import plain, print_rich, tables
+    from ferkd.study.compare.folder import is_suite_folder, read_folder
     from ferkd.study.compare.page import write_page
-    from ferkd.study.compare.plan import is_suite_folder, read_folder
     from ferkd.study.compare.report import compare_runs, compare_suite
     from ferkd.study.compare.suite import load_suite, with_seeds
 

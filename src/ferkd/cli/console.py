@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,7 +99,7 @@ def say(text: str) -> None:
     print(texts.lines(text), file=sys.stderr, flush=True)
 
 
-def show(result: dict[str, Any] | list[Any], text: str, as_json: bool) -> None:
+def show(result: Mapping[str, Any] | list[Any], text: str, as_json: bool) -> None:
     """The result on stdout: one JSON value, or text for people."""
     if as_json:  # JSON has an escape of its own for what the terminal cannot show
         text = texts.to_json(

@@ -33,7 +33,7 @@ GROUPS = {
         "pull": "download one",
         "merge": "teachers in one store",
         "subset": "a smaller store",
-        "signals": "list, drop, copy, tables",
+        "signals": "what a store holds",
         "import": "labels from elsewhere",
         "export-labels": "for other programs",
     },
@@ -51,7 +51,7 @@ EXAMPLES = {
     "label": "ferkd label photos/train --teacher runs/teacher --out labels",
     "train": "ferkd train flowers-ferkd --out runs/student --set data.store=labels",
     "finetune": "ferkd finetune photos/train --val photos/val --teacher timm/resnet50 --out t",
-    "predict": "ferkd predict mine/student x.jpg",
+    "predict": "ferkd predict mine/model x.jpg",
     "export": "ferkd export runs/student --to model --onnx",
     "inspect": "ferkd inspect labels --images photos/train --html labels.html",
     "evaluate": "ferkd evaluate runs/student photos/val",
@@ -137,6 +137,5 @@ class Ferkd(Commands):
                     formatter.write_text(EXAMPLES[name])
         formatter.write_paragraph()
         formatter.write_text(
-            "ferkd COMMAND -h tells more. --version; --install-completion for this shell; "
-            "--debug shows a traceback with an error."
+            "ferkd COMMAND -h tells more; also --version --install-completion --debug"
         )

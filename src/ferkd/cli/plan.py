@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ferkd.cli.console import say, show, table
-from ferkd.cli.options import Json, Overwrite, RecipeName, TopK
+from ferkd.cli.options import Json, ObjectScale, Overwrite, RecipeName, TopK
 from ferkd.system.errors import InputError
 
 
@@ -235,7 +235,7 @@ def scenes(
         float, typer.Option(help="Share of training images under a wrong class, 0 to 0.9.")
     ] = 0.0,
     object_scale: Annotated[
-        str, typer.Option(help="normal, or small: more crops miss the object.")
+        ObjectScale, typer.Option(help="Of small ones more crops miss the object.")
     ] = "normal",
     seed: Annotated[int, typer.Option(help="Of the pictures and of the wrong labels.")] = 0,
     overwrite: Overwrite = False,
@@ -249,7 +249,7 @@ def scenes(
         images=images,
         val_images=val_images,
         label_noise=label_noise,
-        object_scale=object_scale,  # type: ignore[arg-type]
+        object_scale=object_scale,
         seed=seed,
         overwrite=overwrite,
     )

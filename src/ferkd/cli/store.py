@@ -9,13 +9,26 @@ import typer
 
 from ferkd.cli.console import continuing, meter, say, show, table
 from ferkd.cli.help import Commands
-from ferkd.cli.options import Device, Json, Overwrite, Resume, Store, Values, Workers
+from ferkd.cli.options import (
+    Device,
+    FkdKind,
+    FkdType,
+    Json,
+    MergeRule,
+    Overwrite,
+    ParquetClasses,
+    Resume,
+    Store,
+    StoredValues,
+    Values,
+    Workers,
+)
 from ferkd.system.errors import InputError
 
 Out = Annotated[Path, typer.Option(help="A new folder for the labels.")]
 # Of what a store holds already; None keeps it.
 StoreTopK = Annotated[int | None, typer.Option(help="Classes kept per crop.")]
-StoreValues = Annotated[str | None, typer.Option(help="Number type: u8, f16 or f32.")]
+StoreValues = Annotated[StoredValues | None, typer.Option(help="Number type.")]
 
 Signals = Annotated[list[str] | None, typer.Option(help="Of this signal alone; may be repeated.")]
 
@@ -66,7 +79,9 @@ def merge(
         Path | None, typer.Option(help="Add the result to this store, as a signal.")
     ] = None,
     signal: Annotated[str | None, typer.Option(help="The result's name [labels].")] = None,
-    rule: Annotated[str, typer.Option(help="probs (mean, MEAL V2) or logits (CV-DD).")] = "probs",
+    rule: Annotated[
+        MergeRule, typer.Option(help="Mean (MEAL V2), or of logits (CV-DD).")
+    ] = "probs",
     weights: Annotated[str | None, typer.Option(help="One number a store, e.g. 1,3.")] = None,
     accuracies: Annotated[
         str | None, typer.Option(help="Percent, one a store: weights by softmax(accuracy / 10).")
@@ -81,8 +96,6 @@ def merge(
     from ferkd.store.merge import accuracy_weights
     from ferkd.store.merge import merge as run
 
-    if rule not in ("probs", "logits"):
-        raise InputError(f"--rule {rule!r}: it must be probs or logits")
     if (out is None) == (into is None):
         raise InputError("give one of --out, for a new store, and --into, for a signal more")
     if weights and accuracies:
@@ -96,7 +109,7 @@ def merge(
             out or into,  # type: ignore[arg-type]
             signal=signal,
             into=into is not None,
-            rule=rule,  # type: ignore[arg-type]
+            rule=rule,
             weights=given,
             top_k=top_k,
             values=values,
@@ -170,9 +183,9 @@ def export_labels(
     fkd: Annotated[
         Path | None, typer.Option(help="The FKD authors' files, into this folder.")
     ] = None,
-    classes: Annotated[str, typer.Option(help="Parquet: names or ids.")] = "names",
+    classes: Annotated[ParquetClasses, typer.Option(help="Of Parquet.")] = "names",
     top_k: StoreTopK = None,
-    dtype: Annotated[str, typer.Option(help="FKD: fp32 or fp16.")] = "fp32",
+    dtype: Annotated[FkdType, typer.Option(help="Of FKD files.")] = "fp32",
     split: Annotated[str, typer.Option(help="FKD: the folder above the classes.")] = "train",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -184,11 +197,9 @@ def export_labels(
 
     if (parquet is None) == (fkd is None):
         raise InputError("give one of --parquet FILE and --fkd DIR")
-    if classes not in ("names", "ids") or dtype not in ("fp32", "fp16"):
-        raise InputError("--classes must be names or ids, and --dtype fp32 or fp16")
     opened = LabelStore.open(store)
     if parquet is not None:
-        rows = export_parquet(opened, parquet, classes=classes, overwrite=overwrite)  # type: ignore[arg-type]
+        rows = export_parquet(opened, parquet, classes=classes, overwrite=overwrite)
         show({"rows": rows, "file": str(parquet)}, f"{rows} rows in {parquet}", as_json)
     elif fkd is not None:
         with meter("exporting") as advance:
@@ -196,7 +207,7 @@ def export_labels(
                 opened,
                 fkd,
                 k=top_k,
-                dtype=dtype,  # type: ignore[arg-type]
+                dtype=dtype,
                 split=split,
                 progress=advance,
             )
@@ -296,7 +307,7 @@ def import_fkd(
     images: Annotated[str, typer.Option(help="The images that they label.")],
     out: Out,
     num_classes: Annotated[int | None, typer.Option(help="Where the images do not tell.")] = None,
-    kind: Annotated[str, typer.Option(help="auto, top-k, smoothing, hard or full.")] = "auto",
+    kind: Annotated[FkdKind, typer.Option(help="What the files hold.")] = "auto",
     crops: Annotated[int | None, typer.Option(help="Keep the first N crops.")] = None,
     values: Values = "auto",
     no_targets: Annotated[bool, typer.Option("--no-targets", help="No ground truth.")] = False,

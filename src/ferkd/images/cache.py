@@ -100,9 +100,7 @@ class PixelCache:
             raise InputError(f"cache_side is {max_side}; it must be at least 1 pixel")
         self.kind, self.max_side = kind, max_side
         self.identity = _identity(source, exif)
-        place = (
-            Path(folder).expanduser() if folder is not None else user_cache() / "ferkd" / "pixels"
-        )
+        place = Path(folder).expanduser() if folder is not None else user_cache() / "pixels"
         if limit is None:
             limit = free_memory() // 2 if kind == "ram" else _free_disk(place) * 9 // 10
         count = len(source)

@@ -1,32 +1,171 @@
-"""Labelling on a Ray cluster: shards as tasks, which write their parts themselves."""
+"""Labelling on a Ray cluster: a part is a task, a device an actor that has loaded the teacher."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ferkd.labelling.run import finish, label_shard
+from ferkd.images import open_images
+from ferkd.labelling.passes import PartLabeller, Pass, check_skipped, shared_writer
+from ferkd.labelling.run import Progress, Report, pass_begun
 from ferkd.labelling.settings import Labelling
 from ferkd.store.reader import LabelStore
-from ferkd.store.sharing import Shard
+from ferkd.store.sharing import Shard, SharedWriter
+from ferkd.store.unfinished import begun_settings
 from ferkd.system.errors import InputError
+from ferkd.system.threads import workers as worker_threads
+
+_DEATHS = 10  # for each actor, until a part is written
+_PAUSE = 1.0  # seconds before parts are looked at again that other processes hold
 
 
 def label_by_ray(
-    images: str, teacher: str, out: str | Path, settings: Labelling, engine: str, workers: int
+    images: str,
+    teacher: str,
+    out: str | Path,
+    settings: Labelling,
+    engine: str,
+    workers: int,
+    *,
+    progress: Report | None = None,
 ) -> LabelStore:
-    """Label with ``workers`` tasks on the Ray cluster that is there, else on one of this machine.
+    """Label with ``workers`` actors on the Ray cluster that is there, else on one of this machine.
 
-    All machines of the cluster see ``images`` and ``out`` under the same paths. A task labels a
-    shard with a teacher of its own, on a GPU where the cluster has some, and hands back nothing.
-    Ray starts one again whose worker has died; meanwhile the others take over its parts. Raises
-    InputError.
+    All machines of the cluster see ``images`` and ``out`` under the same paths. An actor loads the
+    teacher once, on a GPU where the cluster has some, and labels one part after the other: it reads
+    the images and writes the part itself, and only the end of it passes through Ray. An actor that
+    the cluster has no room for joins when there is some. One that dies is started again, and its
+    part is given to whoever is free. Raises InputError.
     """
     if engine != "ray":
         raise InputError(f"engine is {engine!r}; it must be processes or ray")
     if workers < 1:
         raise InputError(f"ray_workers is {workers}; give at least 1")
+    out = Path(out).expanduser().absolute()
+    with _cluster() as ray:
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        # What a task is to do after its actor has died is decided here, not by Ray.
+        make = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(Device)
+        given = (_absolute(images), teacher, str(out), settings)
+        devices = [make.remote(*given) for _ in range(workers)]
+        try:
+            crew = _Crew(ray, devices)
+            crew.first()  # has written the settings, which only a teacher tells
+            count = len(open_images(images, targets=settings.targets))
+            begun = begun_settings(out, settings.name if settings.into else None)
+            with shared_writer(out, begun, count, settings, Shard()) as writer:
+                crew.label(writer, progress or (lambda now: None))
+                check_skipped(writer, settings)
+                return writer.finish()
+        finally:
+            for device in devices:
+                with suppress(Exception):  # the cluster may have ended before
+                    ray.kill(device)
+
+
+class Device:
+    """What an actor does on its device; the message of an InputError, which Ray would wrap."""
+
+    def __init__(self, images: str, teacher: str, out: str, settings: Labelling) -> None:
+        self._given, self._out = (images, teacher, out, settings), out
+        self._parts: PartLabeller | None = None
+        self._open = ExitStack()  # until the process ends
+
+    def label(self, part: int | None) -> str | None:
+        """Load the teacher if it is not, then label a part, unless it is written or another
+        process is at it."""
+        try:
+            if self._parts is None:
+                self._parts = self._load()
+            if part is not None:
+                with self._writer.claiming(part) as mine:
+                    if mine:
+                        self._parts.write(part, lambda crops: None)
+        except InputError as error:
+            return str(error)
+        return None
+
+    def _load(self) -> PartLabeller:
+        settings = self._given[-1]
+        job = Pass.prepare(*self._given, begun=pass_begun(self._out, settings))
+        pool = self._open.enter_context(worker_threads(settings.workers))
+        self._writer = self._open.enter_context(job.shared_writer(self._out, None))
+        return PartLabeller(job, self._writer, pool)
+
+
+class _Crew:
+    """The actors of a job, each with at most one part at a time."""
+
+    def __init__(self, ray: Any, devices: list[Any]) -> None:
+        self._ray = ray
+        self._at_work: dict[Any, tuple[Any, int | None]] = {}
+        self._free: list[Any] = []
+        self._deaths = 0
+        for device in devices:
+            self._give(device, None)
+
+    def first(self) -> None:
+        """Wait for one that has loaded its teacher. Raises InputError for what none can do."""
+        while not self._free:
+            self._hear()
+
+    def label(self, writer: SharedWriter, progress: Report) -> None:
+        """Have all missing parts of the store written."""
+        waiting = deque(missing := writer.missing())
+        done = writer.total - sum(len(writer.part_range(number)) for number in missing)
+        begun, crops, parts = time.perf_counter(), 0, 0
+        while missing:
+            progress(Progress(done, writer.total, crops, time.perf_counter() - begun, parts))
+            while waiting and self._free:
+                self._give(self._free.pop(), waiting.popleft())
+            if waiting or any(part is not None for _, part in self._at_work.values()):
+                part, ended = self._hear()
+                if part is not None and not ended:
+                    waiting.append(part)
+                elif part is not None:
+                    images = len(writer.part_range(part))
+                    done, parts = done + images, parts + 1
+                    crops += images * writer.settings.crops.count
+            elif missing := writer.missing():  # another process holds them, or has died with them
+                time.sleep(_PAUSE)
+                waiting.extend(missing)
+        progress(Progress(writer.total, writer.total, crops, time.perf_counter() - begun, parts))
+
+    def _give(self, device: Any, part: int | None) -> None:
+        self._at_work[device.label.remote(part)] = (device, part)
+
+    def _hear(self) -> tuple[int | None, bool]:
+        """Wait for an actor; its part, None where it was to load, and whether it has ended it."""
+        (call,), _ = self._ray.wait(list(self._at_work), num_returns=1)
+        device, part = self._at_work.pop(call)
+        try:
+            message = self._ray.get(call)
+        except self._ray.exceptions.RayActorError as error:
+            self._deaths += 1
+            if self._deaths > _DEATHS * (len(self._at_work) + len(self._free) + 1):
+                raise RuntimeError(
+                    f"workers have died {self._deaths} times and written no part between (last: "
+                    f"{str(error).splitlines()[0]}); look at Ray's logs and the machines' memory, "
+                    "then run the same command again"
+                ) from None
+            self._give(device, None)  # Ray starts it again
+            return part, False
+        if message is not None:
+            raise InputError(message)
+        self._free.append(device)
+        if part is not None:
+            self._deaths = 0
+        return part, True
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    """Ray, on the cluster that is there or on one that ends with this."""
     try:
         import ray
     except ImportError:
@@ -36,31 +175,10 @@ def label_by_ray(
         address = os.environ.get("RAY_ADDRESS")
         ray.init(address=address, include_dashboard=False, log_to_driver=False)
     try:
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-        task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=-1)(_shard)
-        place = str(Path(out).expanduser().absolute())
-        given = _absolute(images)
-        waiting = [
-            task.remote(given, teacher, place, Shard(i, workers), settings) for i in range(workers)
-        ]
-        while waiting:
-            done, waiting = ray.wait(waiting)
-            for message in ray.get(done):
-                if message is not None:
-                    raise InputError(message)
+        yield ray
     finally:
         if begun:
             ray.shutdown()
-    return finish(images, out, targets=settings.targets)
-
-
-def _shard(images: str, teacher: str, out: str, shard: Shard, settings: Labelling) -> str | None:
-    """What a task does; the message of an InputError, which Ray would wrap."""
-    try:
-        label_shard(images, teacher, out, shard, settings)
-    except InputError as error:
-        return str(error)
-    return None
 
 
 def _absolute(images: str) -> str:

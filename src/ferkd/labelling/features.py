@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ferkd.models.heads import last_linear
 from ferkd.models.teacher import Teacher
 from ferkd.system.errors import InputError
 
@@ -33,7 +34,7 @@ class FeatureTeacher:
         self._module: nn.Module | None = None
         self._before = False  # whether the module's input is taken, not its output
         if layer == "penultimate":
-            self._module, name = _head(teacher, black)
+            self._module, name = last_linear(teacher.module, lambda: teacher(black))
             self._before = self._module is not None
             self.layer = f"input of {name}" if self._before else "output"
         elif layer == "output":
@@ -54,10 +55,18 @@ class FeatureTeacher:
 
     def __call__(self, images: Mapping[int, Tensor]) -> Tensor:
         """Features float32 [B, dim] for crops uint8 [B, 3, S, S] at the teacher's size S."""
-        vectors = self.teacher.answers(images[self.sizes[0]], self._network, each=1)
-        if self.normalised:
-            vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        return vectors
+        return self._lengthened(self.teacher.answers(images[self.sizes[0]], self._network, each=1))
+
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """Features float32 [B, dim] for ``pixels`` float [B, 3, S, S] normalised for the teacher,
+        of any side S that it takes; without waiting for the device, and whether they are finite is
+        for the caller to see."""
+        return self._lengthened(self.teacher.logits(pixels, self._network))
+
+    def _lengthened(self, vectors: Tensor) -> Tensor:
+        if not self.normalised:
+            return vectors
+        return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
     def _network(self, pixels: Tensor) -> Any:
         if self._module is None:
@@ -74,27 +83,6 @@ class FeatureTeacher:
         if not taken:
             raise InputError(f"teacher {self.teacher.spec} does not use its layer {self.layer!r}")
         return _pooled(_first(taken[-1]), self.teacher)
-
-
-def _head(teacher: Teacher, black: Tensor) -> tuple[nn.Module | None, str]:
-    """The linear layer whose output the network returns, and its name; None without one."""
-    calls: list[tuple[nn.Module, str, Tensor]] = []
-    hooks = [
-        module.register_forward_hook(
-            lambda mod, given, out, name=name: calls.append((mod, name, out))
-        )
-        for name, module in teacher.module.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        answer = teacher(black)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for module, name, out in reversed(calls):
-        if out.ndim == 2 and torch.equal(out.float(), answer.to(out.device)):
-            return module, name or "the network"
-    return None, ""
 
 
 def _first(output: Any) -> Any:

@@ -132,16 +132,6 @@ def map_teacher(committee: Committee) -> MapTeacher:
     return MapTeacher(committee.members[0])
 
 
-def refuse_drawn(**options: object) -> None:
-    """Raise InputError for options that say which crops to draw: None where they do not."""
-    for name, value in options.items():
-        if value is not None:
-            raise InputError(
-                f"{name} is given, but a label map has the cells of a grid and no drawn crops; "
-                f"leave {name} out, or label crops (--kind crops)"
-            )
-
-
 class _ByCell:
     """Normalised images [B, 3, S, S] to the head's logits at each position; ``grid`` as last met.
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ferkd.crops import CropDistribution
-from ferkd.labelling.maps import refuse_drawn
-from ferkd.store.reader import LabelStore
 from ferkd.system.errors import InputError
-from ferkd.system.settings import check_seed, check_share
+
+if TYPE_CHECKING:  # the command line reads the fields, and loads nothing that takes seconds
+    from ferkd.crops import CropDistribution
+    from ferkd.store.reader import LabelStore
 
 PART_IMAGES, PART_OF_MANY, MANY = 32, 256, 65_536  # images to a part; of sets larger than MANY
 _CPU_PIXELS = 16 * 112 * 112  # of a forward pass on a CPU: larger ones leave its caches
 _LARGEST = 128
 _MOST_CROPS = 1_000_000  # of an image: what is more was not meant, and fits no memory
+
+
+def said(help: str, *, flag: str | None = None) -> dict[str, str | None]:
+    """What ``ferkd label --help`` says of a field, and the ``flag`` that turns it off."""
+    return {"help": help, "flag": flag}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,31 +53,69 @@ class Labelling:
     Raises InputError for numbers out of range and settings that exclude each other.
     """
 
-    kind: Literal["crops", "map", "features"] = "crops"
-    crops_from: str | Path | None = None
     into: bool = False
-    signal: str | None = None
-    layer: str = "penultimate"
-    normalised: bool = False
-    per: Literal["crop", "image"] = "crop"
-    crops: int | None = None
-    top_k: int | None = 5
-    values: str = "auto"
+    signal: str | None = field(
+        default=None, metadata=said("The signal's name [labels, or features].")
+    )
+    kind: Literal["crops", "map", "features"] = field(
+        default="crops",
+        metadata=said("map: one label map per image (ReLabel); features of crops."),
+    )
+    layer: str = field(
+        default="penultimate", metadata=said("Features: penultimate, output or a submodule's name.")
+    )
+    normalised: bool = field(default=False, metadata=said("Features: each of length 1."))
+    per: Literal["crop", "image"] = field(
+        default="crop", metadata=said("Features: of each crop, or of the whole image.")
+    )
+    crops: int | None = field(default=None, metadata=said("Random crops per image [50]."))
+    top_k: int | None = field(default=5, metadata=said("Classes kept per crop; 0 keeps all."))
+    values: Literal["auto", "u8", "f16", "f32", "i8"] = field(
+        default="auto", metadata=said("Number type; of features i8 or f16.")
+    )
     distribution: CropDistribution | None = None
-    image_size: int | None = None
-    batch_size: int | None = None
-    workers: int = 2
-    seed: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    targets: bool = True
-    class_map: str | Path | Mapping[str, Any] | None = None
-    check_agreement: bool = True
-    exif: bool = True
-    max_unreadable: float = 0.01
+    crops_from: str | Path | None = field(
+        default=None, metadata=said("Label the crops of this file (JSON or Parquet).")
+    )
+    boxes_from: str | Path | LabelStore | None = field(
+        default=None, metadata=said("Label the very crops of this store, by another teacher.")
+    )
+    add_to: str | Path | LabelStore | None = field(
+        default=None, metadata=said("Copy this store's labels and add crops up to --crops.")
+    )
+    image_size: int | None = field(
+        default=None, metadata=said("Pixels; the teacher's own if unset.")
+    )
+    batch_size: int | None = field(
+        default=None, metadata=said("Crops (or images) per forward pass; by device if unset.")
+    )
+    workers: int = field(default=2, metadata=said("Threads that load images."))
+    seed: int | None = field(default=None, metadata=said("Of the crops [0]."))
+    device: str = field(default="auto", metadata=said("auto, cpu, cuda, cuda:N or mps."))
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = field(
+        default="auto", metadata=said("Of the arithmetic.")
+    )
+    targets: bool = field(
+        default=True,
+        metadata=said("The folders are not the teacher's classes.", flag="--no-targets"),
+    )
+    class_map: str | Path | Mapping[str, Any] | None = field(
+        default=None,
+        metadata=said(
+            "JSON or text file of folder and teacher class, or: sorted, natural, number."
+        ),
+    )
+    check_agreement: bool = field(
+        default=True,
+        metadata=said("Accept labels that deny the folders.", flag="--no-agreement-check"),
+    )
+    exif: bool = field(
+        default=True, metadata=said("Ignore the EXIF orientation of images.", flag="--no-exif")
+    )
+    max_unreadable: float = field(
+        default=0.01, metadata=said("Largest share of unreadable images.")
+    )
     part_images: int | None = None
-    boxes_from: str | Path | LabelStore | None = None
-    add_to: str | Path | LabelStore | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("crops", "map", "features"):
@@ -104,7 +147,7 @@ class Labelling:
         if self.kind == "features" and self.add_to is not None:
             raise InputError("add_to adds labels of more crops; features are added by into")
         if self.kind == "map":
-            refuse_drawn(
+            _refuse_drawn(
                 crops=self.crops,
                 distribution=self.distribution,
                 seed=self.seed,
@@ -115,6 +158,8 @@ class Labelling:
             raise InputError(
                 f"crops is {self.crops}; label at least 1 crop per image, at most {_MOST_CROPS:,}"
             )
+        from ferkd.system.settings import check_seed, check_share
+
         check_share("max_unreadable", self.max_unreadable)
         if self.seed is not None:
             check_seed(self.seed)
@@ -134,6 +179,19 @@ class Labelling:
                 "class_map is given, but without targets the folders are no classes; leave one out"
             )
 
+    @property
+    def name(self) -> str:
+        """The signal that the pass writes."""
+        return self.signal or ("features" if self.kind == "features" else "labels")
+
+    @property
+    def unreadable_limit(self) -> float:
+        """The largest share of images left out: what another store left out was accepted when it
+        was made, and what has no given crop is left out."""
+        givers = (self.boxes_from, self.add_to, self.crops_from)
+        known = self.into or any(given is not None for given in givers)
+        return 1.0 if known else self.max_unreadable
+
 
 def default_part(images: int) -> int:
     """Images to a part of a set of ``images``: few, so that a kill costs little; more where the
@@ -152,3 +210,13 @@ def default_batch(device: str, image_size: int) -> int:
         return _LARGEST
     fitting = max(1, _CPU_PIXELS // image_size**2)
     return min(_LARGEST, 1 << (fitting.bit_length() - 1))
+
+
+def _refuse_drawn(**options: object) -> None:
+    """Raise InputError for options that say which crops to draw: None where they do not."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(
+                f"{name} is given, but a label map has the cells of a grid and no drawn crops; "
+                f"leave {name} out, or label crops (--kind crops)"
+            )

@@ -8,14 +8,11 @@ processes each gets its part of that batch.
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import cv2
 import numpy as np
 from torch import cuda
 from torch.utils.data import DataLoader
@@ -33,6 +30,7 @@ from ferkd.loading.batch import Batch
 from ferkd.loading.crop_sources import CropSource, StoredCrops
 from ferkd.loading.mixing import Mix
 from ferkd.loading.order import ImageOrder
+from ferkd.loading.processes import WorkerKind, check_open_files, forking, one_thread
 from ferkd.loading.steps import CutOn, Failure, Steps
 from ferkd.store import LabelStore
 from ferkd.system.distributed import Ranks, find_ranks
@@ -40,12 +38,6 @@ from ferkd.system.errors import InputError
 from ferkd.system.threads import ahead, workers
 
 logger = logging.getLogger("ferkd")
-
-WorkerKind = Literal["threads", "processes"]
-
-# Each tensor of a batch that a worker process hands over is an open file on both sides: 10 a batch,
-# 2 batches ahead, and the worker's pipes.
-_FILES_PER_WORKER, _FILES_BESIDE = 24, 16
 
 
 class Loader:
@@ -122,7 +114,7 @@ class Loader:
         self.cache = cache
         processes = workers > 0 and worker_kind == "processes"
         shares_memory = processes and cache is not None and cache.kind == "ram"
-        self._start_method = _forking(workers) if shares_memory else None
+        self._start_method = forking(workers) if shares_memory else None
         self._steps = Steps(
             Pictures(images, exif=exif, scaled=scaled_decoding, cache=cache),
             crops,
@@ -200,13 +192,13 @@ class Loader:
 
     def _processes(self, steps: Steps, numbers: range) -> Iterator[Batch | Failure]:
         count = min(self.workers, len(numbers))
-        _check_open_files(count)
+        check_open_files(count)
         yield from DataLoader(
             steps,
             batch_size=None,
             sampler=numbers,
             num_workers=count,
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
             multiprocessing_context=self._start_method,
             pin_memory=cuda.is_available(),
         )
@@ -375,35 +367,3 @@ class _Constant:
 def _load(steps: Steps, step: int) -> Batch | Failure:
     batch = steps[step]
     return batch.pin_memory() if isinstance(batch, Batch) and cuda.is_available() else batch
-
-
-def _forking(workers: int) -> str:
-    """The way to start workers that share this process's memory."""
-    if "fork" not in multiprocessing.get_all_start_methods():
-        raise InputError(
-            f"data.cache ram with {workers} worker processes needs processes that share memory, "
-            "which this system does not have; use worker_kind threads or data.cache: disk"
-        )
-    return "fork"
-
-
-def _check_open_files(workers: int) -> None:
-    """Refuse worker processes that may run out of open files: they would wait for ever."""
-    try:
-        import resource
-    except ImportError:  # Windows, which has no such limit
-        return
-    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    listing = "/proc/self/fd"
-    opened = len(os.listdir(listing)) if os.path.isdir(listing) else _FILES_BESIDE
-    needed = opened + _FILES_BESIDE + _FILES_PER_WORKER * workers
-    if allowed != resource.RLIM_INFINITY and needed > allowed:
-        raise InputError(
-            f"worker processes: {workers} need about {needed} open files, and {allowed} are "
-            "allowed; allow more (ulimit -n 4096), use fewer workers, or worker_kind threads"
-        )
-
-
-def _one_thread(worker: int) -> None:
-    """Workers are the parallelism; threads inside each would only fight over the cores."""
-    cv2.setNumThreads(0)

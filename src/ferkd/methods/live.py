@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,25 +21,58 @@ if TYPE_CHECKING:
 Triple = tuple[float, float, float]
 
 
-class LiveTeacher:
-    """An ``objective(logits, labels, targets)`` of what ``teacher`` says of the student's view.
+class Shown:
+    """A ``teacher`` that is shown what the student is shown; it has no gradient, nothing to save.
 
-    The view is normalised by ``mean`` and ``std``, the student's; a teacher with others gets it
-    renormalised, which commutes with mixing since shares sum to 1. The hard term of ``kl`` is
-    ``hard``, so that mixed targets and label smoothing count as in ordinary training; other
-    objectives get the view's targets. The teacher has no gradient and nothing to save.
+    ``network`` maps images float [B, 3, S, S] that are normalised for the teacher to its answers
+    [B, d]. The student's are normalised by ``mean`` and ``std``; a teacher with others gets them
+    renormalised, which commutes with mixing since shares sum to 1.
     """
 
     def __init__(
-        self, teacher: Teacher, objective: Objective, hard: HardLabels, *, mean: Triple, std: Triple
+        self, teacher: Teacher, network: Callable[[Tensor], Tensor], *, mean: Triple, std: Triple
     ) -> None:
-        self.teacher, self.objective, self.hard = teacher, objective, hard
+        self.teacher, self._network = teacher, network
         ours, theirs = (torch.tensor(pair) for pair in ((mean, std), (teacher.mean, teacher.std)))
         self._same = bool(torch.equal(ours, theirs))
         shape = (1, 3, 1, 1)
         self._scale = (ours[1] / theirs[1]).view(shape).to(teacher.device)
         self._shift = ((ours[0] - theirs[0]) / theirs[1]).view(shape).to(teacher.device)
         self._finite = torch.ones((), dtype=torch.bool, device=teacher.device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The answers float32 [B, d] for the student's ``images`` float [B, 3, S, S]."""
+        if not self._same:
+            images = images * self._scale + self._shift
+        found = self._network(images)
+        self._finite = self._finite & found.isfinite().all()  # read when a loss is not finite
+        return found
+
+    def complaint(self) -> str | None:
+        """What is wrong if the teacher, not the student, has given something not finite."""
+        if bool(self._finite):
+            return None
+        precision = self.teacher.precision
+        damaged = "its weights are damaged, give others"
+        return (
+            f"teacher {self.teacher.spec} answered with values that are not finite in {precision}; "
+            + (damaged if precision == "fp32" else f"set teacher_precision fp32, else {damaged}")
+        )
+
+
+class LiveTeacher:
+    """An ``objective(logits, labels, targets)`` of what ``teacher`` says of the student's view.
+
+    ``mean`` and ``std`` are the student's. The hard term of ``kl`` is ``hard``, so that mixed
+    targets and label smoothing count as in ordinary training; other objectives get the view's
+    targets.
+    """
+
+    def __init__(
+        self, teacher: Teacher, objective: Objective, hard: HardLabels, *, mean: Triple, std: Triple
+    ) -> None:
+        self.answers = Shown(teacher, lambda of: teacher.logits(of), mean=mean, std=std)
+        self.teacher, self.objective, self.hard = teacher, objective, hard
 
     @property
     def whole_batch(self) -> bool:
@@ -58,24 +92,8 @@ class LiveTeacher:
             return loss
         return objective(logits, labels, view.targets)
 
-    def answers(self, images: Tensor) -> Tensor:
-        """The teacher's logits float32 [B, C] for the student's ``images`` float [B, 3, S, S]."""
-        if not self._same:
-            images = images * self._scale + self._shift
-        logits = self.teacher.logits(images)
-        self._finite = self._finite & logits.isfinite().all()  # read when a loss is not finite
-        return logits
-
     def complaint(self) -> str | None:
-        """What is wrong if the teacher, not the student, has given something not finite."""
-        if bool(self._finite):
-            return None
-        precision = self.teacher.precision
-        damaged = "its weights are damaged, give others"
-        return (
-            f"teacher {self.teacher.spec} answered with logits that are not finite in {precision}; "
-            + (damaged if precision == "fp32" else f"set teacher_precision fp32, else {damaged}")
-        )
+        return self.answers.complaint()
 
 
 def all_classes(logits: Tensor) -> SoftLabels:

@@ -20,6 +20,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from ferkd.system.download import once_a_machine, patiently
 from ferkd.system.errors import InputError
 
 PREFIXES = ("timm/", "torchvision/", "hf/")
@@ -139,7 +140,7 @@ def _timm(name: str, image_size: int | None, args: dict[str, Any]) -> Architectu
                 f"the pretrained timm/{name} has no classification head; train one and "
                 f"{_own_weights('timm', name)}"
             )
-        return _load(f"timm/{name}", lambda: create(pretrained=True))
+        return _fetch(f"timm/{name}", lambda: create(pretrained=True))
 
     return Architecture(
         build=lambda classes: _load(
@@ -187,7 +188,7 @@ def _torchvision(name: str, image_size: int | None, args: dict[str, Any]) -> Arc
             f"torchvision/{name}",
             lambda: build(weights=None, num_classes=classes, **{**untrained, **args}),
         ),
-        pretrained=lambda: _load(f"torchvision/{name}", pretrained),
+        pretrained=lambda: _fetch(f"torchvision/{name}", pretrained),
         inputs=inputs,
         class_names=lambda module: tuple(weights.meta["categories"]),
     )
@@ -233,7 +234,9 @@ def _hugging_face(name: str) -> Architecture:
         names = tuple(str(labels[i]) for i in sorted(labels))
         return () if names == tuple(f"LABEL_{i}" for i in range(len(names))) else names
 
-    config = _load(f"hf/{name}", lambda: transformers.AutoConfig.from_pretrained(name))
+    config = _load(
+        f"hf/{name}", lambda: patiently(lambda: transformers.AutoConfig.from_pretrained(name))
+    )
 
     def build(classes: int) -> nn.Module:
         config.num_labels = classes
@@ -241,7 +244,7 @@ def _hugging_face(name: str) -> Architecture:
 
     return Architecture(
         build=lambda classes: _load(f"hf/{name}", lambda: build(classes)),
-        pretrained=lambda: _load(f"hf/{name}", pretrained),
+        pretrained=lambda: _fetch(f"hf/{name}", pretrained),
         inputs=inputs,
         class_names=class_names,
         classes=config.num_labels,
@@ -274,6 +277,11 @@ def _probe_processor(name: str, processor: Any) -> Inputs:
         std=_three(std),
         interpolation=filters.get(int(processor.resample), "bilinear"),
     )
+
+
+def _fetch(name: str, make: Callable[[], T]) -> T:
+    """As :func:`_load`, of weights that a library downloads on first use: one process a machine."""
+    return _load(name, lambda: once_a_machine(name, lambda: patiently(make)))
 
 
 def _load(name: str, make: Callable[[], T]) -> T:

@@ -11,6 +11,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
+from ferkd.models.heads import head_of_student, last_linear
 from ferkd.models.weights import head_classes, load_strict, read_state_dict
 from ferkd.system.errors import InputError
 from ferkd.system.plain import read_json
@@ -39,14 +40,17 @@ class Student(Part):
     """Which model to train: ``timm/NAME`` or ``torchvision/NAME``, and what it starts from.
 
     ``pretrained`` takes the library's published weights, ``weights`` a file (safetensors, or a
-    ``torch.save`` of a state dict); neither starts from scratch. ``model_args`` go to the model's
-    constructor (``drop_path_rate: 0.1``). ``mean`` and ``std`` of each channel, for pixels in
-    0 .. 1, are what the images are normalised by; unset, see :func:`normalisation`.
+    ``torch.save`` of a state dict) or a run's folder; neither starts from scratch. With
+    ``fresh_head`` the last layer starts at zero, though weights have one of as many classes: labels
+    that it was trained on are then not among what the student starts from. ``model_args`` go to the
+    model's constructor (``drop_path_rate: 0.1``). ``mean`` and ``std`` of each channel, for pixels
+    in 0 .. 1, are what the images are normalised by; unset, see :func:`normalisation`.
     """
 
     name: str = "timm/resnet18"
     pretrained: bool = False
     weights: Path | None = None
+    fresh_head: bool = False
     model_args: dict[str, Any] = Field(default_factory=dict)
     mean: Triple | None = None
     std: tuple[Positive, Positive, Positive] | None = None
@@ -62,7 +66,7 @@ class ModelConfig(Part):
     model_config = ConfigDict(extra="ignore")  # later releases may add to it
 
     architecture: str
-    num_classes: int = Field(gt=0)
+    num_classes: int = Field(ge=0)  # 0: without a head, it answers with its features
     class_names: tuple[str, ...] = ()
     image_size: int = Field(gt=0)
     mean: Triple = IMAGENET_MEAN
@@ -73,7 +77,8 @@ class ModelConfig(Part):
 
 
 def build_student(config: Student, num_classes: int, *, image_size: int | None = None) -> nn.Module:
-    """The model of ``config`` with a head for ``num_classes``, float32, on the CPU.
+    """The model of ``config`` with a head for ``num_classes``, float32, on the CPU; with 0 it has
+    none and answers with its features [B, d].
 
     ``image_size`` (pixels) goes to models whose size is fixed when they are built. Parameters that
     are not read from weights are drawn from torch's global generator. A head whose weights are for
@@ -88,8 +93,9 @@ def build_student(config: Student, num_classes: int, *, image_size: int | None =
             "them, so leave one out"
         )
     architecture = _architecture(config, image_size)
+    headless = num_classes == 0 and not config.name.startswith("timm/")
     try:
-        model = architecture.build(num_classes)
+        model = architecture.build(1 if headless else num_classes)
     except InputError as error:
         if not isinstance(error.__cause__, TypeError):
             raise
@@ -100,11 +106,38 @@ def build_student(config: Student, num_classes: int, *, image_size: int | None =
     for name in _AUXILIARY.get(config.name, ()):
         setattr(model, name, None)  # as torchvision does where they are not wanted
         cast(Any, model).aux_logits = False
+    if headless:
+        _behead(model, config.name, image_size or 224)
     if config.pretrained:
         _load(config, model, architecture.pretrained().state_dict(), num_classes)
     if config.weights is not None:
-        _load(config, model, read_state_dict(config.weights), num_classes)
+        _load(config, model, read_state_dict(weights_file(config.weights)), num_classes)
+    if config.fresh_head and num_classes:
+        head, _ = head_of_student(model, image_size or 224, num_classes)
+        for parameter in () if head is None else head.parameters():
+            nn.init.zeros_(parameter)
     return model
+
+
+def weights_file(path: Path) -> Path:
+    """The weights of a run's folder, which must be finished; any other path as it is."""
+    return finished_run(path)[0] if path.is_dir() else path
+
+
+def _behead(model: nn.Module, name: str, image_size: int) -> None:
+    """Take away the linear layer that ends ``model``, so that it answers with its features."""
+    image = torch.zeros(1, 3, image_size, image_size)
+    with torch.no_grad():
+        model.eval()
+        head, path = last_linear(model, lambda: model(image))
+        model.train()
+    if head is None:
+        raise InputError(
+            f"student {name} does not end in a linear layer, so it cannot do without classes; use "
+            "another one, or timm/NAME"
+        )
+    parent, _, last = path.rpartition(".")
+    setattr(model.get_submodule(parent), last, nn.Identity())
 
 
 def normalisation(config: Student, model: nn.Module) -> tuple[Triple, Triple]:
@@ -114,8 +147,7 @@ def normalisation(config: Student, model: nn.Module) -> tuple[Triple, Triple]:
     weights, those of its architecture's published ones; else ImageNet's.
     """
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if config.weights is not None and (config.weights.parent / "config.json").is_file():
-        run = read_model_config(config.weights.parent)
+    if config.weights is not None and (run := _run_of(config.weights)) is not None:
         mean, std = run.mean, run.std
     elif config.pretrained or config.weights is not None:
         inputs = _architecture(config, None).inputs(model)
@@ -127,6 +159,12 @@ def normalisation(config: Student, model: nn.Module) -> tuple[Triple, Triple]:
                 *(config.weights, mean, std, config.name),
             )
     return config.mean or mean, config.std or std
+
+
+def _run_of(weights: Path) -> ModelConfig | None:
+    """The configuration of the run that weights come from; None where they come from elsewhere."""
+    folder = weights if weights.is_dir() else weights.parent
+    return read_model_config(folder) if (folder / "config.json").is_file() else None
 
 
 def check_input(
@@ -155,11 +193,19 @@ def check_input(
         ) from error
     finally:
         model.train(training)
-    if shape != (1, num_classes):
+    if not _fits(shape, 1, num_classes):
+        wanted = f"(1, {num_classes}) logits" if num_classes else "one vector of features"
         raise InputError(
-            f"student {name} gives an output of shape {shape} for one image instead of "
-            f"(1, {num_classes}) logits; use a classification model"
+            f"student {name} gives an output of shape {shape} for one image instead of {wanted}; "
+            "use a classification model"
         )
+
+
+def _fits(shape: tuple[int, ...], rows: int, num_classes: int) -> bool:
+    """Whether a student may answer ``rows`` images so; without classes with vectors."""
+    if num_classes:
+        return shape == (rows, num_classes)
+    return len(shape) == 2 and shape[0] == rows and shape[1] > 0
 
 
 def check_training(
@@ -183,7 +229,7 @@ def check_training(
                 f"student {name} cannot be trained on one crop a step ({_first_line(error)}); "
                 "set data.batch_size to 2 or more, or use a student without BatchNorm"
             ) from error
-    if not isinstance(answer, Tensor) or answer.shape != (rows, num_classes):
+    if not isinstance(answer, Tensor) or not _fits(tuple(answer.shape), rows, num_classes):
         given = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise InputError(
             f"student {name} answers with {given} in training mode instead of logits "
@@ -220,12 +266,18 @@ def finished_run(path: Path) -> tuple[Path, ModelConfig]:
     return weights, read_model_config(weights.parent)
 
 
-def load_run(run: str | Path) -> tuple[nn.Module, ModelConfig]:
+def load_run(run: str | Path, *, headless: bool = False) -> tuple[nn.Module, ModelConfig]:
     """The trained model of a run's folder, or of a weights file beside its config.json; eval mode.
 
-    Raises InputError when the folder is not a finished run or the weights do not fit.
+    Raises InputError when the folder is not a finished run or the weights do not fit, and for one
+    without classes, unless ``headless`` says that its features will do.
     """
     weights, config = finished_run(local_path(run, "run"))
+    if not config.num_classes and not headless:
+        raise InputError(
+            f"{run} was trained without classes: it answers with features. Judge these by ferkd "
+            "evaluate --knn --probe, or fine-tune it on classes by student.weights"
+        )
     student = Student(name=config.architecture, model_args=config.model_args)
     model = build_student(student, config.num_classes, image_size=config.image_size)
     load_strict(model, read_state_dict(weights), source=str(weights))
@@ -252,6 +304,20 @@ def _load(config: Student, model: nn.Module, state: dict[str, Tensor], classes: 
     source = str(config.weights or f"weights of {config.name}")
     besides = tuple(f"{head}." for head in _AUXILIARY.get(config.name, ()))
     state = {key: value for key, value in state.items() if not key.startswith(besides)}
+    run = None if config.weights is None else _run_of(config.weights)
+    if classes and run is not None and not run.num_classes:
+        zero = {
+            name: torch.zeros_like(value)
+            for name, value in model.state_dict().items()
+            if name not in state and value.shape[:1] == (classes,)
+        }
+        log.info("%s was trained without classes; %s start at zero", source, [*zero])
+        state = {**zero, **state}
+    if not classes:
+        foreign = [name for name in state if name not in model.state_dict()]
+        if len({name.rpartition(".")[0] for name in foreign}) == 1:
+            log.info("%s: the student has no classes, so %s are left out", source, foreign)
+            state = {name: value for name, value in state.items() if name not in foreign}
     theirs = head_classes(model, state, classes)
     if theirs != classes:
         own = model.state_dict()

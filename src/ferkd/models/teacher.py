@@ -125,16 +125,18 @@ class Teacher:
                 )
         return self._taken(logits)
 
-    def logits(self, pixels: Tensor) -> Tensor:
+    def logits(self, pixels: Tensor, network: Callable[[Tensor], Any] | None = None) -> Tensor:
         """Logits float32 [B,C] for ``pixels`` float [B,3,S,S] normalised by this teacher's mean
-        and std, of any side S that its network takes.
+        and std, of any side S that its network takes; or the answers of a ``network`` made of its
+        modules.
 
         In evaluation mode, without gradient, and without waiting for the device: whether they are
         finite is for the caller to see.
         """
         self.module.eval()
         with torch.inference_mode(), autocast(self.device, self._dtype):
-            logits = cast(Tensor, logits_of(self.module(pixels), self._width, self.spec))
+            answers = (network or self.module)(pixels)
+            logits = cast(Tensor, logits_of(answers, self._width, self.spec))
         return self._taken(logits)
 
     def for_folders(

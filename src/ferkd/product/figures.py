@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.evaluating.measures import measure, per_class_accuracy
-from ferkd.evaluating.run import CenterCrops, match_classes, predict
+from ferkd.evaluating.predictions import match_classes, predict
 from ferkd.images import open_images
 from ferkd.models.student import load_run
 from ferkd.models.teacher import Teacher

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ferkd.evaluating.run import CenterCrops
+from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.images import UnreadableImage, decode, open_images
 from ferkd.models.student import ModelConfig
 from ferkd.product import bundle

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ferkd.evaluating.run import CenterCrops
+from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.images import ImageSource, Unreadable, decode, open_images
 from ferkd.models.student import ModelConfig, check_input, load_run
 from ferkd.product import bundle

@@ -19,12 +19,10 @@ from ferkd.store.arrays import described
 from ferkd.store.claims import release
 from ferkd.store.reader import MANIFEST, LabelStore
 from ferkd.store.signals import StoredSignal
-from ferkd.store.unfinished import LOCK, PARTS, SETTINGS, settings_in
+from ferkd.store.unfinished import ADDING, LOCK, PARTS, SETTINGS, settings_in
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
 from ferkd.system.files import sweep, unwritable, whole_file, write_whole, writing
-
-_ADDING = "adding-"
 
 
 class SignalWriter(StoreWriter):
@@ -47,7 +45,7 @@ class SignalWriter(StoreWriter):
         overwrite: bool = False,
     ) -> None:
         super().__init__(path, settings, total, signal=signal, resume=resume, overwrite=overwrite)
-        self.work = self.path / f"{_ADDING}{self.name}"
+        self.work = self.path / f"{ADDING}{self.name}"
         self._geometry = LabelStore(self.path).manifest.geometry  # InputError where none is
         self._class_names = self._geometry.settings.class_names
 
@@ -74,6 +72,9 @@ class SignalWriter(StoreWriter):
         else:
             self._write_settings()
         (self.work / PARTS).mkdir(exist_ok=True)
+
+    def _shared_places(self) -> list[Path]:
+        return [self.work]
 
     def _written_settings(self) -> manifests.Settings:
         return settings_in(self.work)

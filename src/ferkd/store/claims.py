@@ -31,14 +31,15 @@ def held(lock: Path) -> bool:
     return False
 
 
-def refuse_shared(store: Path) -> None:
-    """Raise InputError where shards of a store are being written."""
-    at_work = [name for name in names_of_shards(store) if held(store / CLAIMS / f"{name}.lock")]
-    if at_work:
-        raise InputError(
-            f"{store} is being written by another process ({at_work[0]}); wait for it or stop it, "
-            "then continue with --resume"
-        )
+def refuse_shared(*folders: Path) -> None:
+    """Raise InputError where shards of a store, or of a signal of one, are being written."""
+    for folder in folders:
+        for name in names_of_shards(folder):
+            if held(folder / CLAIMS / f"{name}.lock"):
+                raise InputError(
+                    f"{folder} is being written by another process ({name}); wait for it or stop "
+                    "it, then continue with --resume"
+                )
 
 
 def release(lock: FileLock, *, remove: bool) -> None:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -43,14 +43,21 @@ class LabelStore:
     one of a kind is read, and several are an InputError when they are asked for.
     """
 
-    def __init__(self, path: str | Path | RemoteFolder, signal: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path | RemoteFolder,
+        signal: str | None = None,
+        kinds: tuple[manifests.Kind, ...] = get_args(manifests.Kind),
+    ) -> None:
         place, named = (path, "") if isinstance(path, RemoteFolder) else split_signals(path)
         self.path = location(place)
         data = _manifest(self.path)
         self._manifest_bytes = len(data)
         self.manifest = manifests.from_bytes(data, f"{self.path}/{MANIFEST}")
         self.chosen = signal or named
-        self._names = chosen_signals(self.manifest, self.chosen, self.path)
+        self._kinds = kinds
+        chosen = chosen_signals(self.manifest, self.chosen, self.path)
+        self._names = {kind: names for kind, names in chosen.items() if kind in kinds}
         self._maps: dict[str, NDArray[Any]] = {}
 
     @classmethod
@@ -58,8 +65,13 @@ class LabelStore:
         """Open a store by its path or URL; an open one is returned as it is. Raises InputError."""
         return path if isinstance(path, LabelStore) else cls(path)
 
-    def __reduce__(self) -> tuple[type[LabelStore], tuple[Path | RemoteFolder, str]]:
-        return LabelStore, (self.path, self.chosen)
+    def __reduce__(self) -> tuple[type[LabelStore], tuple[Any, ...]]:
+        return LabelStore, (self.path, self.chosen, self._kinds)
+
+    def of_kinds(self, *kinds: manifests.Kind) -> LabelStore:
+        """The same store as if it held signals of these kinds alone: its classes and its truth are
+        then not those of labels that are not read."""
+        return LabelStore(self.path, self.chosen, kinds)
 
     def __len__(self) -> int:
         return self.manifest.images.rows

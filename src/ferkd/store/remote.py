@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from ferkd.store import manifest as manifests
 from ferkd.system import storage
 from ferkd.system.errors import InputError
-from ferkd.system.storage import as_local, get, join, masked, read, reason, user_cache
+from ferkd.system.storage import as_local, cache_folder, get, join, masked, read, reason
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # there while a store is copied to this place
@@ -75,8 +75,7 @@ class Cache:
             raise InputError(
                 f"FERKD_CACHE_BYTES is {given!r}; it must be a whole number of bytes, at least 1"
             )
-        folder = os.environ.get("FERKD_CACHE")
-        return cls(Path(folder) if folder else user_cache() / "ferkd", int(given))
+        return cls(cache_folder(), int(given))
 
     @contextmanager
     def hold(self, wanted: Expected, fetch: Callable[[Path], object]) -> Iterator[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -17,6 +17,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from ferkd.store import manifest as manifests
+from ferkd.store.adding import SignalWriter
 from ferkd.store.claims import CLAIMS, names_of_shards, release
 from ferkd.store.reader import LabelStore
 from ferkd.store.writer import StoreWriter
@@ -62,22 +63,29 @@ class Shard:
 class SharedWriter(StoreWriter):
     """Writes some parts of a store that others write too. Use as a context manager.
 
-    An existing unfinished store is continued; whoever comes first writes its settings.
+    An existing unfinished store is continued; whoever comes first writes its settings. Without a
+    ``shard`` the process claims the parts that it is told to write one by one.
     """
 
     _shared = True
 
     def __init__(
-        self, path: str | Path, settings: manifests.Settings, total: int, *, shard: Shard
+        self,
+        path: str | Path,
+        settings: manifests.Settings,
+        total: int,
+        *,
+        shard: Shard | None,
+        signal: str | None = None,
     ) -> None:
-        super().__init__(path, settings, total, resume=True)
+        super().__init__(path, settings, total, signal=signal, resume=True)
         self.shard, self._patience = shard, _PATIENCE
         self._mine: FileLock | None = None
 
     def __enter__(self) -> Self:
         super().__enter__()
         self._unlock()  # the others are to come in; the settings are the same for all
-        if not self.finished():
+        if self.shard is not None and not self.finished():
             mine = self._claim(f"shard-{self.shard.index}-of-{self.shard.count}")
             if mine is None and not self.finished():
                 raise InputError(
@@ -93,8 +101,10 @@ class SharedWriter(StoreWriter):
 
     def claimed(self) -> Iterator[int]:
         """The parts that are this process's to write, one claimed at a time."""
+        if self.shard is None:
+            return
         yield from self._of_shard(self.shard)
-        for other in names_of_shards(self.path):
+        for other in names_of_shards(self.work):
             index, count = (int(number) for number in other.split("-")[1::2])
             if Shard(index, count) == self.shard or self.finished():
                 continue
@@ -105,20 +115,26 @@ class SharedWriter(StoreWriter):
 
     def _of_shard(self, shard: Shard) -> Iterator[int]:
         for number in range(shard.index, self.parts, shard.count):
-            if self.finished() or self._part(number).exists():
-                continue
-            claim = self._claim(f"{number:06d}")
-            if claim is None:
-                continue
-            try:
-                if not self._part(number).exists():
+            with self.claiming(number) as mine:
+                if mine:
                     yield number
-            finally:
-                release(claim, remove=True)
+
+    @contextmanager
+    def claiming(self, number: int) -> Iterator[bool]:
+        """Hold the claim of a part; whether it is this process's to write."""
+        written = self._part(number)
+        claim = None if self.finished() or written.exists() else self._claim(f"{number:06d}")
+        if claim is None:
+            yield False
+            return
+        try:
+            yield not written.exists()
+        finally:
+            release(claim, remove=True)
 
     def _claim(self, name: str) -> FileLock | None:
         """The lock of that name; None where another process holds it or the store is finished."""
-        lock = FileLock(self.path / CLAIMS / f"{name}.lock")
+        lock = FileLock(self.work / CLAIMS / f"{name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -127,7 +143,18 @@ class SharedWriter(StoreWriter):
             if self.finished():
                 return None
             raise
+        if self.finished():  # since a moment: taking the lock has made its folder again
+            release(lock, remove=True)
+            self._sweep_finished()
+            return None
         return lock
+
+    def _sweep_finished(self) -> None:
+        """Remove the folders of claims that came after the store was finished."""
+        for folder in (self.work / CLAIMS, self.work):
+            if folder != self.path:
+                with suppress(OSError):  # another process's claim is in it, which does the same
+                    folder.rmdir()
 
     @contextmanager
     def joining(self) -> Iterator[None]:
@@ -148,6 +175,10 @@ class SharedWriter(StoreWriter):
         """Join the parts into the finished store, unless another process has."""
         with self.joining():
             return super().finish()
+
+
+class SharedSignalWriter(SharedWriter, SignalWriter):
+    """Writes some parts of a signal that several processes add to a finished store."""
 
 
 def _of_array(environment: Mapping[str, str]) -> Shard:

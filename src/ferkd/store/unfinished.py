@@ -13,6 +13,7 @@ from ferkd.system.storage import SMALL_FILE, as_local
 SETTINGS = "settings.json"
 PARTS = "parts"
 LOCK = "lock"
+ADDING = "adding-"  # begins the folder in which a signal of that name is added
 
 
 def settings_in(folder: Path) -> manifests.Settings:
@@ -25,18 +26,27 @@ def settings_in(folder: Path) -> manifests.Settings:
         ) from None
 
 
-def has_labels(path: str | Path) -> bool:
-    """Whether a store is finished here, or a part of one written."""
+def has_labels(path: str | Path, adding: str | None = None) -> bool:
+    """Whether a store is finished here, or a part of one written; ``adding``: of that signal."""
     local = as_local(path)
     if local is None:
         return False
+    if adding is not None:
+        return any((local / f"{ADDING}{adding}" / PARTS).glob("*.npz"))
     return (local / MANIFEST).exists() or any((local / PARTS).glob("*.npz"))
 
 
-def begun_settings(store: str | Path) -> manifests.Settings:
-    """The settings of a finished or unfinished store. Raises InputError."""
+def begun_settings(store: str | Path, adding: str | None = None) -> manifests.Settings:
+    """The settings of a finished or unfinished store, or of a signal that is being added to one.
+
+    Raises InputError.
+    """
     folder = Path(store)
-    if (folder / MANIFEST).exists():
+    if adding is not None:
+        if adding in (opened := LabelStore(folder)).manifest.signals:
+            return opened.settings_of(adding)
+        folder /= f"{ADDING}{manifests.check_name(adding)}"
+    elif (folder / MANIFEST).exists():
         return LabelStore(folder).settings
     if not (folder / SETTINGS).exists():
         raise InputError(f"{folder} holds no labels; check the path")

@@ -31,7 +31,7 @@ from ferkd.store.claims import refuse_shared, release
 from ferkd.store.ids import IMAGE, Ids
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import MANIFEST, LabelStore
-from ferkd.store.unfinished import LOCK, PARTS, SETTINGS, settings_in
+from ferkd.store.unfinished import ADDING, LOCK, PARTS, SETTINGS, settings_in
 from ferkd.system.errors import InputError
 from ferkd.system.files import (
     is_temporary,
@@ -110,7 +110,7 @@ class StoreWriter:
             raise unwritable(self.path, error) from error
         try:
             if not self._shared:
-                refuse_shared(self.path)
+                refuse_shared(*self._shared_places())
             with writing(self.path):
                 self._prepare()
         except BaseException:
@@ -120,6 +120,10 @@ class StoreWriter:
 
     def __exit__(self, *exception: object) -> None:
         self._unlock()
+
+    def _shared_places(self) -> list[Path]:
+        """The folders that other processes may be writing parts to, which this one would break."""
+        return [self.path, *self.path.glob(f"{ADDING}*")]
 
     def _unlock(self) -> None:
         """Release the lock; a finished store keeps no trace of it."""

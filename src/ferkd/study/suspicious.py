@@ -3,8 +3,10 @@
 The teacher saw each image in many crops, and some of them show nothing of the object. So each crop
 counts with its reliability r(s), how often the teacher is right at that confidence
 (`ferkd.calibration.reliability`), and p(c) is the mean of the crops' probabilities by these
-weights. An image is the more suspicious the further the likeliest other class is ahead of the one
-that it lies under: max p(c) - p(given), from -1 to 1. Above 0 the teacher contradicts.
+weights. An image is the more suspicious the more often the likeliest other class is likelier than
+the one that it lies under: log(max p(c) / p(given)), in nats. Above 0 the teacher contradicts. The
+ratio found more planted errors than the difference, most of all with a teacher that learnt from
+them (docs/inspector.md).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from ferkd.store import LabelStore
 from ferkd.system.files import make_folder, write_whole
 from ferkd.system.text import name as visible
 
+_LEAST = 1e-6  # a probability that counts: labels of some classes leave the others out
 _NUMBERS = 1 << 22  # probabilities held at a time
 COLUMNS = (
     "rank",
@@ -59,8 +62,8 @@ class Judged:
 
     @property
     def suspicion(self) -> NDArray[np.float32]:
-        """p(other) - p(given), [N]; NaN without a ground truth."""
-        return self.p_other - self.p_given
+        """log(p(other) / p(given)), [N], each at least `_LEAST`; NaN without a ground truth."""
+        return np.log(self.p_other.clip(_LEAST) / self.p_given.clip(_LEAST))
 
     @property
     def denied(self) -> NDArray[np.bool_]:
@@ -73,15 +76,18 @@ class Judged:
         return rows[np.argsort(-self.suspicion[rows], kind="stable")]
 
 
-def judge(store: LabelStore) -> Judged:
-    """What the teacher says of every image of ``store``, in one walk over its labels."""
-    scores, correct = scores_of(store)
+def judge(
+    store: LabelStore, scored: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
+) -> Judged:
+    """What the teacher says of every image of ``store``, in one walk over its labels and, without
+    ``scored``, what `scores_of` says of the largest probability, in another."""
+    scores, correct = scored or scores_of(store)
     targets = store.truth(slice(None))
     known = targets >= 0
     weights = np.full(scores.shape, 255, np.uint8)
     if known.any():
         weights = weights_of(reliability(scores, correct, known=known), scores)
-    del scores, correct
+    del scores, correct, scored
     count, classes = store.crops_per_image, store.num_classes
     found = Judged(
         targets,

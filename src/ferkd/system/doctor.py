@@ -9,15 +9,18 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ferkd import __version__
+from ferkd.system.results import Result
 
 # What each extra brings, by the names under which it is imported.
 EXTRAS = {
     "report": ("jinja2",),
     "demo": ("jinja2", "sklearn"),
+    "probe": ("sklearn",),
     "tensorboard": ("tensorboard",),
     "hf": ("transformers",),
     "s3": ("s3fs",),
@@ -30,9 +33,23 @@ _SMALL_SHARED = 256 << 20  # bytes: loading workers hand batches over through it
 _FEW_FILES = 256
 
 
-def examine() -> dict[str, Any]:
-    """``versions``, ``devices``, ``threads``, ``limits``, ``extras`` (what is missing of each) and
-    ``problems``: lines that name the finding and the remedy. Imports torch."""
+@dataclass(frozen=True, eq=False)
+class Installation(Result):
+    """What is installed, and on what; of ``extras`` what is missing of each.
+
+    ``problems`` are lines that name the finding and the remedy.
+    """
+
+    versions: dict[str, str | None]
+    devices: dict[str, Any]
+    threads: dict[str, Any]
+    limits: dict[str, int | None]
+    extras: dict[str, list[str]]
+    problems: list[str]
+
+
+def examine() -> Installation:
+    """This installation. Imports torch."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -41,29 +58,30 @@ def examine() -> dict[str, Any]:
         "bf16": bool(torch.cpu._is_avx512_bf16_supported()),
     }
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        found = torch.cuda.get_device_properties(number)
-        devices[f"cuda:{number}"] = f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
+        card = torch.cuda.get_device_properties(number)
+        devices[f"cuda:{number}"] = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
     if torch.backends.mps.is_available():
         devices["mps"] = "Apple GPU"
-    result: dict[str, Any] = {
-        "versions": {"python": platform.python_version(), **_versions()},
-        "devices": devices,
-        "threads": {
-            "torch": torch.get_num_threads(),
-            "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-            **{name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")},
-        },
-        "limits": {"open_files": _open_files(), "shared_memory": _free(_SHARED)},
-        "extras": {name: missing(modules) for name, modules in EXTRAS.items()},
+    found: dict[str, Any] = {"devices": devices}
+    found["threads"] = {
+        "torch": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        **{name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")},
     }
-    result["problems"] = problems(result, cores or 1)
-    return result
+    found["limits"] = {"open_files": _open_files(), "shared_memory": _free(_SHARED)}
+    return Installation(
+        versions={"python": platform.python_version(), **_versions()},
+        **found,
+        extras={name: missing(modules) for name, modules in EXTRAS.items()},
+        problems=problems(found, cores or 1),
+    )
 
 
 def problems(found: Mapping[str, Any], cores: int) -> list[str]:
-    """What is likely to go wrong, each line with its remedy."""
+    """What is likely to go wrong by ``threads``, ``limits`` and ``devices``, each line with its
+    remedy."""
     lines = []
-    threads, limits = found["threads"], found["limits"]
+    threads, limits, devices = found["threads"], found["limits"], found["devices"]
     if threads["torch"] > cores:
         lines.append(
             f"torch uses {threads['torch']} threads on {cores} cores; set OMP_NUM_THREADS={cores}"
@@ -82,13 +100,13 @@ def problems(found: Mapping[str, Any], cores: int) -> list[str]:
             f"{_SHARED} has {limits['shared_memory'] >> 20} MiB free; start the container with "
             "--shm-size 1g, or train with data.workers 0"
         )
-    if not any(name.startswith(("cuda", "mps")) for name in found["devices"]):
+    if not any(name.startswith(("cuda", "mps")) for name in devices):
         if shutil.which("nvidia-smi"):
             lines.append(
                 "there is an NVIDIA driver, but torch sees no GPU; install the CUDA build of torch "
                 "(pytorch.org), or look at CUDA_VISIBLE_DEVICES"
             )
-        elif not found["devices"]["bf16"]:
+        elif not devices["bf16"]:
             lines.append("no GPU, and this processor emulates bf16 slowly; leave precision at auto")
     if not (sys.stdout.encoding or "").lower().startswith("utf"):
         lines.append("the terminal is no UTF-8 one; names are shown escaped (set LANG=C.UTF-8)")

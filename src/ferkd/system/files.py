@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ferkd.system.errors import InputError
+from ferkd.system.results import as_object
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
@@ -188,5 +189,6 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, as :func:`write_whole` does."""
-    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write ``value`` as indented JSON, results as objects, as :func:`write_whole` does."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=as_object)
+    write_whole(path, f"{text}\n".encode())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+from platformdirs import user_cache_path
 
 from ferkd.system.errors import InputError
 
@@ -223,10 +224,11 @@ def make_parent(file_system: Any, path: str) -> None:
         file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where ferkd keeps what may be deleted and made again: FERKD_CACHE, else the user's."""
+    return Path(os.environ.get("FERKD_CACHE") or user_cache())
+
+
 def user_cache() -> Path:
-    """The folder in which this system's users expect what may be deleted and made again."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """ferkd's folder where this system's users expect what may be deleted and made again."""
+    return user_cache_path("ferkd", appauthor=False, opinion=False)

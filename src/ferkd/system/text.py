@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 # C0 and C1 controls and DEL; marks, embeddings, overrides and isolates of the reading direction;
@@ -39,8 +40,12 @@ def to_json(value: Any, *, ascii: bool = False) -> str:
 
     With ``ascii`` so is every other character outside ASCII.
     """
-    text = json.dumps(value, indent=1, ensure_ascii=ascii, default=str, allow_nan=False)
+    text = json.dumps(value, indent=1, ensure_ascii=ascii, default=_plain, allow_nan=False)
     return _IN_LINES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)
 
 
 class Lines(logging.Formatter):

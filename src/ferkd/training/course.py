@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
-from ferkd.evaluating.run import CenterCrops, NonFiniteOutputs, measure, predict
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.measures import measure
+from ferkd.evaluating.predictions import NonFiniteOutputs, predict
 from ferkd.store.checking import ChecksumCheck
 from ferkd.system.distributed import agreed, as_first, by_first
 from ferkd.system.errors import InputError
@@ -28,6 +30,7 @@ from ferkd.training import folder as folders
 from ferkd.training.checkpoint import save_checkpoint, save_weights
 from ferkd.training.data import TrainingData
 from ferkd.training.metrics import Line, MetricsLog
+from ferkd.training.result import RunResult
 from ferkd.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -68,10 +71,12 @@ def check_room(out: Path, trainer: Trainer, *, ema: bool, kept: bool) -> None:
 
     A state is replaced by a whole new one, so there are two for a moment; ``kept``: one is there.
     """
-    state = trainer.model.state_dict().values()
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in state)
+    weights, trained = (
+        sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+        for module in (trainer.model, trainer.trained)
+    )
     # Optimizers keep at most two numbers a parameter; the rest of a state is small beside them.
-    checkpoint = (3 + ema) * weights + (1 << 20)
+    checkpoint = 3 * trained + ema * weights + (1 << 20)
     require_room(out, *[checkpoint] * (1 if kept else 2), weights, what="a run's state and weights")
 
 
@@ -136,7 +141,7 @@ class Run:
             if self.evaluate and self.evaluated < self.trainer.step:
                 self._log_evaluation(self.evaluate)
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> RunResult:
         """Write the result, and return it."""
         return by_first(self._written)
 
@@ -299,35 +304,37 @@ class Run:
                 "them by ferkd evaluate"
             ) from error
 
-    def _written(self) -> dict[str, Any]:
+    def _written(self) -> RunResult:
         trainer, mining = self.trainer, self.data.mining
         if self.check is not None:
             self.check.require(ended=True)
-        result: dict[str, Any] = {
-            "method": self.recipe.method,
-            "student": self.recipe.student.name,
-            "seed": self.recipe.seed,
-            **self.figures,
-            "epochs": self._epoch,
-            "steps": trainer.steps,
-            "decodes": self._decodes,
-            "seconds": trainer.seconds,
-            "crops_per_second": trainer.crops / trainer.seconds,
-            "world_size": trainer.ranks.world_size,
-            "data": self.data.identity,
-            "run": str(self.out),
-        }
+        found: dict[str, Any] = dict(self.figures)
         if mining is not None:
-            result["thresholds"] = list(mining.thresholds)
-            result["regions"] = mining.shares
-            result["rescued"] = mining.rescued
-            if mining.note:
-                result["note"] = mining.note
+            found |= {
+                "thresholds": list(mining.thresholds),
+                "regions": mining.shares,
+                "rescued": mining.rescued,
+                "note": mining.note or None,
+            }
         if self.data.temperature is not None:
-            result["label_temperature"] = asdict(self.data.temperature)
+            found["label_temperature"] = asdict(self.data.temperature)
         if self.data.growing is not None:
-            result["partial"] = self.data.growing.seen()
+            found["partial"] = self.data.growing.seen()
         if self.data.store is not None:
-            result["images_without_labels"] = self.data.images_without_labels
+            found["images_without_labels"] = self.data.images_without_labels
+        result = RunResult(
+            method=self.recipe.method,
+            student=self.recipe.student.name,
+            seed=self.recipe.seed,
+            epochs=self._epoch,
+            steps=trainer.steps,
+            decodes=self._decodes,
+            seconds=trainer.seconds,
+            crops_per_second=trainer.crops / trainer.seconds,
+            world_size=trainer.ranks.world_size,
+            data=self.data.identity,
+            run=str(self.out),
+            **found,
+        )
         write_json(self.out / folders.RESULT, result)
         return result

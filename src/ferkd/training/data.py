@@ -17,13 +17,12 @@ from ferkd.images import ImageSource, PixelCache, open_images
 from ferkd.images.content import content
 from ferkd.loading.crop_sources import CropSource, FreshCrops, StoredCrops, without_labels
 from ferkd.loading.loader import Loader
-from ferkd.loading.mixing import Mix
+from ferkd.loading.mixing import Mix, Mixture
 from ferkd.loading.order import ImageOrder
 from ferkd.methods import METHODS
 from ferkd.store import LabelStore, SoftLabels
 from ferkd.system.distributed import Ranks
 from ferkd.system.errors import InputError
-from ferkd.training.trainer import Mixer
 
 logger = logging.getLogger("ferkd")
 
@@ -56,10 +55,11 @@ def open_data(recipe: Recipe) -> TrainingData:
     """The batches of a recipe and what they are made of, the store being finished. Raises
     InputError."""
     found = _from_images(recipe) if METHODS[recipe.method].labels == "none" else stored(recipe)
-    if found.num_classes < 2:
+    if recipe.loss.has_classes and found.num_classes < 2:
         raise InputError(
             f"{found.images.name} has {found.num_classes} class; a classifier needs at least 2 "
             "class folders"
+            + ("; without classes set loss.beside none" if METHODS[recipe.method].features else "")
         )
     loader = loader_of(recipe, found, cache_of(recipe.data, found))
     return TrainingData(
@@ -127,7 +127,7 @@ class Found:
 def _from_images(recipe: Recipe) -> Found:
     """Fresh crops of images with their ground truth, and the live teacher of the method."""
     method, wanted = METHODS[recipe.method], recipe.data
-    images = open_images(wanted.images)
+    images = open_images(wanted.images, targets=recipe.loss.has_classes)
     names, targets = images.class_names, images.targets
     if method.truth and len(targets) and int(targets.min()) < 0:
         raise InputError(
@@ -159,6 +159,9 @@ def _live_teacher(recipe: Recipe, images: ImageSource) -> Teacher:
         device=recipe.device,
         precision=recipe.teacher_precision or recipe.precision,
     )
+    if METHODS[recipe.method].features:  # whatever its classes are
+        _check_sides(teacher, recipe)
+        return teacher
     teacher = teacher.for_folders(images.class_names, recipe.class_map)
     _check_sides(teacher, recipe)
     if found := probe(teacher, images):
@@ -202,12 +205,15 @@ def _check_sides(teacher: Teacher, recipe: Recipe) -> None:
 
 
 def open_store(recipe: Recipe) -> LabelStore:
-    """The store of a recipe whose method trains from one: of crops, or of maps. Raises InputError
-    where it cannot be opened and where it is of the other kind."""
+    """The store of a recipe whose method trains from one: of crops, or of maps; of its signals
+    those that the method reads. Raises InputError where it cannot be opened and where it is of the
+    other kind."""
     method, wanted = METHODS[recipe.method], recipe.data
     if wanted.store is None:
         raise InputError(f"recipe.data.store: missing; method {recipe.method} needs labels")
-    store = LabelStore.open(wanted.store)
+    store = LabelStore(wanted.store)
+    if not recipe.loss.reads_labels:
+        store = store.of_kinds("features")
     is_map = store.geometry.crops.is_map
     if is_map != (method.labels == "map"):
         held, needed, remedy = ("label maps", "the labels of crops", "without --kind map")
@@ -218,6 +224,10 @@ def open_store(recipe: Recipe) -> LabelStore:
             f"ferkd label {remedy}"
             + (", or use method relabel" if is_map else ", or use method fkd")
         )
+    if method.features:
+        store.of_kind("features")  # raises where there are none, and where several may be meant
+    if recipe.loss.reads_labels:
+        store.of_kind("labels")
     return store
 
 
@@ -236,7 +246,7 @@ def stored(
 
         crops = MapCrops(images, store, distribution=wanted.crops, seed=recipe.seed)
     else:
-        regions = recipe.regions if method.regions else None
+        regions = recipe.regions if method.regions or recipe.loss.mined else None
         temperature, fitted = _label_temperature(recipe, store)
         crops = stored = StoredCrops(
             images,
@@ -244,15 +254,17 @@ def stored(
             regions=regions,
             seed=recipe.seed,
             features=method.features,
+            labels=recipe.loss.learns_labels,
             temperature=temperature,
             truth_share=getattr(recipe.loss, "truth_share", 0.0),
         )
         mining = stored.mining
+    classes = recipe.loss.has_classes
     return Found(
         images,
         crops,
-        store.class_names,
-        store.num_classes,
+        store.class_names if classes else (),
+        store.num_classes if classes else 0,
         store.targets,
         labels=store.identity,
         exif=store.geometry.images.exif,
@@ -266,6 +278,8 @@ def _label_temperature(recipe: Recipe, store: LabelStore) -> tuple[float, Fitted
     """The temperature of the stored labels that the loss asks for, and how it was fitted."""
     wanted = getattr(recipe.loss, "label_temperature", 1.0)
     fitted = None
+    if not recipe.loss.reads_labels:
+        return 1.0, None
     if wanted == "fit":
         fitted = fit_temperature(store)
         if fitted is None:
@@ -336,35 +350,55 @@ def mixer(
     num_classes: int,
     label_smoothing: float,
     ranks: Ranks | None = None,
-) -> Mixer | None:
-    """The mixing of a run, by step; None without any. It may write over the images given.
-
-    Where a batch has no labels, its smoothed hard targets are mixed: torch's cross-entropy gives
-    each class smoothing / C, so the softened hard label's epsilon is smoothing (C - 1) / C. What is
-    mixed is drawn for the whole batch, of which a process of several has its ``ranks``' part.
-    """
-    ranks = ranks or Ranks()
+) -> Mixing | None:
+    """The mixing of a run, by step; None without any."""
     if mix.kind == "none":
         return None
-    epsilon = label_smoothing * (num_classes - 1) / num_classes
+    return Mixing(mix, crops_per_image, seed, num_classes, label_smoothing, ranks or Ranks())
 
-    def apply(
-        step: int, images: Tensor, labels: SoftLabels | None, targets: Tensor
-    ) -> tuple[Tensor, SoftLabels, Tensor]:
-        if labels is None:
-            labels = SoftLabels.hard(targets.clamp_min(0), num_classes, epsilon)
+
+@dataclass(frozen=True)
+class Mixing:
+    """Mixes the batch of a step; it may write over the images given.
+
+    Where a batch has no labels, its smoothed hard targets are mixed: torch's cross-entropy gives
+    each class smoothing / C, so the softened hard label's epsilon is smoothing (C - 1) / C. Without
+    classes there is nothing to mix but images. What is mixed is drawn for the whole batch, of which
+    a process of several has its ``ranks``' part.
+    """
+
+    mix: Mix
+    crops_per_image: int
+    seed: int
+    num_classes: int
+    label_smoothing: float
+    ranks: Ranks
+
+    def __call__(
+        self, step: int, images: Tensor, labels: SoftLabels | None, targets: Tensor
+    ) -> tuple[Tensor, SoftLabels | None, Tensor]:
+        drawn = self._drawn(step, images)
+        if labels is None and self.num_classes:
+            epsilon = self.label_smoothing * (self.num_classes - 1) / self.num_classes
+            labels = SoftLabels.hard(targets.clamp_min(0), self.num_classes, epsilon)
+        larger = torch.where(drawn.shares >= 0.5, targets, targets[drawn.partners])
+        mixed = None if labels is None else drawn.labels(labels)
+        return drawn.images(images, in_place=True), mixed, larger
+
+    def partners(self, step: int, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the rows of a step are mixed with, int64 [B], and their own share, float32 [B]."""
+        drawn = self._drawn(step, images)
+        return drawn.partners, drawn.shares
+
+    def _drawn(self, step: int, images: Tensor) -> Mixture:
         rows, _, height, width = images.shape
-        drawn = mix.draw(
-            rows * ranks.world_size,
+        drawn = self.mix.draw(
+            rows * self.ranks.world_size,
             height,
             width,
-            crops_per_image=crops_per_image,
-            generator=np.random.default_rng([seed, step]),
-            ranks=ranks.world_size,
+            crops_per_image=self.crops_per_image,
+            generator=np.random.default_rng([self.seed, step]),
+            ranks=self.ranks.world_size,
         )
         assert drawn is not None
-        drawn = drawn.of_rank(ranks.rank, ranks.world_size).to(images.device)
-        larger = torch.where(drawn.shares >= 0.5, targets, targets[drawn.partners])
-        return drawn.images(images, in_place=True), drawn.labels(labels), larger
-
-    return apply
+        return drawn.of_rank(self.ranks.rank, self.ranks.world_size).to(images.device)

@@ -22,8 +22,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.evaluating.measures import measure
-from ferkd.evaluating.run import CenterCrops, match_classes, predict
+from ferkd.evaluating.predictions import match_classes, predict
 from ferkd.images import open_images
 from ferkd.models.student import ModelConfig, Student, build_student, check_input, normalisation
 from ferkd.models.weights import read_state_dict
@@ -33,6 +34,7 @@ from ferkd.system.files import write_json
 from ferkd.system.interrupt import Interrupt
 from ferkd.system.locks import held
 from ferkd.system.plain import read_json
+from ferkd.system.results import Result
 from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
@@ -112,6 +114,28 @@ class FineTuning:
         )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FineTuned(Result):
+    """What was kept: ``kept_step`` 0 is the linear probe, whose accuracy is ``probe_top1``.
+
+    ``kept_share`` of that step's weights, the rest being the probe's; ``last_top1`` is the accuracy
+    of the last step alone.
+    """
+
+    student: str
+    top1: float
+    probe_top1: float
+    kept_step: int
+    kept_share: float
+    last_top1: float
+    nll: float
+    ece: float
+    steps: int
+    probe_penalty: float
+    seconds: float
+    run: str
+
+
 def fine_tune(
     settings: FineTuning,
     out: str | Path,
@@ -119,21 +143,19 @@ def fine_tune(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> FineTuned:
     """Fit a head and fine-tune into the folder ``out``, a run; returns its result.
 
-    The result has ``top1`` (of what is kept), ``probe_top1``, ``kept_step`` (0: the probe),
-    ``kept_share`` (of that step's weights, the rest being the probe's), ``last_top1`` (of the last
-    step), ``nll``, ``ece``, ``steps`` and ``seconds``. An interrupted call continues with
-    ``resume``, on the CPU to the bit. ``progress(done, total, note)`` hears of images and steps.
-    Raises InputError for what cannot be before anything is written.
+    An interrupted call continues with ``resume``, on the CPU to the bit. ``progress(done, total,
+    note)`` hears of images and steps. Raises InputError for what cannot be before anything is
+    written.
     """
     out = local_path(out, "folder for the run")
     recipe = settings.recipe(out)
     folders.prepare(out, recipe.to_dict(), resume=resume, overwrite=overwrite)
     result = out / folders.RESULT
     if resume and result.is_file():
-        return read_json(result, "result of a run")
+        return FineTuned.from_json(read_json(result, "result of a run"), result)
     with held(out, folders.BUSY.format(out)):
         folders.prepare(out, recipe.to_dict(), resume=resume, overwrite=overwrite)
         if overwrite:
@@ -146,13 +168,12 @@ def fine_tune(
     return found
 
 
-def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> dict[str, Any]:
+def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> FineTuned:
     """The probe, what follows it, and the weights of what is kept; the result."""
     begun = time.perf_counter()
-    folders.write_recipe(out, recipe.to_dict())
     judge = _Judge(settings)
     if not (out / PROBE).is_file():
-        _probe(settings, out, judge, begun, tell)
+        _probe(settings, out, recipe, judge, begun, tell)
     probe = read_json(out / PROBE, "linear probe")
     if settings.epochs <= 0:
         kept = _probed(probe)
@@ -166,20 +187,20 @@ def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> d
         source = BEST if kept["step"] else PROBE_WEIGHTS
         trainer.model.load_state_dict(read_state_dict(out / source))
         save_weights(out / folders.WEIGHTS, trainer.model)
-    return {
-        "student": settings.network.name,
-        "top1": kept["top1"],
-        "probe_top1": probe["top1"],
-        "kept_step": kept["step"],
-        "kept_share": kept["share"],
-        "last_top1": kept.get("last", probe["top1"]),
-        "nll": kept["nll"],
-        "ece": kept["ece"],
-        "steps": steps,
-        "probe_penalty": probe["penalty"],
-        "seconds": probe["seconds"] + seconds,
-        "run": str(out),
-    }
+    return FineTuned(
+        student=settings.network.name,
+        top1=kept["top1"],
+        probe_top1=probe["top1"],
+        kept_step=kept["step"],
+        kept_share=kept["share"],
+        last_top1=kept.get("last", probe["top1"]),
+        nll=kept["nll"],
+        ece=kept["ece"],
+        steps=steps,
+        probe_penalty=probe["penalty"],
+        seconds=probe["seconds"] + seconds,
+        run=str(out),
+    )
 
 
 class _Judge:
@@ -214,8 +235,13 @@ class _Judge:
         )
 
 
-def _probe(settings: FineTuning, out: Path, judge: _Judge, begun: float, tell: Progress) -> None:
-    """Fit the head on frozen features; leaves the network with it, its config and its figures."""
+def _probe(
+    settings: FineTuning, out: Path, recipe: Recipe, judge: _Judge, begun: float, tell: Progress
+) -> None:
+    """Fit the head on frozen features; leaves the network with it, its config and its figures.
+
+    The recipe is written first, once nothing is left that the caller could have got wrong.
+    """
     torch.manual_seed(settings.seed)
     device = resolve_device(settings.device)
     dtype = resolve_precision(settings.precision, device)
@@ -223,6 +249,7 @@ def _probe(settings: FineTuning, out: Path, judge: _Judge, begun: float, tell: P
     model = build_student(network, judge.classes, image_size=settings.image_size)
     check_input(model, network.name, settings.image_size, judge.classes)
     mean, std = normalisation(network, model)
+    folders.write_recipe(out, recipe.to_dict())
     model, normalise = model.to(device), Normalise(mean, std, device)
     head = head_of(model, judge.classes)
     total = len(judge.train)

@@ -70,9 +70,16 @@ def parameter_groups(
     return sorted((g for g in groups if g["params"]), key=lambda g: -g["weight_decay"])
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of ``model``'s trainable parameters, fused where torch has a fused kernel."""
+def build_optimizer(
+    config: OptimizerConfig, model: nn.Module, beside: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser of ``model``'s trainable parameters, fused where torch has a fused kernel.
+
+    ``beside`` are layers that are trained along, at the full rate.
+    """
     groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    if beside is not None:
+        groups += parameter_groups(beside, config.weight_decay)
     fused = all(p.device.type in ("cuda", "cpu") for g in groups for p in g["params"])
     # timm's sgd has Nesterov's momentum; its "momentum" is torch's plain one.
     name = {"sgd": "momentum"}.get(config.name, config.name)

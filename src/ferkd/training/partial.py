@@ -40,6 +40,11 @@ def open_partial(recipe: Recipe) -> TrainingData:
             f"data.partial is for stored labels of crops, which method {recipe.method} does not "
             "train on or data.store does not name; leave it out"
         )
+    if method.features:
+        raise InputError(
+            f"method {recipe.method} takes the mean of all stored features, which a store that is "
+            "still being written does not have; leave data.partial out, and train once it is done"
+        )
     listed = open_images(wanted.images, targets=False)
     growing = Growing(wanted.store, listed.ids)
     check_kind(growing.settings, "random", growing.path)

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ferkd.evaluating.run import CenterCrops
+from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.system.compute import Normalise, autocast
 from ferkd.system.errors import InputError
 

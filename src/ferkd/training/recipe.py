@@ -27,8 +27,8 @@ from pydantic import (
 
 from ferkd.calibration.regions import Regions
 from ferkd.crops import CropDistribution
-from ferkd.loading.loader import WorkerKind
 from ferkd.loading.mixing import Mix
+from ferkd.loading.processes import WorkerKind
 from ferkd.methods import METHODS, loss_settings, problem, with_defaults
 from ferkd.methods.base import LossSettings
 from ferkd.models.student import Student

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ferkd.evaluating.run import CenterCrops, match_classes
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.predictions import match_classes
 from ferkd.images import ImageSource, open_images, refuse_inside_images
 from ferkd.methods import METHODS
-from ferkd.methods.base import Setup
+from ferkd.methods.base import Attached, Setup
+from ferkd.models.heads import head_of_student
 from ferkd.models.student import (
     ModelConfig,
     build_student,
@@ -29,7 +32,6 @@ from ferkd.system.files import sweep, write_json
 from ferkd.system.interrupt import Interrupt
 from ferkd.system.launch import restarts
 from ferkd.system.locks import held
-from ferkd.system.plain import read_json
 from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint
@@ -38,8 +40,11 @@ from ferkd.training.data import TrainingData, mixer, open_data
 from ferkd.training.metrics import require_tensorboard
 from ferkd.training.optim import build_optimizer
 from ferkd.training.partial import open_partial
+from ferkd.training.result import RunResult, read_result
 from ferkd.training.schedule import learning_rate
 from ferkd.training.trainer import Trainer
+
+log = logging.getLogger("ferkd")
 
 if TYPE_CHECKING:
     from ferkd.training.recipe import Recipe
@@ -52,16 +57,18 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> RunResult:
     """Train the student of ``recipe`` and leave the run in the folder ``out``; returns its result.
 
-    ``progress`` is called with the lines of metrics.jsonl ("kind" train or eval) and before them
-    with {"kind": "start", "steps", "step", ...}. With ``resume`` an interrupted run continues (to
-    the bit on the CPU), a finished one returns its result at once, and a missing one starts.
-    On SIGINT and SIGTERM the state is saved and KeyboardInterrupt raised. Raises InputError for
-    anything that the recipe, the folder or the data get wrong, validation images and the disk's
-    room included, and where another process writes to ``out``, before anything is written;
-    RuntimeError when training diverges.
+    - ``progress`` is called with the lines of metrics.jsonl ("kind" train or eval), and before them
+      with {"kind": "start", "steps", "step", ...}.
+    - With ``resume`` an interrupted run continues (to the bit on the CPU), a finished one returns
+      its result at once, and a missing one starts.
+    - On SIGINT and SIGTERM the state is saved and KeyboardInterrupt raised.
+
+    Raises InputError, before anything is written, for anything that the recipe, the folder or the
+    data get wrong, validation images and the disk's room included, and where another process
+    writes to ``out``. Raises RuntimeError when training diverges.
 
     The processes of a process group, or those that torchrun started, train together: the batch of
     a step is that of all, the first one writes and calls ``progress``, all return the result.
@@ -84,7 +91,7 @@ def begin(
     overwrite: bool,
     progress: Progress | None,
     data: TrainingData | None = None,
-) -> Run | dict[str, Any]:
+) -> Run | RunResult:
     """A run before its next step, its folder made and held; the result of one that is finished.
 
     ``data`` is what another recipe opened, where the two share it. Raises as :func:`train` does.
@@ -102,16 +109,16 @@ def _begin(
     progress: Progress | None,
     data: TrainingData | None,
     holding: ExitStack,
-) -> Run | dict[str, Any]:
+) -> Run | RunResult:
     settings = recipe.to_dict()
 
-    def prepared() -> dict[str, Any] | None:
+    def prepared() -> RunResult | None:
         check_restart(resume)
         refuse_inside_images(out, recipe.data.images, recipe.data.val)
         refuse_inside_store(out)
         folders.prepare(out, settings, resume=resume, overwrite=overwrite)
         if resume and (out / folders.RESULT).is_file():
-            return dict(read_json(out / folders.RESULT, "result of a run"))
+            return read_result(out)
         holding.enter_context(held(out, folders.BUSY.format(out)))
         folders.prepare(out, settings, resume=resume, overwrite=overwrite)  # as it is now
         return None
@@ -217,6 +224,9 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
             )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(device)
+    head, features = None, 0
+    if METHODS[recipe.method].attached:
+        head, features = head_of_student(model, recipe.data.image_size, data.num_classes)
     steps = schedule.total_steps(loader.images, loader.batch_size)
     warmup = schedule.warmup_steps(loader.images, loader.batch_size)
 
@@ -236,12 +246,16 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
         teacher=data.teacher,
         store=data.store,
         unlabelled=data.unlabelled,
+        features=features,
+        seed=recipe.seed,
     )
+    loss = METHODS[recipe.method].make(recipe.loss, setup)
+    layers = loss.layers if isinstance(loss, Attached) else None
     return Trainer(
         model,
         loader,
-        METHODS[recipe.method].make(recipe.loss, setup),
-        optimizer=build_optimizer(recipe.optimizer, model),
+        loss,
+        optimizer=build_optimizer(recipe.optimizer, model, layers),
         learning_rate=rate,
         steps=steps,
         normalise=Normalise(config.mean, config.std, device, reuse=True),
@@ -261,12 +275,19 @@ def _trainer(recipe: Recipe, model: nn.Module, data: TrainingData, config: Model
         compile=recipe.compile,
         accumulate=recipe.accumulate,
         ranks=ranks,
+        head=head,
     )
 
 
 def _validation(recipe: Recipe, trainer: Trainer, config: ModelConfig) -> Validation | None:
     """What evaluates the student on the validation images; None where the recipe has none."""
     if recipe.data.val is None:
+        return None
+    if not config.num_classes:
+        log.info(
+            "the student has no classes, so data.val is not evaluated; judge its features by "
+            "ferkd evaluate --knn --probe"
+        )
         return None
     images: ImageSource = open_images(recipe.data.val)
     targets = torch.from_numpy(images.targets.astype(np.int64))

@@ -21,6 +21,7 @@ from ferkd.system.interrupt import Interrupt
 from ferkd.system.storage import local_path
 from ferkd.training.checkpoint import random_state, restore_random_state
 from ferkd.training.course import Progress, Run
+from ferkd.training.result import RunResult
 from ferkd.training.run import begin
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def train_together(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, RunResult]:
     """Train the ``recipes`` by name on one loader; each leaves its run in ``out``/NAME.
 
     Returns their results by name. ``progress`` is called with the lines of the first run, to which
@@ -45,7 +46,7 @@ def train_together(
     check_shared(recipes)
     device = next(iter(recipes.values())).device
     with process_group(resolve_device(device).type == "cuda"), ExitStack() as holding:
-        begun: dict[str, Run | dict[str, Any]] = {}
+        begun: dict[str, Run | RunResult] = {}
         apart: dict[str, _Apart] = {}
         for name, recipe in recipes.items():
             shared = next((one.run.data for one in apart.values()), None)
@@ -95,8 +96,15 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
         "schedule.image_size": sizes,
         # Sizes follow the run's length, which otherwise may differ.
         "schedule": settings["schedule"] if sizes else None,
-        "method (the labels that it reads)": method.labels,
-        "regions": settings["regions"] if method.regions else None,
+        "method (the labels that it reads)": (
+            method.labels,
+            method.features,
+            recipe.loss.reads_labels,
+            recipe.loss.learns_labels,
+        ),
+        "loss.label_temperature": settings["loss"].get("label_temperature"),
+        "loss.truth_share": settings["loss"].get("truth_share"),
+        "regions": settings["regions"] if method.regions or recipe.loss.mined else None,
         "teacher": (settings["teacher"], settings["teacher_precision"]) if method.teacher else None,
     }
 

@@ -25,7 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 from ferkd.crops.device import RawImages, cut_batch
-from ferkd.methods.base import Loss, View
+from ferkd.methods.base import Attached, Loss, View
+from ferkd.models.heads import WithFeatures
 from ferkd.store.soft import SoftLabels
 from ferkd.system.compute import Normalise, autocast
 from ferkd.system.distributed import Ranks, gathered, mean_of_all, rows_of_all
@@ -33,8 +34,9 @@ from ferkd.system.errors import InputError
 from ferkd.training.checkpoint import random_state, restore_random_state
 from ferkd.training.ema import Ema
 
-# (step, images, labels, targets) -> all three mixed; targets are those of the larger parts.
-Mixer = Callable[[int, Tensor, SoftLabels | None, Tensor], tuple[Tensor, SoftLabels, Tensor]]
+# (step, images, labels, targets) -> all three mixed; targets are those of the larger parts. Where
+# features are learnt from it has partners(step, images) too: rows, and the shares of their pixels.
+Mixer = Callable[[int, Tensor, SoftLabels | None, Tensor], tuple[Tensor, SoftLabels | None, Tensor]]
 
 
 @runtime_checkable
@@ -115,9 +117,11 @@ class Trainer:
     autocast on (float16 scales the loss). ``mixer`` mixes normalised images and labels, on the
     device; ``ema`` is the decay of an average of the weights, ``clip_grad`` the largest norm of
     the gradient. With ``frozen_statistics`` BatchNorm normalises by the running statistics that the
-    model came with, and does not change them. ``model`` is moved
-    to the normaliser's device. ``seconds`` counts the time spent in steps, waiting for data
-    included and everything that the caller does between steps left out.
+    model came with, and does not change them. An objective that is `Attached` has layers of its
+    own, which the optimizer is to be made with; ``head`` is then the model's, None for one that
+    answers with its features. ``model`` is moved to the normaliser's device. ``seconds`` counts the
+    time spent in steps, waiting for data included and everything that the caller does between steps
+    left out.
 
     Of several processes of a group each is told its ``ranks`` and given its part of every batch;
     gradients are averaged, and an objective that needs a step's rows together sees those of all.
@@ -144,6 +148,7 @@ class Trainer:
         compile: bool = False,
         accumulate: int = 1,
         ranks: Ranks | None = None,
+        head: nn.Linear | None = None,
     ) -> None:
         self.device = normalise.device
         self.ranks, self.accumulate = ranks or Ranks(), accumulate
@@ -169,9 +174,19 @@ class Trainer:
         self.seconds = 0.0
         self._losses: list[Tensor] = []
         self._forward: nn.Module = self.model
+        self._attached = isinstance(objective, Attached)
+        if isinstance(objective, Attached):
+            self._forward = WithFeatures(
+                self.model, head, objective.layers, head_alone=objective.head_alone
+            )
         self._together = False
         if compile:
             self.model.compile()
+
+    @property
+    def trained(self) -> nn.Module:
+        """The model, with the layers that its objective has beside it."""
+        return self._forward
 
     @property
     def best_model(self) -> nn.Module:
@@ -183,7 +198,7 @@ class Trainer:
         self.model.train()
         if self.ranks.world_size > 1:
             device_ids = [self.device] if self.device.type == "cuda" else None
-            self._forward = DistributedDataParallel(self.model, device_ids=device_ids)
+            self._forward = DistributedDataParallel(self._forward, device_ids=device_ids)
             self._together = whole_batch(self.objective)
         if self.accumulate > 1 and whole_batch(self.objective):
             raise InputError(
@@ -220,23 +235,34 @@ class Trainer:
             labels = labels.to(self.device, non_blocking=True)
         if self.mixer is not None:
             images, labels, targets = self.mixer(self.step, images, labels, targets)
-        features: Tensor | None = getattr(batch, "features", None)
-        if features is not None:
-            features = features.to(self.device, non_blocking=True)
+        view = View(images, labels, targets, rows, crops, *self._features(batch, images))
         if self.frozen_statistics:  # at every step: an evaluation in between sets the mode anew
             freeze_statistics(self.model)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._gradients(View(images, labels, targets, rows, crops, features))
+        loss = self._gradients(view)
         if self.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+            nn.utils.clip_grad_norm_(self._forward.parameters(), self.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
-            self.ema.update(self.step)
+            self.ema.update(self.model, self.step)
         self._losses.append(loss)
         self.step += 1
         self.crops += len(batch.targets) * self.ranks.world_size
+
+    def _features(
+        self, batch: BatchLike, images: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The stored features of the rows, those of what they are mixed with, and the shares."""
+        features: Tensor | None = getattr(batch, "features", None)
+        if features is None:
+            return None, None, None
+        features = features.to(self.device, non_blocking=True)
+        if self.mixer is None:
+            return features, None, None
+        partners, shares = cast(Any, self.mixer).partners(self.step, images)
+        return features, features[partners], shares
 
     def _gradients(self, view: View) -> Tensor:
         """Add up the gradients of a step, part by part; its loss on this process's rows."""
@@ -253,6 +279,9 @@ class Trainer:
             with self._without_exchange(number < parts - 1):
                 with autocast(self.device, self.dtype):
                     logits = self._forward(part.images)
+                if self._attached:
+                    logits, beside = logits
+                    part = replace(part, beside=beside.float())
                 loss, weight = self._loss(logits.float(), part)
                 counted = loss if weight == parts else loss * (weight / parts)
                 self.scaler.scale(counted).backward()
@@ -272,18 +301,22 @@ class Trainer:
         # The rows of all processes, of which only this one's have a gradient: summed over the
         # processes it is that of the whole, while the exchange takes the mean.
         mine = self.ranks.part(len(logits) * self.ranks.world_size)
-        everyone = rows_of_all(logits)
-        everyone = torch.cat([everyone[: mine.start], logits, everyone[mine.stop :]])
-        labels = None if view.labels is None else tree_map(rows_of_all, view.labels)
+
+        def everyones(own: Tensor) -> Tensor:
+            found = rows_of_all(own)
+            return torch.cat([found[: mine.start], own, found[mine.stop :]])
+
         whole = replace(
             view,
-            labels=labels,
-            features=None if view.features is None else rows_of_all(view.features),
-            targets=rows_of_all(view.targets),
-            rows=rows_of_all(view.rows),
-            crops=rows_of_all(view.crops),
+            labels=None if view.labels is None else tree_map(rows_of_all, view.labels),
+            beside=None if view.beside is None else everyones(view.beside),
+            **{
+                name: rows_of_all(own)
+                for name in ("targets", "rows", "crops", "features", "other_features", "shares")
+                if (own := getattr(view, name)) is not None
+            },
         )
-        return self.objective(everyone, whole), self.ranks.world_size
+        return self.objective(everyones(logits), whole), self.ranks.world_size
 
     def _images(self, batch: BatchLike) -> Tensor:
         """The crops of a batch, cut on the device where it brings its images whole."""

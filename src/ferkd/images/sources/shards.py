@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections import defaultdict
@@ -24,7 +23,7 @@ from ferkd.images.sources.options import numbered, split_options
 from ferkd.images.sources.source import check_ids, check_look_alike
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_whole
-from ferkd.system.storage import clear_errors, masked, user_cache
+from ferkd.system.storage import cache_folder, clear_errors, masked
 
 _OPTIONS = ("image", "classes")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -142,7 +141,7 @@ def _index(files: Files, shard: str) -> list[Member]:
     where = f"{files.name.rstrip('/')}/{shard}"
     size, state = _state(files, shard, where)
     told = f"{_VERSION} {files.root} {files.remote} {shard} {state}"
-    cache = Path(os.environ.get("FERKD_CACHE") or user_cache() / "ferkd")
+    cache = cache_folder()
     kept = cache / "shards" / f"{hashlib.sha256(told.encode()).hexdigest()}.json"
     try:
         return [Member(*row) for row in json.loads(kept.read_bytes())]

@@ -15,6 +15,7 @@ from ferkd.study.bench.label import forwards
 from ferkd.study.bench.measuring import in_turns, machine, seconds_of, summary
 from ferkd.system.compute import autocast, resolve_precision
 from ferkd.system.errors import InputError
+from ferkd.system.tables import markdown as table
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 _LEAST_CROPS = 32  # of a turn, so that small batches are not timed by one call
@@ -78,10 +79,8 @@ def markdown(result: dict[str, Any]) -> str:
     """The rates as a table, the device's default marked."""
     details = result["details"]
     clock, cpu = details["crops_per_second"], details["crops_per_cpu_second"]
-    lines = [
-        "batch | labelling, crops/s | per CPU second | training, crops/s | per CPU second",
-        "--: | --: | --: | --: | --:",
-    ]
+    head = ["batch", "labelling, crops/s", "per CPU second", "training, crops/s", "per CPU second"]
+    lines = []
     for batch in sorted({int(name.partition(", ")[2]) for name in clock}):
         mark = " (default)" if batch == details["default_batch"] else ""
         cells = [
@@ -89,8 +88,8 @@ def markdown(result: dict[str, Any]) -> str:
             for what in ("labelling", "training")
             for rates in (clock[f"{what}, {batch}"]["median"], cpu[f"{what}, {batch}"])
         ]
-        lines.append(f"{batch}{mark} | " + " | ".join(cells))
-    return "\n".join(lines)
+        lines.append([f"{batch}{mark}", *cells])
+    return table(head, lines, figures=True)
 
 
 def _rate(

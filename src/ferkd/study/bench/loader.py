@@ -21,8 +21,9 @@ import torch
 from ferkd.images import ImageSource, open_images
 from ferkd.images.cache import PixelCache
 from ferkd.loading.crop_sources import StoredCrops
-from ferkd.loading.loader import Loader, WorkerKind
+from ferkd.loading.loader import Loader
 from ferkd.loading.order import ImageOrder
+from ferkd.loading.processes import WorkerKind
 from ferkd.models.student import IMAGENET_MEAN, IMAGENET_STD
 from ferkd.store import LabelStore
 from ferkd.study.bench.made_up import write_labels
@@ -32,6 +33,7 @@ from ferkd.study.bench.photos import MEGAPIXEL_SIDES, PHOTO_SIDES, write_photos
 from ferkd.study.bench.store import write_fkd
 from ferkd.system.compute import Normalise
 from ferkd.system.errors import InputError
+from ferkd.system.tables import markdown as table
 
 OURS, CACHED, PROCESSES = "ferkd", "ferkd, cached", "ferkd, processes"
 NORMALISED, FULL = "ferkd, normalised", "ferkd, decoding in full"
@@ -335,12 +337,9 @@ def markdown(result: dict[str, Any]) -> str:
     """The report of `bench_loader` as a Markdown table: crops per second and process."""
     rows = result["details"]["rows"]
     names = list(rows[0]["crops_per_second_per_core"])
-    lines = [
-        f"workers | m | {' | '.join(names)}",
-        " | ".join(["--:"] * (2 + len(names))),
-    ]
+    lines = []
     for row in rows:
         sides = row["crops_per_second_per_core"]
         figures = [f"{sides[name]['median']:.0f}" for name in names]
-        lines.append(f"{row['workers']} | {row['crops_per_image']} | {' | '.join(figures)}")
-    return "\n".join(lines)
+        lines.append([row["workers"], row["crops_per_image"], *figures])
+    return table(["workers", "m", *names], lines, figures=True)

@@ -30,6 +30,7 @@ from ferkd.study.bench.measuring import (
 )
 from ferkd.system.compute import resolve_device
 from ferkd.system.errors import InputError
+from ferkd.system.tables import markdown as table
 
 SPARSE, DENSE = "sparse", "dense recovery"
 _LARGE, _USUAL = 21_841, 1000
@@ -186,13 +187,10 @@ def _median(values: list[float]) -> float:
 
 def markdown(result: dict[str, Any]) -> str:
     """The report of `bench_loss` as a Markdown table."""
-    lines = [
-        "classes | side | ms | peak MB, with the gradient | and the logits | without either",
-        "--: | --- | --: | --: | --: | --:",
-    ]
+    head = ["side", "classes", "ms", "peak MB, with the gradient", "and the logits"]
+    lines = []
     for row in result["details"]["rows"]:
         for name, time in row["milliseconds"].items():
             sizes = [f"{peaks[name] / 1e6:.2f}" for peaks in row["peak_bytes"].values()]
-            figures = " | ".join([f"{time['median']:.3f}", *sizes])
-            lines.append(f"{row['classes']} | {name} | {figures}")
-    return "\n".join(lines)
+            lines.append([name, row["classes"], f"{time['median']:.3f}", *sizes])
+    return table([*head, "without either"], lines, figures=True)

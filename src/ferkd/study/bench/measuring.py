@@ -80,7 +80,11 @@ def in_turns(
 
 
 def seconds_of(action: Callable[[], object], device: torch.device | None = None) -> float:
-    """The wall-clock seconds that ``action`` takes, the work it leaves on the device included."""
+    """The wall-clock seconds that ``action`` takes, the work it leaves on the device included.
+
+    Not by torch.utils.benchmark: its timer calls what it times twice more beforehand and with one
+    thread, but sides here are timed in turns, many once a turn, with the threads that they get.
+    """
     synchronise(device)
     begun = time.perf_counter()
     action()

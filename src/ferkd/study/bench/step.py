@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from ferkd.calibration.regions import scores_of
 from ferkd.images import open_images
 from ferkd.loading.loader import Batch
-from ferkd.store import LabelStore
+from ferkd.store import LabelStore, SoftLabels
 from ferkd.study.bench.loader import fill
 from ferkd.study.bench.made_up import write_labels
 from ferkd.study.bench.measuring import Target, described, in_turns, machine, seconds_of, summary
 from ferkd.study.bench.photos import PHOTO_SIDES, link_photos, write_photos
 from ferkd.system.compute import autocast
 from ferkd.system.errors import InputError
+from ferkd.system.tables import markdown as table
 from ferkd.training.data import TrainingData
 from ferkd.training.recipe import make_recipe
 from ferkd.training.run import build_trainer
@@ -232,7 +233,8 @@ def parts_of_step(trainer: Trainer, data: TrainingData, *, repeats: int) -> dict
     assert on_device.labels is not None
     images, labels, targets = trainer.normalise(on_device.images), on_device.labels, batch.targets
     mixer = trainer.mixer
-    mixed, mixed_labels, mixed_targets = images, labels, on_device.targets
+    mixed, mixed_targets = images, on_device.targets
+    mixed_labels: SoftLabels | None = labels
     if mixer is not None:
         mixed, mixed_labels, mixed_targets = mixer(0, images, labels, on_device.targets)
     view = View(mixed, mixed_labels, mixed_targets, on_device.rows, on_device.crops)
@@ -317,8 +319,9 @@ def _stretch(trainer: Trainer, steps: int, waits: int) -> Callable[[int], float]
 def markdown(result: dict[str, Any]) -> str:
     """The report of `bench_step` as a Markdown table."""
     found = result["details"]["seconds_per_10000_crops"]
-    lines = ["side | seconds per 10,000 crops | of ferkd's", "--- | --: | --:"]
-    for name, side in found.items():
-        of_ours = side["median"] / found[FERKD]["median"]
-        lines.append(f"{name} | {side['median']:.1f} | {of_ours:.2f}")
-    return "\n".join(lines)
+    ours = found[FERKD]["median"]
+    rows = [
+        [name, f"{side['median']:.1f}", f"{side['median'] / ours:.2f}"]
+        for name, side in found.items()
+    ]
+    return table(["side", "seconds per 10,000 crops", "of ferkd's"], rows, figures=True)

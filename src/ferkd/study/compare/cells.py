@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ferkd.study.report.model import Cell, Table
+from ferkd.system.tables import aligned
 from ferkd.system.text import name as visible
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -118,14 +119,7 @@ def plain(table: Table) -> str:
     """A table as aligned text."""
     lines = [("method", *map(visible, table.head))]
     lines += [(visible(n), *(_joined(cell) for cell in cells)) for n, cells in table.rows.items()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(_aligned(line, widths) for line in lines)
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    first = line[0].ljust(widths[0])
-    rest = (word.rjust(width) for word, width in zip(line[1:], widths[1:], strict=True))
-    return "  ".join([first, *rest]).rstrip()
+    return aligned(lines)
 
 
 def _joined(cell: Cell) -> str:

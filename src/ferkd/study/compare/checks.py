@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ferkd.images import open_images
 from ferkd.methods import METHODS
+from ferkd.study.compare.folder import WantedRun
 from ferkd.study.compare.length import steps_of
-from ferkd.study.compare.plan import Planned
 from ferkd.study.compare.suite import Suite
 from ferkd.study.compare.trees import flatten
 from ferkd.system.errors import InputError
@@ -18,7 +19,7 @@ from ferkd.training import folder as folders
 from ferkd.training.recipe import Recipe
 
 
-def check_data(suite: Suite, wanted: Sequence[Planned]) -> None:
+def check_data(suite: Suite, wanted: Sequence[WantedRun]) -> None:
     """Raise InputError naming all that the unfinished runs read and that is not there or not fit.
 
     Images, the store of labels or of label maps, the live teacher and the student's weights, each
@@ -43,7 +44,6 @@ def check_data(suite: Suite, wanted: Sequence[Planned]) -> None:
 def _reads(recipe: Recipe) -> dict[tuple[Any, ...], Callable[[], object]]:
     """What a recipe reads from the disk, each with its check; equal keys mean equal checks."""
     # Not at the top: it imports all of training, which reading a suite should not cost.
-    from ferkd.models.weights import read_state_dict
     from ferkd.training.data import check_live, open_store
 
     data, method, weights = recipe.data, METHODS[recipe.method], recipe.student.weights
@@ -52,16 +52,24 @@ def _reads(recipe: Recipe) -> dict[tuple[Any, ...], Callable[[], object]]:
         if folder is not None:
             checks["images", folder] = partial(open_images, folder)
     if method.labels != "none":
-        checks["store", data.store, method.labels] = partial(open_store, recipe)
+        reads = (method.labels, method.features, recipe.loss.reads_labels)
+        checks["store", data.store, *reads] = partial(open_store, recipe)
     if method.teacher:
         teacher = recipe.teacher or ""
         checks["teacher", teacher, data.image_size] = partial(check_live, teacher, recipe)
     if weights is not None:
-        checks["weights", weights] = partial(read_state_dict, weights)
+        checks["weights", weights] = partial(_weights, weights)
     return checks
 
 
-def check_finished(suite: Suite, wanted: Sequence[Planned]) -> None:
+def _weights(path: Path) -> object:
+    from ferkd.models.student import weights_file
+    from ferkd.models.weights import read_state_dict
+
+    return read_state_dict(weights_file(path))
+
+
+def check_finished(suite: Suite, wanted: Sequence[WantedRun]) -> None:
     """Raise InputError where a finished run was made with other settings than it would be now."""
     found = other_settings(suite, wanted)
     if found:
@@ -75,7 +83,7 @@ def check_finished(suite: Suite, wanted: Sequence[Planned]) -> None:
         )
 
 
-def other_settings(suite: Suite, wanted: Sequence[Planned]) -> dict[str, list[str]]:
+def other_settings(suite: Suite, wanted: Sequence[WantedRun]) -> dict[str, list[str]]:
     """By name of a finished run one line for each key that decides its result and differs.
 
     The length counts, unless a budget in seconds found it. A key that the run's recipe lacks, as of
@@ -88,7 +96,7 @@ def other_settings(suite: Suite, wanted: Sequence[Planned]) -> dict[str, list[st
     return found
 
 
-def _changed(suite: Suite, run: Planned) -> list[str]:
+def _changed(suite: Suite, run: WantedRun) -> list[str]:
     path = run.folder / folders.RECIPE
     try:
         old = read_yaml(path, "recipe")
@@ -127,7 +135,7 @@ def _unread_of_mixing(kind: str) -> tuple[str, ...]:
     return (*unread, "mix.alpha", "mix.probability") if kind == "none" else unread
 
 
-def _length(suite: Suite, run: Planned, old: dict[str, Any]) -> dict[str, Any]:
+def _length(suite: Suite, run: WantedRun, old: dict[str, Any]) -> dict[str, Any]:
     """The length that the run should have: by its budget, or as it is where seconds found it."""
     budget = suite.budgets[run.budget]
     if budget.seconds is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,10 +11,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from ferkd.study.compare.folder import WantedRun
 from ferkd.study.compare.length import run_length
-from ferkd.study.compare.plan import Planned
 from ferkd.study.compare.runs import write_company
 from ferkd.study.compare.suite import Suite
 from ferkd.system.company import Company
@@ -23,6 +22,7 @@ from ferkd.system.interrupt import Interrupt
 from ferkd.training import folder as folders
 from ferkd.training.progress import on_a_bar
 from ferkd.training.recipe import load_recipe
+from ferkd.training.result import RunResult, read_result
 from ferkd.training.run import train
 
 Say = Callable[[str], None]
@@ -34,7 +34,7 @@ Progress = Callable[[float, int, str], None]
 class Failure:
     """A run that failed, and why."""
 
-    run: Planned
+    run: WantedRun
     error: Exception
 
     @property
@@ -57,11 +57,11 @@ class Execute(Protocol):
 
     def __call__(
         self, recipe: Path, out: Path, *, log: Path, steps: Callable[[float], None]
-    ) -> dict[str, Any]: ...
+    ) -> RunResult: ...
 
 
 def run_suite(
-    suite: Suite, wanted: Sequence[Planned], *, jobs: int, say: Say, progress: Progress
+    suite: Suite, wanted: Sequence[WantedRun], *, jobs: int, say: Say, progress: Progress
 ) -> list[Failure]:
     """Run what is not finished of ``wanted``; returns the runs that failed.
 
@@ -75,7 +75,7 @@ def run_suite(
     done = len(wanted) - len(waiting)
     for run in waiting:
 
-        def steps(share: float, done: int = done, run: Planned = run) -> None:
+        def steps(share: float, done: int = done, run: WantedRun = run) -> None:
             progress(done + share, len(wanted), f"runs, {run.name}")
 
         here = _Here(lambda words, run=run: say(f"{run.name}: {words}"))  # type: ignore[misc]
@@ -88,7 +88,7 @@ def run_suite(
 
 def _one(
     suite: Suite,
-    run: Planned,
+    run: WantedRun,
     execute: Execute,
     say: Say,
     steps: Callable[[float], None],
@@ -115,9 +115,8 @@ def _one(
     except Exception as error:  # any failure of a run is that run's alone
         say(f"{run.name} failed")
         return Failure(run, error)
-    top1 = result.get("top1")
-    accuracy = "" if top1 is None else f"top-1 {top1:.1%}, "
-    say(f"{run.name}: {accuracy}{result['steps']} steps, {result['seconds']:.0f} s")
+    accuracy = "" if result.top1 is None else f"top-1 {result.top1:.1%}, "
+    say(f"{run.name}: {accuracy}{result.steps} steps, {result.seconds:.0f} s")
     return None
 
 
@@ -129,7 +128,7 @@ class _Here:
 
     def __call__(
         self, recipe: Path, out: Path, *, log: Path, steps: Callable[[float], None]
-    ) -> dict[str, Any]:
+    ) -> RunResult:
         progress = on_a_bar(lambda done, total, note: steps(done / total), self.say)
         return train(load_recipe(recipe), out, resume=True, progress=progress)
 
@@ -148,7 +147,7 @@ class _Processes:
 
     def __call__(
         self, recipe: Path, out: Path, *, log: Path, steps: Callable[[float], None]
-    ) -> dict[str, Any]:
+    ) -> RunResult:
         # -P: not the modules that happen to lie in the working directory.
         command = [sys.executable, "-P", "-m", "ferkd", "train", str(recipe), "--out", str(out)]
         with log.open("wb") as said:
@@ -168,7 +167,7 @@ class _Processes:
             with self._lock:
                 self._children.discard(child)
         if status == 0:
-            return dict(json.loads((out / folders.RESULT).read_text(encoding="utf-8")))
+            return read_result(out)
         if self._stopping:
             raise Stopped
         raise RunFailed(_last_words(log, status))
@@ -183,7 +182,7 @@ class _Processes:
 
 def _in_processes(
     suite: Suite,
-    waiting: Sequence[Planned],
+    waiting: Sequence[WantedRun],
     total: int,
     jobs: int,
     say: Say,
@@ -194,7 +193,7 @@ def _in_processes(
     failures: list[Failure] = []
     with ThreadPoolExecutor(jobs) as pool:
 
-        def begin(run: Planned) -> Future[Failure | None]:
+        def begin(run: WantedRun) -> Future[Failure | None]:
             lock = trials[run.budget, run.method]
             alone = len(waiting) == 1
             nothing: Callable[[float], None] = lambda share: None  # noqa: E731

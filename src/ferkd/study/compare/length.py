@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ferkd.images import open_images
-from ferkd.study.compare.plan import Planned
+from ferkd.study.compare.folder import WantedRun
 from ferkd.study.compare.suite import Budget, Suite, images_per_batch
 from ferkd.system.files import write_json
 from ferkd.training import folder as folders
@@ -40,7 +40,7 @@ def steps_of(budget: Budget, recipe: Recipe, steps_per_second: float | None = No
     return None
 
 
-def run_length(suite: Suite, run: Planned, execute: Execute) -> dict[str, Any]:
+def run_length(suite: Suite, run: WantedRun, execute: Execute) -> dict[str, Any]:
     """{"steps": n} or {"epochs": x} for one run.
 
     For a budget in seconds the rate of the method is measured once for all its seeds and kept as
@@ -54,7 +54,7 @@ def run_length(suite: Suite, run: Planned, execute: Execute) -> dict[str, Any]:
     return {"steps": steps_of(budget, recipe, rate)}
 
 
-def _rate(suite: Suite, run: Planned, execute: Execute) -> float:
+def _rate(suite: Suite, run: WantedRun, execute: Execute) -> float:
     own = run.folder / TRIAL
     known = [own] + [run.folder.with_name(f"{run.method}-{seed}") / TRIAL for seed in suite.seeds]
     file = next((path for path in known if path.is_file()), None)
@@ -67,7 +67,7 @@ def _rate(suite: Suite, run: Planned, execute: Execute) -> float:
     return float(trial["steps_per_second"])
 
 
-def measure_rate(suite: Suite, run: Planned, execute: Execute) -> dict[str, Any]:
+def measure_rate(suite: Suite, run: WantedRun, execute: Execute) -> dict[str, Any]:
     """Train a few steps in a folder that is deleted, and read the rate off its clock.
 
     The first steps, where things are made ready, do not count; with a cache of decoded images

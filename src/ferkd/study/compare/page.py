@@ -94,8 +94,8 @@ def _curve(name: str, runs: Sequence[Run]) -> report.Curve:
     return report.Curve(
         method=name,
         runs=len(runs),
-        steps=tuple(float(p["steps"]) for p in points),
-        seconds=tuple(p["seconds"] for p in points),
+        steps=tuple(float(p.steps) for p in points),
+        seconds=tuple(p.seconds for p in points),
         top1=series("top1"),
         nll=series("nll"),
     )

@@ -13,7 +13,7 @@ from typing import Any
 from ferkd.study.bench.measuring import machine
 from ferkd.study.compare.checks import check_data, check_finished, other_settings
 from ferkd.study.compare.execute import Failure, Progress, Say, run_suite
-from ferkd.study.compare.plan import check_folder, finished, locked, planned, write_suite
+from ferkd.study.compare.folder import check_folder, finished, locked, wanted_runs, write_suite
 from ferkd.study.compare.runs import Run, group_runs, other_data, other_terms
 from ferkd.study.compare.suite import Suite, did_you_mean
 from ferkd.study.compare.summary import remarks, summarise
@@ -64,7 +64,7 @@ def compare_suite(
         raise InputError(
             f"--baseline {baseline}: no such method; {did_you_mean(baseline, suite.methods)}"
         )
-    wanted = planned(suite, out, only, budgets)
+    wanted = wanted_runs(suite, out, only, budgets)
     check_folder(suite, out, report_only=report_only)
     failures: list[Failure] = []
     if not report_only:
@@ -76,7 +76,7 @@ def compare_suite(
     if not any(run.finished for run in wanted) and not failures:
         raise InputError(f"{out} holds no finished run of this suite; run it without --report-only")
     # Methods that were not asked for stay out of the table, but the baseline belongs to it.
-    shown = planned(suite, out, [*only, baseline] if only else (), budgets)
+    shown = wanted_runs(suite, out, [*only, baseline] if only else (), budgets)
     groups = finished(suite, shown)
     missing = {
         budget: [run.folder.name for run in shown if run.budget == budget and not run.finished]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ferkd.study.compare.runs import Run
+from ferkd.system.results import Result
 from ferkd.system.statistics import mean, mean_interval, sample_deviation
 
 FIGURES = ("top1", "top5", "nll", "ece", "brier")
@@ -64,77 +66,121 @@ def _figures(runs: Sequence[Run]) -> dict[str, Any]:
     return row
 
 
-def paired(ours: Mapping[int, float], base: Mapping[int, float]) -> dict[str, Any] | None:
-    """The mean difference ours - base over the seeds of both, with Student's 95 % interval.
+@dataclass(frozen=True, eq=False)
+class Paired(Result):
+    """The mean difference to the baseline over the seeds of both, with Student's 95 % interval.
 
-    ``low`` and ``high`` are None for a single common seed; ``unpaired`` lists the seeds that only
-    one side has. None where no seed is common.
+    ``std``, ``low`` and ``high`` are None for a single common seed; ``unpaired`` lists the seeds
+    that only one side has.
     """
+
+    mean: float
+    std: float | None
+    low: float | None
+    high: float | None
+    seeds: list[int]
+    unpaired: list[int]
+
+
+def paired(ours: Mapping[int, float], base: Mapping[int, float]) -> Paired | None:
+    """The differences ours - base by seed in one; None where no seed is common."""
     common = sorted(ours.keys() & base.keys())
     if not common:
         return None
     differences = [ours[seed] - base[seed] for seed in common]
     interval = mean_interval(differences)
-    return {
-        "mean": mean(differences),
-        "std": sample_deviation(differences),
-        "low": None if interval is None else interval[0],
-        "high": None if interval is None else interval[1],
-        "seeds": common,
-        "unpaired": sorted(ours.keys() ^ base.keys()),
-    }
+    low, high = (None, None) if interval is None else interval
+    return Paired(
+        mean=mean(differences),
+        std=sample_deviation(differences),
+        low=low,
+        high=high,
+        seeds=common,
+        unpaired=sorted(ours.keys() ^ base.keys()),
+    )
 
 
-def reach(runs: Sequence[Run], goal: float, base: Sequence[Run]) -> dict[str, Any] | None:
-    """Where the mean curve of ``runs`` first has a top-1 of ``goal``; None when it never does.
+@dataclass(frozen=True, eq=False)
+class Reach(Result):
+    """What it took to a goal, means over the seeds, and as shares of the baseline's whole runs.
 
-    Steps, decodes and seconds (means over the seeds) at that evaluation, and their shares of what
-    the baseline's runs took in all; that of the seconds is None unless all these runs are known to
-    have had the machine for themselves.
+    ``seconds_share`` is None unless all these runs are known to have had the machine for
+    themselves.
     """
+
+    steps: float
+    decodes: float
+    seconds: float
+    steps_share: float | None
+    decodes_share: float | None
+    seconds_share: float | None
+
+
+def reach(runs: Sequence[Run], goal: float, base: Sequence[Run]) -> Reach | None:
+    """Where the mean curve of ``runs`` first has a top-1 of ``goal``; None when it never does."""
     points = curve(runs)
     place = reached_at(points, goal)
     if place is None:
         return None
     point = points[place]
-    found = {key: point[key] for key in ("steps", "decodes", "seconds")}
-    for key in tuple(found):
+
+    def share(key: str) -> float | None:
         whole = mean([float(getattr(run, key)) for run in base])
-        comparable = key != "seconds" or all(run.alone for run in (*runs, *base))
-        found[f"{key}_share"] = found[key] / whole if whole and comparable else None
-    return found
+        return float(point[key]) / whole if whole else None
+
+    alone = all(run.alone for run in (*runs, *base))
+    return Reach(
+        steps=point.steps,
+        decodes=point.decodes,
+        seconds=point.seconds,
+        steps_share=share("steps"),
+        decodes_share=share("decodes"),
+        seconds_share=share("seconds") if alone else None,
+    )
 
 
-def reached_at(points: Sequence[Mapping[str, Any]], goal: float) -> int | None:
+def reached_at(points: Sequence[Point], goal: float) -> int | None:
     """The first point of a mean curve with a top-1 of ``goal`` or more; None without one."""
     for place, point in enumerate(points):
-        if point["top1"] is not None and point["top1"] >= goal - _ROUNDING:
+        if point.top1 is not None and point.top1 >= goal - _ROUNDING:
             return place
     return None
 
 
-def curve(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The mean curve: one point for each step at which all runs were evaluated.
+@dataclass(frozen=True, eq=False)
+class Point(Result):
+    """A mean curve at one step; figures are None where a run has none, deviations of one run."""
 
-    Of each point ``steps``, mean ``seconds`` and ``decodes``, and mean and sample deviation of
-    ``top1`` and ``nll`` (``top1_std``; None for one run or where a run has no such figure).
-    """
+    steps: int
+    seconds: float
+    decodes: float
+    top1: float | None
+    top1_std: float | None
+    nll: float | None
+    nll_std: float | None
+
+
+def curve(runs: Sequence[Run]) -> list[Point]:
+    """The mean curve: one point for each step at which all runs were evaluated."""
     if not runs:
         return []
     common = set.intersection(*(set(run.evaluations) for run in runs))
     points = []
     for step in sorted(common):
         lines = [run.evaluations[step] for run in runs]
-        point: dict[str, Any] = {
-            "steps": step,
-            "seconds": mean([float(line["seconds"]) for line in lines]),
-            "decodes": mean([float(run.decodes_at(step)) for run in runs]),
-        }
+        figures = {}
         for key in ("top1", "nll"):
             values = [line.get(key) for line in lines]
-            point[key] = _mean(values)
-            point[f"{key}_std"] = None if None in values else sample_deviation(_known(values))
-        points.append(point)
+            figures[key] = _mean(values)
+            figures[f"{key}_std"] = None if None in values else sample_deviation(_known(values))
+        points.append(
+            Point(
+                steps=step,
+                seconds=mean([float(line["seconds"]) for line in lines]),
+                decodes=mean([float(run.decodes_at(step)) for run in runs]),
+                **figures,
+            )
+        )
     return points
 
 

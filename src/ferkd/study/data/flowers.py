@@ -70,7 +70,7 @@ def flowers(
         if place is not None and (place / "train").is_dir() and (place / "val").is_dir():
             return _copied(place, folder, progress)
         if place is None:
-            kept = user_cache() / "ferkd" / "downloads" / "flower_photos.tgz"
+            kept = user_cache() / "downloads" / "flower_photos.tgz"
             place = download(URL, kept, size=ARCHIVE_BYTES, progress=progress)
         return _made(place, folder, progress)
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ferkd.images import refuse_inside_images, refuse_other_sources
 from ferkd.labelling.run import Progress, label
@@ -16,7 +15,7 @@ from ferkd.store import LabelStore
 from ferkd.study.compare import Compared, compare_suite
 from ferkd.study.demo import data as demo_data
 from ferkd.study.demo.sizes import FOLDER, SCENES, Sizes, students, teacher_recipe
-from ferkd.study.demo.summary import methods_of, text_tables, write_report
+from ferkd.study.demo.summary import Demo, DemoResult, methods_of, write_report
 from ferkd.system.errors import InputError
 from ferkd.system.files import sweep, write_json
 from ferkd.system.locks import held
@@ -25,6 +24,7 @@ from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
 from ferkd.training import train
 from ferkd.training.progress import Meter, no_meter, on_a_bar
+from ferkd.training.result import RunResult
 
 _MARKER, _TIME = "demo.json", "time.json"
 _OURS = ("data", "teacher", "labels", "runs", "report.html", "result.json", _TIME, _MARKER)
@@ -41,8 +41,8 @@ def run_demo(
     sizes: Sizes | None = None,
     say: Callable[[str], None] = print,
     meter: Meter = no_meter,
-) -> dict[str, Any]:
-    """Run everything into the folder ``out``; returns the result with a printable ``table``.
+) -> Demo:
+    """Run everything into the folder ``out``; returns what was found.
 
     ``images`` None makes the embedded scenes; else a folder with ``train`` and ``val``, or class
     folders of which ``held_out`` is set aside. ``seeds`` students are trained by each method.
@@ -100,7 +100,7 @@ def _run(
     say: Callable[[str], None],
     meter: Meter,
     clock: _Clock,
-) -> dict[str, Any]:
+) -> Demo:
     data = demo_data.prepare(out / "data", images, held_out)
     say(f"images: {data.train} and {data.val}")
     teacher = _teacher(out / "teacher", sizes, data, say, meter)
@@ -108,13 +108,7 @@ def _run(
     store = _label(out, sizes, data, say, meter)
     clock.keep()
     compared = _students(out, sizes, data, seeds, say, meter, clock)
-    result: dict[str, Any] = {
-        "methods": methods_of(compared),
-        "teacher": {key: teacher[key] for key in ("top1", "nll", "ece", "seconds")},
-        "seeds": seeds,
-        "plan": sizes.model_dump(mode="json"),
-    }
-    result |= write_report(
+    mined = write_report(
         out / "report.html",
         sizes=sizes,
         data=data,
@@ -124,9 +118,16 @@ def _run(
         seconds=clock.seconds,
         command=_command(out, images, seeds, held_out),
     )
-    result["seconds"] = clock.seconds
+    result = DemoResult(
+        methods=methods_of(compared),
+        teacher={key: teacher[key] for key in ("top1", "nll", "ece", "seconds")},
+        seeds=seeds,
+        plan=sizes.model_dump(mode="json"),
+        **mined,
+        seconds=clock.seconds,
+    )
     write_json(out / "result.json", result)
-    return {**result, "table": text_tables(result, compared)}
+    return Demo(result, compared)
 
 
 def _command(out: Path, images: Path | None, seeds: int, held_out: float) -> str:
@@ -189,12 +190,12 @@ def _claim(
 
 def _teacher(
     out: Path, sizes: Sizes, data: demo_data.Data, say: Callable[[str], None], meter: Meter
-) -> dict[str, Any]:
+) -> RunResult:
     with meter("teacher") as advance:
         progress = on_a_bar(advance, lambda words: say(f"teacher: {words}"))
         # Where the demo is, and whether it was interrupted, is its own business: always resume.
         result = train(teacher_recipe(sizes, data), out, resume=True, progress=progress)
-    say(f"teacher: top-1 {result['top1']:.1%} after {result['steps']} steps")
+    say(f"teacher: top-1 {result.top1:.1%} after {result.steps} steps")
     return result
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ferkd import __version__
-from ferkd.calibration.regions import Mining, Region, mine, scores_of
+from ferkd.calibration.labels import Region
+from ferkd.calibration.regions import Mining, mine, scores_of
 from ferkd.crops import object_share
 from ferkd.images import open_images
 from ferkd.store import LabelStore
@@ -19,7 +21,57 @@ from ferkd.study.compare import Compared, cells
 from ferkd.study.compare.page import budget_panels, verdict
 from ferkd.study.demo.data import Data
 from ferkd.study.demo.sizes import BUDGET, Sizes
+from ferkd.system.results import Result
 from ferkd.system.statistics import mean
+from ferkd.training.result import RunResult
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DemoResult(Result):
+    """What a demo found: the JSON of ``ferkd demo``.
+
+    ``methods`` as :func:`methods_of` makes it, the ``teacher``'s figures, its sizes as ``plan``,
+    shares by region and their thresholds, the page's path. Where the true boxes are known also
+    ``object_share`` of the regions' crops and, unless all crops are of one kind, ``auroc``.
+    """
+
+    methods: dict[str, Any]
+    teacher: dict[str, float]
+    seeds: int
+    plan: dict[str, Any]
+    regions: dict[str, float]
+    thresholds: list[float]
+    report: str
+    auroc: float | None = None
+    object_share: dict[str, float] | None = None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demo's result, and the comparison of its students that it rests on."""
+
+    result: DemoResult
+    compared: Compared
+
+    @property
+    def table(self) -> str:
+        """The comparison for a terminal, and what is known of teacher and regions."""
+        found, suite = self.result, self.compared.result
+        tables = [cells.plain(t) for t in cells.tables(suite["methods"], suite["baseline"])]
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in found.regions.items())
+        lines = [
+            f"teacher  top-1 {found.teacher['top1']:.1%}; {found.seeds} seed(s)",
+            f"regions  {shares}",
+            f"report   {found.report}",
+        ]
+        if found.auroc is not None:
+            lines.insert(
+                2,
+                f"mining   AUROC {found.auroc:.3f} of the score for 'the crop holds at least half "
+                "of the object'",
+            )
+        return "\n\n".join([*tables, "\n".join(lines)])
 
 
 def methods_of(compared: Compared) -> dict[str, Any]:
@@ -39,22 +91,6 @@ def methods_of(compared: Compared) -> dict[str, Any]:
     return summary
 
 
-def text_tables(result: dict[str, Any], compared: Compared) -> str:
-    """The comparison for a terminal, and what is known of teacher and regions."""
-    found = compared.result
-    words = [cells.plain(table) for table in cells.tables(found["methods"], found["baseline"])]
-    lines = [f"teacher  top-1 {result['teacher']['top1']:.1%}; {result['seeds']} seed(s)"]
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in result["regions"].items())
-    lines.append("regions  " + shares)
-    if result.get("auroc") is not None:
-        lines.append(
-            f"mining   AUROC {result['auroc']:.3f} of the score for 'the crop holds at least half "
-            "of the object'"
-        )
-    lines.append(f"report   {result['report']}")
-    return "\n\n".join([*words, "\n".join(lines)])
-
-
 def shares_of_object(store: LabelStore, boxes: dict[str, Any]) -> np.ndarray:
     """How much of the true object each stored crop holds, [N, crops]."""
     rows, crops = np.arange(len(store))[:, None], np.arange(store.crops_per_image)[None]
@@ -68,7 +104,7 @@ def write_report(
     sizes: Sizes,
     data: Data,
     store: LabelStore,
-    teacher: dict[str, Any],
+    teacher: RunResult,
     compared: Compared,
     seconds: float,
     command: str,
@@ -109,14 +145,14 @@ def write_report(
 
 
 def _facts(
-    sizes: Sizes, store: LabelStore, teacher: dict[str, Any], images: int, seconds: float
+    sizes: Sizes, store: LabelStore, teacher: RunResult, images: int, seconds: float
 ) -> tuple[report.Fact, ...]:
     per_crop = store.bytes_on_disk / (len(store) * store.crops_per_image)
     return (
         report.Fact("Training images", f"{images:,}"),
         report.Fact("Classes", str(store.num_classes)),
         report.Fact("Crops per image", str(store.crops_per_image)),
-        report.Fact("Teacher", f"{sizes.teacher}, top-1 {teacher['top1']:.1%}"),
+        report.Fact("Teacher", f"{sizes.teacher}, top-1 {teacher.top1:.1%}"),
         report.Fact("Student", sizes.student),
         report.Fact("Label store", f"{per_crop:.1f} bytes per crop"),
         report.Fact("Time in all", f"{seconds:.0f} s"),

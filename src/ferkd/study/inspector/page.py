@@ -75,7 +75,8 @@ def prepare(
     curve = mining.evidence.reliability if mining.evidence else None
     if curve is None and known.any():
         curve = reliability(scores, correct, known=known)
-    judged = judge(store)
+    plain = (settings.score, settings.scale) == ("max_prob", "probability")
+    judged = judge(store, (scores, correct) if plain else None)
     doubted = judged.ranked()
     doubted = doubted[judged.denied[doubted]]
     data = {

@@ -60,6 +60,7 @@ class Images:
             "given": int(judged.given[row]),
             "other": int(judged.other[row]),
             "p": [_short(judged.p_given[row]), _short(judged.p_other[row])],
+            "doubt": _short(judged.suspicion[row], 9),  # whether it is above 0 must stay
             "votes": _short(judged.votes[row]),
             "boxes": store.boxes(row, crops).ravel().tolist(),
             "flips": store.flips(row, crops).astype(int).tolist(),
@@ -119,6 +120,6 @@ def sample(judged: Judged, cells: NDArray[np.uint16], count: int) -> list[int]:
     return sorted(chosen)
 
 
-def _short(value: float) -> float | None:
-    """Three decimals; None for NaN, which JSON has not."""
-    return None if np.isnan(value) else round(float(value), 3)
+def _short(value: float, digits: int = 3) -> float | None:
+    """Some decimals; None for NaN, which JSON has not."""
+    return None if np.isnan(value) else round(float(value), digits)

@@ -72,12 +72,12 @@ def difference_chart(
     shown = extent([*edges, 0.0])
     if not differences or shown is None:
         return ""
-    names = [plots.ellipsis(d.method, 26) for d in differences]
+    names = [plots.ellipsis(d.method, 22) for d in differences]
     frame = Frame(
         shown,
         (0, float(len(differences))),
         height=_ROW * len(differences) + 60,
-        left=14 + 6.6 * max(map(len, names)),
+        left=14 + 7.8 * max(map(len, names)),
     )
     zero = frame.px(0)
     parts = [

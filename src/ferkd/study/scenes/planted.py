@@ -32,6 +32,7 @@ from ferkd.study.scenes.drawn import (
     write_scenes,
 )
 from ferkd.system.errors import InputError
+from ferkd.system.results import Result
 from ferkd.system.statistics import auroc
 
 TRUTH_FILE = "truth.json"
@@ -51,6 +52,19 @@ class Truth:
     box: Box
 
 
+@dataclass(frozen=True, eq=False)
+class Planted(Result):
+    """What was planted, and into which folder."""
+
+    images: int
+    val_images: int
+    label_noise: float
+    object_scale: ObjectScale
+    seed: int
+    wrong_labels: int
+    out: str
+
+
 def plant(
     out: str | Path,
     *,
@@ -60,7 +74,7 @@ def plant(
     object_scale: ObjectScale = "normal",
     seed: int = 0,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Planted:
     """Write planted scenes into the folder ``out``; returns their figures.
 
     ``images`` and ``val_images`` are multiples of the 10 classes. round(label_noise * images)
@@ -98,19 +112,21 @@ def plant(
         write_scenes(unfinished, settings)
         truth = {"val": _clean(unfinished / "val"), "train": _clean(unfinished / "train")}
         truth["train"] = _move(unfinished / "train", truth["train"], label_noise, seed)
-        figures: dict[str, Any] = {
-            "images": images,
-            "val_images": val_images,
-            "label_noise": label_noise,
-            "object_scale": object_scale,
-            "seed": seed,
-            "wrong_labels": sum(t.shown != t.given for t in truth["train"].values()),
-        }
+        planted = Planted(
+            images=images,
+            val_images=val_images,
+            label_noise=label_noise,
+            object_scale=object_scale,
+            seed=seed,
+            wrong_labels=sum(t.shown != t.given for t in truth["train"].values()),
+            out=str(out),
+        )
+        figures = {key: value for key, value in planted.items() if key != "out"}
         _write(unfinished, figures, truth)
         if out.exists():
             shutil.rmtree(out)
         unfinished.rename(out)
-    return {**figures, "out": str(out)}
+    return planted
 
 
 def read_truth(path: str | Path, split: str = "train") -> dict[str, Truth]:

@@ -85,22 +85,39 @@ class Chart {
       ...this.shading(lanes, this.floor),
       ...(curve ? this.shading(this.second, this.end) : []),
       ...this.histogram(lanes, narrow),
+      ...this.lines(),
       ...(curve ? this.reliability(curve, narrow) : []),
       ...this.axis(this.end, "score s of a crop: ", narrow),
-      ...this.lines()
+      ...this.names(lanes)
     );
     this.place();
   }
 
   shading(top, floor) {
-    const [low, middle, end] = cut0(this.cut.values);
-    return [[0, low, 0], [low, middle, 1], [middle, end, 2], [end, 1, 0]]
-      .filter(([a, b]) => b > a)
+    return this.parts().map(([a, b, region]) =>
+      element("rect", {
+        class: `shade r${region}`, x: this.x(a), y: top, width: this.x(b) - this.x(a),
+        height: floor - top,
+      })
+    );
+  }
+
+  // From score to score, a region.
+  parts() {
+    const [low, middle, top] = this.cut.values;
+    return [[0, low, 0], [low, middle, 1], [middle, top, 2], [top, 1, 0]].filter(([a, b]) => b > a);
+  }
+
+  // What becomes of the crops between two scalpels, where there is room to say it.
+  names(top) {
+    return this.parts()
+      .filter(([a, b]) => this.x(b) - this.x(a) > 76)
       .map(([a, b, region]) =>
-        element("rect", {
-          class: `shade r${region}`, x: this.x(a), y: top, width: this.x(b) - this.x(a),
-          height: floor - top,
-        })
+        element(
+          "text",
+          { class: `name halo-text r${region}`, x: (this.x(a) + this.x(b)) / 2, y: top + 17, "text-anchor": "middle" },
+          REGIONS[region]
+        )
       );
   }
 
@@ -118,7 +135,7 @@ class Chart {
     });
     const sums = stacks.map((s) => s[0] + s[1] + s[2]);
     const tallest = Math.max(...sums, 1) / total;
-    const y = (share) => this.floor - (this.floor - top - 8) * Math.sqrt(share / tallest);
+    const y = (share) => this.floor - (this.floor - top - 26) * Math.sqrt(share / tallest);
     const parts = this.levels(tallest, y, narrow);
     stacks.forEach((stack, i) => {
       const x = this.x(i / bins);
@@ -218,6 +235,3 @@ class Chart {
     });
   }
 }
-
-// Thresholds as they count: with a top below them, low and middle end there.
-const cut0 = ([low, middle, top]) => [Math.min(low, top), Math.min(middle, top), top];

@@ -30,7 +30,7 @@ const percent = (part, total) => {
   if (!total) return "n/a";
   const value = 100 * (part / total);
   const whole = Math.floor(value);
-  return `${value - whole === 0.25 ? `${whole}.2` : value.toFixed(1)} %`;
+  return `${value - whole === 0.25 ? `${whole}.2` : value.toFixed(1)}\u00a0%`;
 };
 const count = (value) => value.toLocaleString("en-US");
 

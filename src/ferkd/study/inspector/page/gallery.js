@@ -19,7 +19,7 @@ class Embedded {
       (item) =>
         (cls === "" || item.given === Number(cls)) &&
         (region === "" || item.cells.some((c) => cut.region(c) === Number(region))) &&
-        (word === "" || (item.given >= 0 && item.p[1] > item.p[0] === (word === "denies")))
+        (word === "" || (item.given >= 0 && item.doubt > 0 === (word === "denies")))
     );
     if (order === "suspicious") found.sort((a, b) => doubt(b) - doubt(a));
     if (order === "discarded") found.sort((a, b) => share(b) - share(a));
@@ -34,7 +34,7 @@ class Embedded {
     return item.src ?? null;
   }
 }
-const doubt = (item) => (item.given < 0 ? -2 : item.p[1] - item.p[0]);
+const doubt = (item) => (item.given < 0 ? -Infinity : item.doubt);
 
 class Served {
   constructor(data, cut) {
@@ -145,7 +145,7 @@ class Gallery {
 
   tile(item) {
     const given = item.given < 0 ? "no ground truth" : this.data.names[item.given];
-    const denied = item.given >= 0 && item.p[1] > item.p[0];
+    const denied = item.given >= 0 && item.doubt > 0;
     return element("figure", { class: "tile" },
       element("button", { type: "button", "data-row": item.row, onclick: () => this.viewer.open(item) },
         this.picture(item, this.some(item))),
@@ -216,7 +216,7 @@ class Viewer {
     if (item.given >= 0)
       facts.push("labelled ", element("b", {}, name(names[item.given])), ` (mean probability ${item.p[0].toFixed(2)}); `);
     facts.push(item.given < 0 ? "the teacher says " : "the likeliest other class is ", element("b", {}, name(names[item.other])),
-      ` (${item.p[1].toFixed(2)}), first in ${Math.round(100 * item.votes)} % of the crops`);
+      ` (${item.p[1].toFixed(2)}), first in ${Math.round(100 * item.votes)}\u00a0% of the crops`);
     const at = gallery.shown.findIndex((other) => other.row === item.row);
     const button = (words, label, to, off) =>
       element("button", { type: "button", class: "plain", "aria-label": label, disabled: off, onclick: to }, words);

@@ -25,7 +25,7 @@ _HEADER = "# The resolved suite of this folder, written by ferkd compare\n"
 
 
 @dataclass(frozen=True)
-class Planned:
+class WantedRun:
     """One run of a suite."""
 
     budget: str
@@ -42,9 +42,9 @@ class Planned:
         return (self.folder / folders.RESULT).is_file()
 
 
-def planned(
+def wanted_runs(
     suite: Suite, out: Path, only: Sequence[str] = (), budgets: Sequence[str] = ()
-) -> list[Planned]:
+) -> list[WantedRun]:
     """All runs, budget by budget and in each seed by seed over the methods.
 
     So an interrupted suite has compared all methods on as many seeds as it could. ``only`` keeps
@@ -60,7 +60,7 @@ def planned(
             )
     methods = [name for name in suite.methods if not only or name in only]
     return [
-        Planned(budget, method, seed, out / budget / f"{method}-{seed}")
+        WantedRun(budget, method, seed, out / budget / f"{method}-{seed}")
         for budget in suite.budgets
         if not budgets or budget in budgets
         for seed in suite.seeds
@@ -162,7 +162,7 @@ def locked(out: Path) -> Iterator[None]:
         ) from None
 
 
-def finished(suite: Suite, wanted: Sequence[Planned]) -> dict[str, dict[str, list[Run]]]:
+def finished(suite: Suite, wanted: Sequence[WantedRun]) -> dict[str, dict[str, list[Run]]]:
     """The finished runs by budget and method, every budget and method of ``wanted`` present."""
     groups: dict[str, dict[str, list[Run]]] = {}
     for item in wanted:
