@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,7 +32,9 @@ from ferkd.system.compute import Normalise, autocast
 from ferkd.system.distributed import Ranks, gathered, mean_of_all, rows_of_all
 from ferkd.system.errors import InputError
 from ferkd.training.checkpoint import random_state, restore_random_state
-from ferkd.training.ema import Ema
+
+if TYPE_CHECKING:
+    from ferkd.training.ema import Ema
 
 # (step, images, labels, targets) -> all three mixed; targets are those of the larger parts. Where
 # features are learnt from it has partners(step, images) too: rows, and the shares of their pixels.
@@ -167,7 +169,11 @@ class Trainer:
         self.clip_grad = clip_grad
         self.frozen_statistics = frozen_statistics
         self.channels_last = channels_last
-        self.ema = None if ema is None else Ema(self.model, ema)
+        self.ema: Ema | None = None
+        if ema is not None:
+            from ferkd.training.ema import Ema  # timm, of which nothing else here has need
+
+            self.ema = Ema(self.model, ema)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.step = 0
         self.crops = 0
