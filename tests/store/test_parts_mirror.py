@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -9,12 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import fsspec
+import numpy as np
 import pytest
 import s3_server
 from known_stores import IDS, store_settings, write_part
 from stores import bytes_of
+from typer.testing import CliRunner
 
+from ferkd.cli import app
 from ferkd.labelling.verify import verify_store
 from ferkd.store.mirror import PartsMirror
 from ferkd.store.publish import fetch, label_out
@@ -119,3 +124,33 @@ def test_labels_that_were_stopped_are_sent_before_the_end(tmp_path, monkeypatch)
         write(folder, 1)
         raise KeyboardInterrupt
     assert PartsMirror(folder, url).there() == ["000000.npz"]
+
+
+def test_shards_on_machines_of_their_own_label_to_one_url(s3, tmp_path, monkeypatch):
+    """One after the other, neither sees the other's disk; the second joins and publishes."""
+    for i in range(70):  # parts of 32 images
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        cv2.imwrite(str(path), pixels)
+    url = f"s3://bucket/{tmp_path.name}/labels"
+    teacher = "timm/test_resnet?random=0&num_classes=2&image_size=32"
+    given = ["label", str(tmp_path / "photos"), "--teacher", teacher, "--crops", "2", "--json"]
+    given += ["--no-agreement-check"]
+
+    def shard(index: int, machine: str) -> dict:
+        monkeypatch.setenv("FERKD_CACHE", str(tmp_path / machine))
+        done = CliRunner().invoke(app, [*given, "--out", url, "--shard", f"{index}/2"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    assert shard(0, "one") == {"shard": "0/2", "finished": False}
+    assert PartsMirror(tmp_path, url).there() == ["000000.npz", "000002.npz"]
+    assert read_manifest(url) is None
+    assert shard(1, "other")["images"] == 70
+    assert PartsMirror(tmp_path, url).there() == []
+    assert shard(0, "one")["images"] == 70  # the same command again: nothing is missing
+    fetched = fetch(url, tmp_path / "fetched")
+    alone = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "alone")])
+    assert alone.exit_code == 0, alone.output
+    assert bytes_of(fetched.folder) == bytes_of(tmp_path / "alone")

@@ -178,7 +178,7 @@ def test_a_lead_is_that_of_the_seeds_of_both(monkeypatch):
 
 
 def test_the_pooled_lead_is_the_one_that_the_pages_state(capsys):
-    """Intervals, counts and medians, as printed, in evidence.md; in README what it repeats."""
+    """Intervals, counts and medians, as printed, in evidence.md."""
     script("pooled").main()
     said = capsys.readouterr().out
     page = " ".join((RESULTS.parent / "evidence.md").read_text(encoding="utf-8").split())
@@ -192,8 +192,6 @@ def test_the_pooled_lead_is_the_one_that_the_pages_state(capsys):
         assert f"{name} ahead in {ahead} of {of}" in page and f"median {median}" in page
     scenes = re.search(r"^scenes: (\d+) circumstances$", said, re.M)[1]
     assert f"{scenes} of the {of} are the scenes" in page
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"in NLL FerKD is ahead in {ahead} of {of} circumstances" in readme
 
 
 COMPARED = [

@@ -115,6 +115,10 @@ def label_shard(
         return writer.finish()
 
 
+class PartsMissing(InputError):
+    """Parts of a store are not labelled yet."""
+
+
 def finish(
     images: str | Path | ImageSource,
     out: str | Path,
@@ -132,7 +136,7 @@ def finish(
         raise InputError(f"the images of {source.name} are not those that {out} was begun with")
     with shared_writer(out, begun, len(source), wanted, Shard()) as writer:
         if missing := writer.missing():
-            raise InputError(
+            raise PartsMissing(
                 f"{len(missing)} of the {writer.parts} parts of {out} are not labelled yet (first: "
                 f"{missing[0]}); run the shards that were to write them again"
             )

@@ -191,9 +191,34 @@ def label_out(
         shutil.rmtree(folder)
 
 
-def _work_folder(url: str) -> Path:
+@contextmanager
+def shard_out(url: str, name: str, *, work: str | Path | None = None) -> Iterator[Path]:
+    """The local folder in which one of several processes, called ``name``, labels to a URL.
+
+    Parts that others have sent are fetched first, and its own sent as they are finished. Where the
+    folder holds the whole store when the block ends, that is published and the parts are removed.
+    Several may publish at once: they have the same bytes. Raises InputError.
+    """
+    folder = Path(work) if work is not None else _work_folder(url, name)
+    mirror = PartsMirror(folder, url)
+    if read_manifest(url) is None:
+        mirror.fetch()
+    elif not (folder / MANIFEST).exists():
+        if work is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        fetch(url, folder)
+    with mirror.sending():
+        yield folder
+    if (folder / MANIFEST).exists():
+        publish(folder, url)
+        mirror.clear()
+        if work is None:
+            shutil.rmtree(folder)
+
+
+def _work_folder(url: str, *names: str) -> Path:
     name = hashlib.sha256(masked(url).encode()).hexdigest()[:16]
-    return Cache.default().folder / "work" / name
+    return Cache.default().folder / "work" / "-".join([name, *names])
 
 
 def _extended(
