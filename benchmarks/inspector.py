@@ -157,4 +157,6 @@ def _opened(page: Path) -> float | None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    print(json.dumps([measure(folder, *size) for size in SIZES], indent=1))
+    command = f"python benchmarks/inspector.py {folder}"
+    results = [measure(folder, *size) for size in SIZES]
+    print(json.dumps({"command": command, "results": results}, indent=1))

@@ -90,6 +90,15 @@ def claimed(out: Path, settings: Settings, *, resume: bool, overwrite: bool) -> 
             raise
 
 
+def _free(out: Path) -> None:
+    """Give a folder back where nothing was planned: what was refused is no distillation begun."""
+    if "plan" in State(out).content:
+        return
+    for path in out.iterdir():
+        _remove(path)
+    (out / MARKER).unlink(missing_ok=True)
+
+
 def _is_trace(name: str) -> bool:
     return name == LOCK or is_temporary(name)
 

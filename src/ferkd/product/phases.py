@@ -111,6 +111,9 @@ class Work:
                 ),
             )
         kept = f"the best after {result.kept_step} steps" if result.kept_step else "the probe"
+        if 0 < result.kept_share < 1:
+            kept = f"{result.kept_share:.0%} of the weights after {result.steps} steps"
+            kept += ", the rest the probe's"
         self.say(
             f"teacher {result.top1:.1%} on val ({kept}; its linear probe {result.probe_top1:.1%})"
         )

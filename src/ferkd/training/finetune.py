@@ -3,11 +3,14 @@
 A naive recipe destroys what was paid for: EfficientNet-Lite0 with ImageNet weights gave 87.2 % on
 the flowers by a linear probe at 112 px and 82.2 % after six epochs of AdamW at 5e-4. So the head is
 fitted first, on frozen features; then all layers learn at a low rate that falls with depth; and
-what is kept is the best on the validation images, the probe included.
+what is kept is the best on the validation images: a look on the way, a blend of the probe's weights
+with the last ones (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022), or the
+probe.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable
@@ -41,6 +44,7 @@ from ferkd.training.run import build_trainer
 from ferkd.training.trainer import Trainer
 
 _LEAST_STEPS = 20  # between two evaluations
+BLENDS = (0.25, 0.5, 0.75)  # shares of the last weights beside the probe's
 PROBE, PROBE_WEIGHTS, BEST = "probe.json", "probe.safetensors", "best.safetensors"
 
 log = logging.getLogger("ferkd")
@@ -53,9 +57,11 @@ class FineTuning:
 
     ``network`` starts from pretrained weights or a file of yours. ``lr`` is the head's; a layer n
     below it learns at lr * layer_decay^n. Crops hold at least ``smallest_crop`` of an image's area:
-    the probe knows whole objects. The run ends after ``patience`` evaluations, one each
-    ``evaluate_epochs``, without a better accuracy. ``epochs`` 0 keeps the probe. Labels are not
-    smoothed: a teacher's confidence is what it teaches.
+    the probe knows whole objects. The running statistics of BatchNorm stay as they came: those of
+    augmented crops in batches of 32 are not those of the central crops that are judged. The run
+    ends after ``patience`` evaluations, one each ``evaluate_epochs``, without a better accuracy.
+    ``epochs`` 0 keeps the probe. Labels are not smoothed: a teacher's confidence is what it
+    teaches.
     """
 
     network: Student
@@ -66,7 +72,7 @@ class FineTuning:
     batch_size: int = 32
     lr: float = 3e-4
     layer_decay: float = 0.9
-    smallest_crop: float = 0.25
+    smallest_crop: float = 0.35
     patience: int = 3
     evaluate_epochs: float = 1.0
     crop_fraction: float = 0.875
@@ -97,6 +103,7 @@ class FineTuning:
                 "schedule": {"epochs": max(self.epochs, 1e-3), "warmup": 0.1},
                 "loss": {"label_smoothing": 0.0},
                 "ema": 0.99,
+                "frozen_statistics": True,
                 "device": self.device,
                 "precision": self.precision,
                 "evaluation": {
@@ -109,12 +116,18 @@ class FineTuning:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FineTuned(Result):
-    """What was kept: ``kept_step`` 0 is the linear probe, whose accuracy is ``probe_top1``."""
+    """What was kept: ``kept_step`` 0 is the linear probe, whose accuracy is ``probe_top1``.
+
+    ``kept_share`` of that step's weights, the rest being the probe's; ``last_top1`` is the accuracy
+    of the last step alone.
+    """
 
     student: str
     top1: float
     probe_top1: float
     kept_step: int
+    kept_share: float
+    last_top1: float
     nll: float
     ece: float
     steps: int
@@ -163,7 +176,7 @@ def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> F
         _probe(settings, out, recipe, judge, begun, tell)
     probe = read_json(out / PROBE, "linear probe")
     if settings.epochs <= 0:
-        kept = {"top1": probe["top1"], "nll": probe["nll"], "ece": probe["ece"], "step": 0}
+        kept = _probed(probe)
         steps, seconds = 0, 0.0
         model = build_student(recipe.student, judge.classes, image_size=settings.image_size)
         save_weights(out / folders.WEIGHTS, model)
@@ -179,6 +192,8 @@ def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> F
         top1=kept["top1"],
         probe_top1=probe["top1"],
         kept_step=kept["step"],
+        kept_share=kept["share"],
+        last_top1=kept.get("last", probe["top1"]),
         nll=kept["nll"],
         ece=kept["ece"],
         steps=steps,
@@ -296,8 +311,8 @@ def _train(
     tell: Progress,
 ) -> tuple[dict[str, Any], float]:
     """Train from the probe; the figures and the step of what is kept, and the seconds it took."""
-    kept: dict[str, Any] = {**{k: probe[k] for k in ("top1", "nll", "ece")}, "step": 0}
-    idle, spent = 0, 0.0
+    kept = _probed(probe)
+    idle, spent, last_top1 = 0, 0.0, float(probe["top1"])
     identity = folders.recipe_hash(recipe.to_dict())
     checkpoint = out / folders.CHECKPOINT
     if checkpoint.is_file():
@@ -306,6 +321,7 @@ def _train(
             raise InputError(f"{checkpoint} is of another recipe; start anew with --overwrite")
         trainer.load_state(state)
         kept, idle, spent = state["kept"], state["idle"], state["spent"]
+        last_top1 = state["last_top1"]
     images = len(judge.train)
     # Of few images an epoch is few steps, after which nothing can be told yet.
     every = max(_LEAST_STEPS, round(settings.evaluate_epochs * images / settings.batch_size))
@@ -313,7 +329,7 @@ def _train(
 
     def save() -> None:
         state = trainer.state()
-        state |= {"recipe": identity, "kept": kept, "idle": idle}
+        state |= {"recipe": identity, "kept": kept, "idle": idle, "last_top1": last_top1}
         save_checkpoint(checkpoint, {**state, "spent": time.perf_counter() - begun})
 
     note = f"steps, probe {probe['top1']:.1%}"
@@ -329,8 +345,10 @@ def _train(
                     note = f"steps, probe {probe['top1']:.1%}, now {figures['top1']:.1%}"
                     log.info("step %d of %d: %.1f %%", step, trainer.steps, 100 * figures["top1"])
                     idle += 1
+                    last_top1 = figures["top1"]
                     if _better(figures, kept):
-                        kept = {k: figures[k] for k in ("top1", "nll", "ece")} | {"step": step}
+                        kept = {k: figures[k] for k in ("top1", "nll", "ece")}
+                        kept |= {"step": step, "share": 1.0}
                         idle = 0
                         save_weights(out / BEST, trainer.best_model)
                 due = time.monotonic() - saved > recipe.checkpoint_seconds
@@ -342,7 +360,39 @@ def _train(
                     raise KeyboardInterrupt
                 if idle >= settings.patience:
                     break
+    kept = {**_blended(out, trainer, judge, kept, tell), "last": last_top1}
     return kept, time.perf_counter() - begun
+
+
+def _probed(probe: dict[str, Any]) -> dict[str, Any]:
+    return {**{k: probe[k] for k in ("top1", "nll", "ece")}, "step": 0, "share": 0.0}
+
+
+def _blended(
+    out: Path, trainer: Trainer, judge: _Judge, kept: dict[str, Any], tell: Progress
+) -> dict[str, Any]:
+    """Look at the blends of the probe's weights with the last ones; keeps the best of all."""
+    probe = read_state_dict(out / PROBE_WEIGHTS)
+    last = trainer.best_model.state_dict()
+    model = copy.deepcopy(trainer.best_model)
+    for share in BLENDS:
+        note = f"steps, {share:.0%} of them beside the probe, best {kept['top1']:.1%}"
+        tell(trainer.steps, trainer.steps, note)
+        model.load_state_dict(
+            {
+                name: torch.lerp(probe[name].to(value), value, share)
+                if value.is_floating_point()
+                else value
+                for name, value in last.items()
+            }
+        )
+        figures = judge(model, trainer.normalise, trainer.dtype)
+        log.info("%.0f %% of the last weights: %.1f %%", 100 * share, 100 * figures["top1"])
+        if _better(figures, kept):
+            kept = {k: figures[k] for k in ("top1", "nll", "ece")}
+            kept |= {"step": trainer.step, "share": share}
+            save_weights(out / BEST, model)
+    return kept
 
 
 def _better(figures: dict[str, float], kept: dict[str, Any]) -> bool:
