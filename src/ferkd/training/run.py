@@ -36,8 +36,9 @@ from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint
 from ferkd.training.course import Progress, Run, Validation, check_room
-from ferkd.training.data import TrainingData, mixer, open_data
+from ferkd.training.data import TrainingData, open_data
 from ferkd.training.metrics import require_tensorboard
+from ferkd.training.mixing import mixer
 from ferkd.training.optim import build_optimizer
 from ferkd.training.partial import open_partial
 from ferkd.training.result import RunResult, read_result
