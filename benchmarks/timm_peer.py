@@ -240,7 +240,7 @@ def summary(found: dict[str, list[float]], label_seconds: float) -> dict[str, An
     ours, theirs = statistics.mean(found["ours_s"]), statistics.mean(found["theirs_s"])
     return {
         "top1": {"stored": found["ours"], "timm": found["theirs"]},
-        "difference": paired(*both),
+        "difference": dict(paired(*both) or {}),
         "label_seconds": label_seconds,
         "train_seconds": {"stored": found["ours_s"], "timm": found["theirs_s"]},
         "students": {

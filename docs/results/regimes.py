@@ -3,8 +3,9 @@
 A row names a regime, a result and two of its methods, chosen before the result was seen or by the
 criteria of the lab log. ``tables.py`` writes the rows where a page has the mark
 ``<!-- regimes photographs -->`` (real photographs alone), ``<!-- regimes all -->``,
-``<!-- regimes discards -->`` (FerKD beside random discard and beside FKD on larger crops) or
-``<!-- regimes methods -->`` (every method beside unsmoothed hard labels on the flowers).
+``<!-- regimes discards -->`` (FerKD beside random discard and beside FKD on larger crops),
+``<!-- regimes methods -->`` (every method beside unsmoothed hard labels on the flowers) or
+``<!-- regimes cost -->`` (stored labels beside timm's live distillation, benchmarks/timm_peer.py).
 ``python docs/results/regimes.py`` writes ``regimes.md``, the first of them for README.md.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ferkd.study.compare.summary import paired
+from ferkd.system.statistics import mean, sample_deviation
 
 HERE = Path(__file__).parent
 
@@ -172,6 +174,8 @@ PICKED = {
 
 def table(kind: str) -> list[str]:
     """The lines of the table ``kind`` in Markdown."""
+    if kind == "cost":
+        return _cost(json.loads((HERE / "timm-peer.json").read_text(encoding="utf-8")))
     if kind == "methods":
         heads = ["method", *(name for name, _, _ in BUDGETS), "pick it?"]
         lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -197,6 +201,21 @@ def table(kind: str) -> list[str]:
     for row in chosen:
         cells = [row.regime, row.images, row.signal, _both(row), gain(row), nll(row)]
         cells += [str(len(_seeds(row))), verdict(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _cost(peer: dict[str, Any]) -> list[str]:
+    """Stored labels beside timm's live distillation: top-1 and CPU seconds."""
+    lines = [
+        "| side | top-1, % | labels, CPU s | a student, CPU s | 1 student, all | 3 students, all |",
+        "|---|---|---|---|---|---|",
+    ]
+    for side, name in (("timm", "timm, teacher in the loop"), ("stored", "ferkd, stored labels")):
+        top1, each = peer["top1"][side], peer["train_seconds"][side]
+        cells = [name, f"{100 * mean(top1):.1f} ± {100 * sample_deviation(top1):.1f}"]
+        cells += [f"{peer['label_seconds']:.0f}" if side == "stored" else "–", f"{mean(each):.0f}"]
+        cells += [f"{peer['students'][count][side]:.0f}" for count in ("1", "3")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -259,7 +278,7 @@ def _both(row: Row) -> str:
         100 * sum(methods[name]["runs"][seed]["top1"] for seed in seeds) / len(seeds)
         for name in (row.base, row.ours)
     ]
-    return " / ".join(f"{mean:.1f}" for mean in means)
+    return " / ".join(f"{each:.1f}" for each in means)
 
 
 def _text(found: dict[str, Any], digits: int) -> str:
