@@ -3,12 +3,13 @@
     OMP_NUM_THREADS=1 python benchmarks/timm_peer.py quarter flowers/val TEACHER --out peer.json
 
 The peer is made of timm's own parts: its dataset and loader, ``LogitDistillationTask`` with the
-teacher in the loop (what ``--kd-model-name`` of its trainer uses), optimiser and schedule; no averaged weights
-on either side. Both sides get the same images, teacher (a finished run of ferkd whose network is timm's),
-student, image size, steps, batch and optimiser settings, and the same signal: half truth, half
-teacher at temperature 1. Ours labels crops of every image once and trains all students from them.
-All students are evaluated by timm's evaluation loader. Images are decoded anew in every epoch on
-both sides. CPU seconds, not the clock's, so other work on the machine matters less; one thread.
+teacher in the loop (what ``--kd-model-name`` of its trainer uses), optimiser and schedule; no
+averaged weights on either side. Both get the same images, teacher (a finished run of ferkd whose
+network is timm's), student, image size, steps, batch and optimiser settings, and the same signal:
+half truth, half teacher at temperature 1. Ours labels crops of every image once and trains all
+students from them. All students are evaluated by timm's evaluation loader. Images are decoded anew
+in every epoch on both sides. CPU seconds, not the clock's, so other work on the machine matters
+less; one thread.
 """
 
 from __future__ import annotations
