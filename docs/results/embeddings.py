@@ -30,6 +30,7 @@ def main(folder: Path, train: str, val: str, others: dict[str, str]) -> None:
     for budget, methods in finished(suite, wanted_runs(suite, folder)).items():
         wanted = {(name, "0"): network for name, network in others.items()}
         wanted |= {(m, str(run.seed)): str(run.folder) for m, of in methods.items() for run in of}
+        result["budget"] = budget  # the last one is what a table shows
         rows = result["budgets"].setdefault(budget, {"methods": {}})["methods"]
         for (name, seed), network in wanted.items():
             runs = rows.get(name, {"runs": {}})["runs"]

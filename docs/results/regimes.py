@@ -190,7 +190,7 @@ def table(kind: str) -> list[str]:
         return [head, "|---|---|---|---|---|", *rows]
     chosen = [row for row in ROWS if row.photographs or kind == "all"]
     head = (
-        "| regime | images | learns from | unsmoothed hard labels, that, top-1 % | "
+        "| regime | images | learns from | hard labels / these, top-1 % | "
         "gain, points [95 %] | NLL | seeds | does it pay? |"
     )
     lines = [head, "|---|---|---|---|---|---|---|---|"]

@@ -94,7 +94,7 @@ def _shares(rows: Rows, names: list[str], base: str, keys: list[str]) -> list[st
     columns = ["network", "seeds"]
     for key in keys:
         columns += [f"{SHARES.get(key, key)}, %", f"against {base}, points"]
-    lines = [columns, ["---"] * len(columns)]
+    lines = [columns]
     for name in names:
         cells = [name, str(len(rows[name]["seeds"]))]
         for key in keys:

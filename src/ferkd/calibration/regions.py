@@ -55,23 +55,22 @@ class Thresholds(NamedTuple):
 class Regions(Part):
     """How labels are divided and calibrated.
 
-    ``thresholds``: (low, middle, top), or a rule that reads them off the labels: "auto", which
-    places all three; "reliable", which only discards the crops about which the teacher is more
-    often wrong than right; "none", which keeps all crops (see
-    `ferkd.calibration.reliability.propose`).
-    ``calibration``: "steps", the paper's rule, or "blend", which weights the labels of all kept
-    crops by their reliability and does not read ``middle``.
-    ``score``: the teacher's largest probability, or its probability of the ground truth.
-    ``scale``: compare the score itself, or its rank among the crops of the image (0 .. 1).
-    ``epsilon``: mass that a softened hard label leaves to the other classes; "reliability", for
-    "blend" alone, is 1 - r(s) of each crop, so that no hard label is surer than the teacher is
-    right, and a crop at chance gets an even label.
-    ``keep``: how many crops an image keeps at least, of those it has: where the thresholds leave
-    fewer, but some, its discarded crops of the largest score come back, with their soft labels
-    where there is no hard band and as hard ones where there is.
-    ``shuffle``: a seed with which the regions found, as many of each, are dealt to the store's
-    crops at random; None for the crops they were found on. It is the control of an experiment:
-    what the score knows is lost, and what discarding at that rate does by itself is left.
+    - ``thresholds``: (low, middle, top), or a rule that reads them off the labels. "auto" places
+      all three. "reliable" only discards the crops about which the teacher is more often wrong
+      than right. "none" keeps all crops. See `ferkd.calibration.reliability.propose`.
+    - ``calibration``: "steps", the paper's rule, or "blend", which weights the labels of all kept
+      crops by their reliability and does not read ``middle``.
+    - ``score``: the teacher's largest probability, or its probability of the ground truth.
+    - ``scale``: compare the score itself, or its rank among the crops of the image (0 .. 1).
+    - ``epsilon``: mass that a softened hard label leaves to the other classes. "reliability", for
+      "blend" alone, is 1 - r(s) of each crop: no hard label is then surer than the teacher is
+      right, and a crop at chance gets an even label.
+    - ``keep``: how many crops an image keeps at least, of those it has. Where the thresholds leave
+      fewer, but some, its discarded crops of the largest score come back: with their soft labels
+      where there is no hard band, and as hard ones where there is.
+    - ``shuffle``: a seed by which the regions found, as many of each, are dealt to the store's
+      crops at random; None leaves them where they were found. It is the control of an experiment:
+      what the score knows is lost, what discarding at that rate does by itself is left.
     """
 
     thresholds: Rule | tuple[float, float, float] = "reliable"

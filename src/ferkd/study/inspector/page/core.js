@@ -35,6 +35,7 @@ const percent = (part, total) => {
 const count = (value) => value.toLocaleString("en-US");
 
 async function unpack() {
+  if (!("DecompressionStream" in globalThis)) throw new Error("it needs a browser of 2023 or later");
   const packed = atob($("data").textContent);
   const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
