@@ -109,11 +109,11 @@ class Killed:
 
         while len(killed) < kills:
             out, ended = self.root / f"ray-{stores}", threading.Event()
-            killer = threading.Thread(target=kill, args=(out, ended))
+            killer = threading.Thread(target=kill, args=(out, ended), daemon=True)
             killer.start()
             label_by_ray(str(self.images), SPEC, out, SETTINGS, "ray", 2)
             ended.set()
-            killer.join()
+            killer.join(30)
             assert bytes_of(out) == self.wanted
             stores += 1
         ray.shutdown()
