@@ -36,7 +36,7 @@ def lines_of(title: str, kind: str = "bash no-run") -> list[str]:
     assert block is not None
     text = block[1]
     for written, fewer in FEWER.items():
-        text = text.replace(written, fewer)
+        text = text.replace(written, shlex.quote(fewer) if "&" in fewer else fewer)
     return text.splitlines()
 
 
