@@ -97,7 +97,7 @@ class Killed:
         import ray
 
         os.environ["FERKD_KILLS"] = str(self.root)
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         killed: list[tuple[int, int]] = []
         begun, stores = time.monotonic(), 0
 

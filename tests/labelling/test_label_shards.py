@@ -367,6 +367,7 @@ def test_workers_of_ray_join_leave_and_are_killed(
     def until(count: int) -> None:
         begun = time.monotonic()
         while len(workers()) < count:
+            assert not job.done(), job.exception()
             assert time.monotonic() < begun + 200, f"{workers()} of {count} workers"
             time.sleep(0.01)
         seen.append((count, len(parts_of(out))))
