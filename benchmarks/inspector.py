@@ -33,6 +33,17 @@ from ferkd.study.inspector.server import Server
 
 SIZES = ((3_000, 24, 1000), (50_000, 50, 1000))  # images, crops of each, classes
 TOP = 5
+MOVES = """async () => {
+    const scalpel = document.querySelector("[data-scalpel=M]"), times = [];
+    for (let i = 0; i < 40; i++) {
+        const begun = performance.now();
+        scalpel.dispatchEvent(new KeyboardEvent("keydown", { key: "PageUp" }));
+        await new Promise(requestAnimationFrame);
+        scalpel.getBoundingClientRect();
+        times.push(performance.now() - begun);
+    }
+    return times;
+}"""
 
 
 class Repeated:
@@ -118,7 +129,7 @@ def measure(photographs: Path, images: int, crops: int, classes: int) -> dict[st
             "count_cpu_seconds": round(counted - begun, 1),
             "write_cpu_seconds": round(written - counted, 1),
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "opened_seconds": _opened(page),
+            **_opened(page),
         }
 
 
@@ -135,14 +146,15 @@ class _First:
         return self._source.read(index)
 
 
-def _opened(page: Path) -> float | None:
-    """Seconds from asking for the page until all of it stands, in Chromium; None without it."""
+def _opened(page: Path) -> dict[str, float]:
+    """Seconds from asking for the page until all of it stands, and milliseconds from a key's press
+    until all figures have followed (the median of 40); nothing where there is no Chromium."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        return None
+        return {}
     if (path := shutil.which("chromium")) is None:
-        return None
+        return {}
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         tab = browser.new_page()
@@ -151,10 +163,13 @@ def _opened(page: Path) -> float | None:
         tab.goto(page.as_uri())
         tab.wait_for_selector("html[data-ready=yes]")
         seconds = time.perf_counter() - begun
+        moves = tab.evaluate(MOVES)
         browser.close()
-    return round(seconds, 2)
+    return {"opened_seconds": round(seconds, 2), "move_ms": round(float(np.median(moves)), 1)}
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    print(json.dumps([measure(folder, *size) for size in SIZES], indent=1))
+    command = f"python benchmarks/inspector.py {folder}"
+    results = [measure(folder, *size) for size in SIZES]
+    print(json.dumps({"command": command, "results": results}, indent=1))

@@ -33,9 +33,9 @@ from ferkd.store import LabelStore
 from ferkd.study.bench.forms import Stored
 from ferkd.study.bench.measuring import machine
 from ferkd.study.bench.tails import Sampled
-from ferkd.study.statistics import mean, mean_interval
+from ferkd.system.statistics import mean, mean_interval
 
-SIDE, BATCH, STEPS, SEEDS = 48, 64, 600, (0, 1, 2)
+SIDE, BATCH, STEPS, SEEDS = 48, 64, 200, (0, 1, 2)
 GRADIENT_BATCH, GRADIENT_BATCHES = 256, 8
 FLAT = Stored(5, "u8")
 FORMS = {"full": None, "flat": FLAT, "3 and 3 drawn": Sampled(3, 3), "1 and 6 drawn": Sampled(1, 6)}

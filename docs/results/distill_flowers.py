@@ -155,8 +155,10 @@ def main() -> None:
         found["same"] = {name: ours[name] == theirs[name] for name in ours}
     found["seconds_by_phase"] = json.loads((out / "distill.json").read_text())["seconds"]
     text = json.dumps(found, indent=1)
-    for path, name in ((given.flowers, "FLOWERS"), (given.weights, "."), (given.out, "OUT")):
-        text = text.replace(str(path.resolve()), name)
+    # The longest first: one of these folders may lie in another.
+    named = {given.flowers: "FLOWERS", given.weights: "WEIGHTS", given.out.resolve(): "OUT"}
+    for path in sorted(named, key=lambda path: -len(str(path))):
+        text = text.replace(str(path), named[path])
     (RESULTS / f"distill-{given.case}.json").write_text(text + "\n")
     print(text)
 

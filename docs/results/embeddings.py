@@ -1,9 +1,10 @@
 """Nearest neighbours and a linear probe on the features of a suite's students and teacher.
 
-``python docs/results/embeddings.py FOLDER TRAIN VAL TEACHER`` judges every finished run of the
-suite's FOLDER by :func:`ferkd.evaluating.embedding.judge`, which learns from the photographs of
-TRAIN and judged on those of VAL, and writes the figures to FOLDER/embeddings.json, in the
-form that docs/results/tables.py reads. The row ``teacher`` is that of the spec TEACHER.
+``python docs/results/embeddings.py FOLDER TRAIN VAL NAME=NETWORK...`` judges every finished run of
+the suite's FOLDER, and each NETWORK besides (a teacher's spec, a run's folder), on VAL by
+:func:`ferkd.evaluating.embedding.judge`, which learns from the photographs of TRAIN. The figures go
+to FOLDER/embeddings.json, in the form that docs/results/tables.py reads, after each network; those
+that are there are not judged again.
 """
 
 from __future__ import annotations
@@ -13,35 +14,33 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ferkd.evaluating.embedding import judge
+from ferkd.evaluating.embedding import Seen, judge
+from ferkd.images import open_images
 from ferkd.study.compare.folder import finished, read_folder, wanted_runs
 from ferkd.system.statistics import mean, sample_deviation
 
 FIGURES = ("knn_top1", "probe_top1")
 
 
-def main(folder: Path, train: str, val: str, teacher: str) -> None:
-    suite = read_folder(folder)
-    wanted = wanted_runs(suite, folder)
-    budgets: dict[str, Any] = {}
-    for budget, methods in finished(suite, wanted).items():
-        rows = {"teacher": {"0": judged(teacher, train, val)}}
-        for name, runs in methods.items():
-            if runs:
-                rows[name] = {str(run.seed): judged(run.folder, train, val) for run in runs}
-        budgets[budget] = {"methods": {name: row(of_seed) for name, of_seed in rows.items()}}
-    result = {"suite": folder.name, "baseline": suite.baseline, "budgets": budgets}
-    text = json.dumps(result, indent=1)
-    (folder / "embeddings.json").write_text(text + "\n", encoding="utf-8")
-    for budget, of in budgets.items():
-        for name, found in of["methods"].items():
-            print(budget, name, *(f"{key} {found[f'{key}_mean']:.3f}" for key in FIGURES))
-
-
-def judged(network: Path | str, train: str, val: str) -> dict[str, Any]:
-    """The figures of one network, without where it lay."""
-    found = judge(network, val, reference=train, workers=0)
-    return {key: value for key, value in found.items() if key != "network"}
+def main(folder: Path, train: str, val: str, others: dict[str, str]) -> None:
+    suite, file = read_folder(folder), folder / "embeddings.json"
+    known, asked, seen = open_images(train), open_images(val), Seen()
+    former = json.loads(file.read_text()) if file.is_file() else {"budgets": {}}
+    result: dict[str, Any] = {"suite": folder.name, "baseline": suite.baseline, **former}
+    for budget, methods in finished(suite, wanted_runs(suite, folder)).items():
+        wanted = {(name, "0"): network for name, network in others.items()}
+        wanted |= {(m, str(run.seed)): str(run.folder) for m, of in methods.items() for run in of}
+        result["budget"] = budget  # the last one is what a table shows
+        rows = result["budgets"].setdefault(budget, {"methods": {}})["methods"]
+        for (name, seed), network in wanted.items():
+            runs = rows.get(name, {"runs": {}})["runs"]
+            if seed in runs:
+                continue
+            found = judge(network, asked, reference=known, workers=0, seen=seen)
+            runs[seed] = {key: value for key, value in found.items() if key != "network"}
+            rows[name] = row(runs)
+            print(budget, name, seed, *(f"{key} {found[key]:.3f}" for key in FIGURES), flush=True)
+            file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def row(of_seed: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -54,5 +53,5 @@ def row(of_seed: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    folder, *others = sys.argv[1:]
-    main(Path(folder), *others)
+    folder, train, val, *others = sys.argv[1:]
+    main(Path(folder), train, val, dict(other.split("=", 1) for other in others))

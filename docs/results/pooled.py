@@ -51,6 +51,7 @@ PAIRS = {
         *_same("flowers-seeds", "long", ""),
         *_same("flowers-teachers", "short", "-weak", "-middle"),
         *_same("flowers-baselines", "short", "", "-wide"),
+        *_same("flowers-few-labels", "one", "-all"),
     ],
     "Fashion-MNIST": [
         *_same("fashion-thresholds", "one", "", "-40", ferkd="reliable"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ if __name__ == "__main__":
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     pairs = zip(given.folders[::2], given.folders[1::2], strict=True)
-    text = json.dumps([compare(*pair) for pair in pairs], indent=1)
+    command = shlex.join(["python", "docs/results/suspicious.py", *map(str, given.folders)])
+    text = json.dumps({"command": command, "results": [compare(*p) for p in pairs]}, indent=1)
     if given.json:
         given.json.write_text(text + "\n", encoding="utf-8")
     else:

@@ -11,6 +11,7 @@ columns: ``ece``, ``difference``, ``nll`` (its difference), ``reach``. What a ru
 end is known for the result's own baseline only. ``pairs=fkd:ferkd,fkd-weak:ferkd-weak`` makes a row
 of each pair instead, the second against the first. ``shares=knn_top1,probe_top1`` makes a table of
 these figures of the runs, in percent, each with its difference from ``base``.
+``<!-- regimes KIND -->`` is one of the tables of regimes.py beside this file.
 """
 
 from __future__ import annotations
@@ -26,9 +27,17 @@ from typing import Any
 from ferkd.study.compare.summary import paired
 from ferkd.system.tables import markdown
 
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent))
+import regimes
+
 HERE = Path(__file__).parent
-PAGES = (HERE.parent / "evidence.md", HERE.parents[1] / "README.md")
-MARK = re.compile(r"<!-- table (?P<file>\S+?)(?P<options>( \S+=\S+)*) -->")
+PAGES = (
+    HERE.parent / "evidence.md",
+    HERE.parent / "what-to-use.md",
+    HERE.parents[1] / "README.md",
+)
+MARK = re.compile(r"<!-- (table|regimes) (?P<file>\S+?)(?P<options>( \S+=\S+)*) -->")
 SHARES = {"knn_top1": "nearest neighbours", "probe_top1": "linear probe"}
 
 Rows = dict[str, dict[str, Any]]
@@ -85,7 +94,7 @@ def _shares(rows: Rows, names: list[str], base: str, keys: list[str]) -> list[st
     columns = ["network", "seeds"]
     for key in keys:
         columns += [f"{SHARES.get(key, key)}, %", f"against {base}, points"]
-    lines = [columns, ["---"] * len(columns)]
+    lines = [columns]
     for name in names:
         cells = [name, str(len(rows[name]["seeds"]))]
         for key in keys:
@@ -137,7 +146,8 @@ def renewed(lines: list[str]) -> Iterator[str]:
         yield line
         if mark := MARK.fullmatch(line):
             options = dict(option.split("=", 1) for option in mark["options"].split())
-            yield from ["", *table(mark["file"], **options), ""]
+            made = regimes.table if mark[1] == "regimes" else table
+            yield from ["", *made(mark["file"], **options), ""]
             while place < len(lines) and (not lines[place] or lines[place].startswith("|")):
                 place += 1
 

@@ -21,6 +21,7 @@ from ferkd.calibration.regions import (
     classify_scores,
     image_quantiles,
     keep_every_image,
+    keep_some,
     mine,
     score_of,
     scores_of,
@@ -330,3 +331,50 @@ def test_a_blend_is_not_shuffled():
         Regions(calibration="blend", shuffle=0)
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         Regions(shuffle=-1)
+
+
+def test_the_surest_discarded_crops_come_back_where_too_few_are_left():
+    """Kept already: 1, 0, 3 and 2 of 4. At least 2 asked for: one more of the first image, by
+    score; an image without any is not this rule's; enough are left of the others."""
+    regions = np.array([[D, D, K, D], [D, D, D, D], [K, K, D, K], [H, D, K, D]], np.int8)
+    scores = np.array([[0.1, 0.4, 0.9, 0.2], [0.1, 0.2, 0.3, 0.4], [0.9, 0.9, 0.1, 0.9]])
+    scores = np.concatenate([scores, [[0.6, 0.1, 0.9, 0.2]]])
+    kept = keep_some(regions, scores, 2)
+    assert kept.tolist() == [[D, K, K, D], [D, D, D, D], [K, K, D, K], [H, D, K, D]]
+    assert keep_some(regions, scores, 9, Region.HARD).tolist() == [
+        [H, H, K, H],
+        [D, D, D, D],
+        [K, K, H, K],
+        [H, H, K, H],
+    ]
+    assert (keep_some(regions, scores, 1) == regions).all()
+
+
+def test_a_store_keeps_as_many_crops_of_an_image_as_asked(tmp_path):
+    store = write_store(tmp_path / "labels", crops=8, ids=tuple(f"a/{i}.jpg" for i in range(40)))
+    thresholds = (0.9, 0.9, 1.0)
+    plain = mine(store, Regions(thresholds=thresholds))
+    kept = mine(store, Regions(thresholds=thresholds, keep=3))
+    left = (plain.regions != D).sum(axis=1)
+    assert (left < 3).any() and ((kept.regions != D).sum(axis=1) == np.maximum(left, 3)).all()
+    assert kept.rescued == plain.rescued and kept.never_drawn < plain.never_drawn
+    assert kept.left == pytest.approx(np.maximum(left, 3).mean())
+    dealt = mine(store, Regions(thresholds=thresholds, keep=3, shuffle=0))
+    assert dealt.shares["discarded"] == pytest.approx(kept.never_drawn)
+    assert f"at least 3 crops of an image kept, {kept.left:.1f} left" in kept.describe()
+
+
+def test_few_crops_left_are_said_with_their_number(tmp_path):
+    """8 stored: 5 left are enough, fewer are said. 3 stored, all kept: not the discard's doing."""
+    store = write_store(tmp_path / "labels", crops=8, ids=tuple(f"a/{i}.jpg" for i in range(40)))
+    scores = np.sort(scores_of(store)[0], axis=None)
+    strict, mild = float(scores[len(scores) * 6 // 10]), float(scores[len(scores) // 10])
+    found = mine(store, Regions(thresholds=(strict, strict, 1.0)))
+    assert found.left < 5 and found.note is not None
+    crops = math.ceil(5 / (1 - found.never_drawn))
+    assert f"leaves {found.left:.1f} of 8 stored crops an image" in found.note
+    assert f"store {crops} crops" in found.note and "regions.keep" in found.note
+    assert mine(store, Regions(thresholds=(strict, strict, 1.0), keep=5)).note is None
+    assert mine(store, Regions(thresholds=(mild, mild, 1.0))).note is None
+    few = write_store(tmp_path / "few", crops=3)
+    assert mine(few, Regions(thresholds="none")).note is None

@@ -37,7 +37,7 @@ def photos(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_step_by_step_runs_line_by_line(photos, command_line, tmp_path):
-    lines = commands_after("or step by step")
+    lines = commands_after("Or step by step")
     assert len(lines) > 10 and all(words[0] == "ferkd" for words in lines)
     done = set()
     for words in lines:

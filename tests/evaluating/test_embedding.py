@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from ferkd.evaluating.embedding import Embedded, judge, linear_probe, nearest
+from ferkd.evaluating.embedding import Embedded, Seen, judge, linear_probe, nearest
+from ferkd.images import open_images
 from ferkd.system.errors import InputError
 
 TEACHER = "timm/test_resnet?random=0&num_classes=3&image_size=32"
@@ -60,6 +61,9 @@ def test_a_teacher_is_judged_by_its_spec(tiny_images, command_line):
     assert (found["image_size"], found["features"]) == (32, 96)
     split = judge(TEACHER, photos, probe=False, workers=0)
     assert (split["judged_images"], split["reference_images"]) == (2, 9)
+    source, seen = open_images(photos), Seen()
+    again = [dict(judge(TEACHER, source, probe=False, workers=0, seen=seen)) for _ in range(2)]
+    assert again == [dict(split)] * 2 and len(seen) == 1
     assert "probe_top1" not in split and split["knn_k"] == 9
     status, _, err = command_line("evaluate", TEACHER, photos, "--reference", photos)
     assert status == 2 and "--reference is what --knn and --probe learn from" in err

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ferkd.crops import random_boxes
-from ferkd.loading.order import ImageOrder, draw_crops
+from ferkd.loading.order import ImageOrder, draw_crops, permuted
 
 
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 9))
@@ -77,3 +77,30 @@ def test_which_crop_comes_first_tells_nothing_of_its_box():
 def test_an_image_without_usable_crops_is_an_error():
     with pytest.raises(ValueError, match="at least one usable crop"):
         draw_crops(np.zeros((1, 3), bool), ["a"], np.zeros(1, int), 1, 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 17, 1000, 4099])
+def test_a_permutation_place_by_place_is_one_and_looks_random(count):
+    places = np.arange(count)
+    keys = [np.array([key], np.uint64) for key in (3, 2**63 + 5)]
+    one, other = (permuted(places, count, key) for key in keys)
+    assert sorted(one) == sorted(other) == list(range(count))
+    some = places[:: max(1, count // 7)]
+    assert (permuted(some, count, keys[0]) == one[some]).all()  # whatever else is asked for
+    if count == 4099:
+        # Of a random one, neighbours are no nearer than any two: a third of the count on average.
+        for found in (one, other):
+            assert abs(np.abs(np.diff(found)).mean() / count - 1 / 3) < 0.02
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.06
+
+
+def test_an_order_of_very_many_images_takes_no_memory_and_shows_each_once(monkeypatch):
+    monkeypatch.setattr("ferkd.loading.order.LISTED", 99)
+    order = ImageOrder(100, 7)
+    rows, visits = order.at(0, 200)
+    assert sorted(rows[:100]) == sorted(rows[100:]) == list(range(100))
+    assert (rows[:100] != rows[100:]).any() and not order._orders
+    assert visits.tolist() == [0] * 100 + [1] * 100
+    assert (ImageOrder(100, 7).at(37, 5)[0] == rows[37:42]).all()
+    far, visit = ImageOrder(10**11, 0).at(3 * 10**11 - 2, 4)  # 100 billion
+    assert visit.tolist() == [2, 2, 3, 3] and (far >= 0).all() and (far < 10**11).all()

@@ -176,6 +176,20 @@ def test_labels_that_are_not_read_decide_nothing(settings, signals, photos):
     assert not torch.equal(one.labels.dense(), other.labels.dense())
 
 
+def test_regions_choose_the_crops_of_a_student_that_learns_no_label(settings, store):
+    """By the labels' scores crops are discarded; beside the features stands the truth alone."""
+    path = store("feature")
+    loss = {"beside": "hard", "by_regions": True}
+    regions = {"thresholds": [0.5, 0.5, 1.0], "scale": "image_quantile"}
+    data = open_data(relative(settings, path, loss, regions=regions))
+    found = data.mining.regions
+    assert (found == 0).any()
+    shown = list(data.loader.batches(0, 12))
+    assert all(batch.labels is None for batch in shown)
+    rows, crops = (torch.cat([getattr(b, n) for b in shown]).numpy() for n in ("rows", "crops"))
+    assert (found[rows, crops] != 0).all()
+
+
 def test_what_cannot_be_is_refused(settings, signals, photos, tmp_path):
     label(photos, f"{TEACHER}&image_size=32", tmp_path / "labels", workers=1, crops=2)
     with pytest.raises(InputError, match=r"holds no features; make them with ferkd label --kind"):

@@ -63,6 +63,7 @@ import random, sys
 from pathlib import Path
 import crash
 scene = crash.Scene(Path(sys.argv[1]), random.Random(0))
+scene.check_readable = lambda: None  # which would tell it first, where a job was finished
 try:
     for name, (outcome, kind) in [*crash.KINDS.items()]:
         if name not in ("SIGKILL", "image removed"):
@@ -93,15 +94,15 @@ def test_the_harness_notices_labels_that_are_lost(tmp_path):
 
 
 def test_the_documented_run_tried_each_kind_and_the_page_says_how_often(result):
-    """The kinds are today's; README's sentence has its counts and its command."""
+    """The kinds are today's; a sentence of the FAQ has its counts and its command."""
     documented = json.loads((ROOT / "docs/results/store-crash.json").read_text())
     assert documented["by_kind"].keys() == result["by_kind"].keys() | result["not_possible_here"]
-    page = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs/faq.md").read_text(encoding="utf-8").split())
     kills, flips = documented["interruptions"], documented["flips"]
     assert f"{kills} interruptions of labelling" in page
     found = flips["tried"] - flips["missed"]
     assert f"{found} of {flips['tried']} changed bytes were found" in page
-    assert documented["command"].removesuffix(" --seed 0") in page
+    assert documented["command"].partition(" --seed")[0] in page
 
 
 class Killed(BaseException):

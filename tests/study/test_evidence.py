@@ -36,9 +36,65 @@ def test_the_tables_are_those_of_the_results(capsys, monkeypatch):
     for page in tables.PAGES:
         text = page.read_text(encoding="utf-8")
         marks = [bool(tables.MARK.fullmatch(line)) for line in text.splitlines()]
-        assert 0 < sum(marks) == text.count("<!-- table "), page
+        begun = text.count("<!-- table ") + text.count("<!-- regimes ")
+        assert 0 < sum(marks) == begun, page
     monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
     assert tables.main() == 0, capsys.readouterr().out
+
+
+def test_the_table_of_regimes_is_that_of_the_results():
+    lines = script("tables").regimes.table("photographs")
+    assert (RESULTS / "regimes.md").read_text(encoding="utf-8").splitlines() == lines
+
+
+def test_a_regime_pays_where_its_interval_says_so(monkeypatch):
+    """By hand: top-1 .5 against .4 and .6 against .5 of seeds 0 and 1: +10 [+10, +10] points; the
+    other way round it costs. Of NLL alone: 1.0 against 1.2 in both. And neither."""
+    regimes = script("tables").regimes
+
+    def rows(ours, base):
+        of = {"ours": ours, "base": base}
+        runs = {
+            name: {str(seed): {"top1": t, "nll": n} for seed, (t, n) in enumerate(pairs)}
+            for name, pairs in of.items()
+        }
+        monkeypatch.setattr(
+            regimes, "_methods", lambda row: {name: {"runs": r} for name, r in runs.items()}
+        )
+        return regimes.verdict(row)
+
+    row = regimes.Row("", "", "", "", "", "ours", "base")
+    high, low = [(0.5, 1.0), (0.6, 1.0)], [(0.4, 1.0), (0.5, 1.0)]
+    assert rows(high, low) == "yes" and regimes.gain(row) == "+10.0 [+10.0, +10.0]"
+    assert rows(low, high) == "no, it costs"
+    crossed = [(0.4, 1.0), (0.5, 1.0)], [(0.5, 1.2), (0.4, 1.2)]
+    assert rows(*crossed) == "in NLL" and regimes.nll(row) == "-0.200 [-0.200, -0.200]"
+    assert rows(*crossed[::-1]) == "no, NLL suffers"
+    assert rows([(0.4, 1.0), (0.5, 1.2)], [(0.5, 1.2), (0.4, 1.0)]) == "not told apart"
+
+
+def test_tiny_imagenet_becomes_class_folders(tmp_path):
+    """Two of three classes by name, images by number (2 before 10), validation by its list."""
+    root = tmp_path / "tiny-imagenet-200"
+    for name in ("n03", "n01", "n02"):
+        (root / "train" / name / "images").mkdir(parents=True)
+        for number in (10, 2, 0):
+            (root / "train" / name / "images" / f"{name}_{number}.JPEG").write_bytes(b"x")
+    (root / "val" / "images").mkdir(parents=True)
+    for number in range(3):
+        (root / "val" / "images" / f"val_{number}.JPEG").write_bytes(b"x")
+    lines = "val_0.JPEG\tn02\t0\t0\nval_1.JPEG\tn03\t0\t0\nval_2.JPEG\tn01\t0\t0\n"
+    (root / "val" / "val_annotations.txt").write_text(lines)
+    assert script("tiny_imagenet").main(root, 2, 2, tmp_path / "out") == (4, 2)
+    found = sorted(str(f.relative_to(tmp_path / "out")) for f in tmp_path.rglob("out/*/*/*"))
+    assert found == [
+        "train/n01/n01_0.JPEG",
+        "train/n01/n01_2.JPEG",
+        "train/n02/n02_0.JPEG",
+        "train/n02/n02_2.JPEG",
+        "val/n01/val_2.JPEG",
+        "val/n02/val_0.JPEG",
+    ]
 
 
 def test_a_table_is_written_anew():
@@ -122,7 +178,7 @@ def test_a_lead_is_that_of_the_seeds_of_both(monkeypatch):
 
 
 def test_the_pooled_lead_is_the_one_that_the_pages_state(capsys):
-    """Intervals, counts and medians, as printed, in evidence.md; in README what it repeats."""
+    """Intervals, counts and medians, as printed, in evidence.md."""
     script("pooled").main()
     said = capsys.readouterr().out
     page = " ".join((RESULTS.parent / "evidence.md").read_text(encoding="utf-8").split())
@@ -136,8 +192,6 @@ def test_the_pooled_lead_is_the_one_that_the_pages_state(capsys):
         assert f"{name} ahead in {ahead} of {of}" in page and f"median {median}" in page
     scenes = re.search(r"^scenes: (\d+) circumstances$", said, re.M)[1]
     assert f"{scenes} of the {of} are the scenes" in page
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"in NLL FerKD is ahead in {ahead} of {of} circumstances" in readme
 
 
 COMPARED = [
@@ -236,3 +290,25 @@ def test_few_labels_are_spread_evenly_over_the_names(tmp_path, tiny_images, perc
     kept = sorted(file.name for file in (tmp_path / "few" / "a").iterdir())
     names = sorted(file.name for file in (folder / "a").iterdir())
     assert kept == names[:: 30 // count] and copied == count + max(1, 5 * percent // 100)
+
+
+def test_of_few_labels_all_images_stand_in_one_folder_too(tmp_path, tiny_images):
+    """30 and 5 images, 10 % known: 3 and 1 in class folders, the others without a class."""
+    folder = tiny_images({"a": 30, "b": 5}, size=(8, 8))
+    assert script("few_labels").main(folder, 10, tmp_path / "few", tmp_path / "all") == 4
+    counts = {path.name: len([*path.iterdir()]) for path in (tmp_path / "all").iterdir()}
+    assert counts == {"a": 3, "b": 1, "_unlabelled": 31}
+
+
+def test_the_peer_pays_for_its_teacher_with_every_student():
+    """By hand: labels 10 s; 2 and 4 s a student against 7 and 9: 13 / 8 for one, 19 / 24 for three.
+    Accuracies .6 and .7 against .5 and .7: +5 points."""
+    peer = script("timm_peer", ROOT / "benchmarks")
+    found = {"ours": [0.6, 0.7], "theirs": [0.5, 0.7], "ours_s": [2.0, 4.0], "theirs_s": [7.0, 9.0]}
+    result = peer.summary(found, 10.0)
+    assert result["students"] == {
+        "1": {"stored": 13.0, "timm": 8.0},
+        "3": {"stored": 19.0, "timm": 24.0},
+    }
+    assert result["difference"]["mean"] == pytest.approx(5.0)
+    assert result["difference"]["low"] < 0 < result["difference"]["high"]

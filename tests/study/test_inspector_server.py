@@ -7,7 +7,9 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -129,11 +131,23 @@ def test_requests_are_bounded(served: Server) -> None:
     for query in ("cls=9", "region=3", "word=x", "order=x", f"count={MOST + 1}", "offset=-1"):
         assert ask(served, f"/images?cut=0,0,9&{query}")[0] == 400
     assert len(images(served, count=MOST)["items"]) == MOST
-    # A client that says nothing holds a thread, not a turn of the others.
-    silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(20)]
+
+
+def test_clients_that_say_nothing_are_few(served: Server) -> None:
+    """They hold a thread, no turn of the others; and past a number they are sent away."""
+    address = ("127.0.0.1", served.port)
+    silent = [socket.create_connection(address, timeout=5) for _ in range(20)]
     assert ask(served, "/")[0] == 200
+    silent += [socket.create_connection(address, timeout=5) for _ in range(60)]
+    assert silent[-1].recv(1) == b""  # closed at once
     for connection in silent:
         connection.close()
+    for _ in range(100):  # until their threads have noticed
+        with suppress(OSError, http.client.HTTPException):
+            if ask(served, "/")[0] == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError("no answer after they had gone")
 
 
 def test_a_changed_image_is_not_shown(served: Server) -> None:

@@ -78,6 +78,31 @@ def test_what_is_kept_is_never_below_the_probe(folders, tmp_path: Path, monkeypa
     assert load_run(tmp_path / "g")[1].class_names == ("a", "b", "c")
 
 
+def test_a_blend_that_is_better_is_kept(folders, tmp_path: Path, monkeypatch) -> None:
+    """Weights between the probe's and the last, by hand; kept where the judge says they are best.
+
+    The judge here says what it is told: of the probe, the last look, and the three blends.
+    """
+    fine_tune(settings(folders, epochs=0), tmp_path / "p")
+    probe = finetune.read_state_dict(tmp_path / "p" / finetune.PROBE_WEIGHTS)
+    name = next(n for n in probe if n.endswith("fc.bias"))
+    told, moved = iter([0.5, 0.1, 0.3, 0.9, 0.4]), []
+
+    def judge(self, model, normalise, dtype):
+        moved.append(float((model.state_dict()[name] - probe[name]).abs().max()))
+        return {"top1": next(told), "nll": 1.0, "ece": 0.0}
+
+    monkeypatch.setattr(finetune._Judge, "__call__", judge)
+    found = fine_tune(settings(folders, epochs=3, evaluate_epochs=9), tmp_path / "b")
+    assert (found["kept_step"], found["kept_share"], found["top1"]) == (9, 0.5, 0.9)
+    assert found["last_top1"] == 0.1
+    first, last, *blends = moved
+    assert first == 0
+    assert blends == pytest.approx([last / 4, last / 2, 3 * last / 4], abs=2e-6)
+    kept = load_run(tmp_path / "b")[0].state_dict()
+    assert float((kept[name] - probe[name]).abs().max()) == pytest.approx(last / 2, abs=2e-6)
+
+
 def test_no_epochs_keep_the_probe(folders, tmp_path: Path) -> None:
     found = fine_tune(settings(folders, epochs=0), tmp_path / "p")
     assert (found["kept_step"], found["steps"]) == (0, 0)

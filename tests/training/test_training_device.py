@@ -23,7 +23,7 @@ from ferkd.objectives.soft_ce import SoftCrossEntropy
 from ferkd.store import SoftLabels
 from ferkd.system.compute import Normalise
 from ferkd.training import train
-from ferkd.training.data import mixer
+from ferkd.training.mixing import mixer
 from ferkd.training.optim import OptimizerConfig, build_optimizer
 from ferkd.training.recipe import make_recipe
 from ferkd.training.run import build_trainer

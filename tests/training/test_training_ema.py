@@ -18,10 +18,10 @@ def test_the_average_by_hand():
     nn.init.constant_(model.weight, 1.0)
     ema = Ema(model, 0.2)
     nn.init.constant_(model.weight, 2.0)
-    ema.update(model, 0)  # decay .1: .1 * 1 + .9 * 2
+    ema.update(0)  # decay .1: .1 * 1 + .9 * 2
     assert ema.module.weight.item() == pytest.approx(1.9)
     nn.init.constant_(model.weight, 3.0)
-    ema.update(model, 5)  # decay min(.2, 6 / 15) = .2: .2 * 1.9 + .8 * 3
+    ema.update(5)  # decay min(.2, 6 / 15) = .2: .2 * 1.9 + .8 * 3
     assert ema.module.weight.item() == pytest.approx(2.78)
     assert model.weight.item() == 3.0
 
@@ -30,7 +30,7 @@ def test_buffers_are_averaged_and_counters_copied():
     model = nn.BatchNorm1d(2)
     ema = Ema(model, 0.9)
     model(torch.tensor([[4.0, 0.0], [6.0, 0.0]]))  # running mean 0 -> 0.1 * 5
-    ema.update(model, 0)
+    ema.update(0)
     assert ema.module.running_mean.tolist() == pytest.approx([0.45, 0.0])
     assert int(ema.module.num_batches_tracked) == 1
 

@@ -14,7 +14,7 @@ from ferkd.objectives import soft_cross_entropy
 from ferkd.store import SoftLabels
 from ferkd.system.compute import Normalise
 from ferkd.training.checkpoint import load_checkpoint, save_checkpoint
-from ferkd.training.data import mixer
+from ferkd.training.mixing import mixer
 from ferkd.training.optim import OptimizerConfig, build_optimizer
 from ferkd.training.trainer import NonFiniteLoss, Trainer
 

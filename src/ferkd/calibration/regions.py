@@ -17,7 +17,6 @@ softened hard one and r(s) how often the teacher is right at that score.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -30,14 +29,19 @@ from torch import Tensor
 from ferkd.calibration.labels import Region, blend, calibrate
 from ferkd.calibration.ranks import row_chunks
 from ferkd.calibration.reliability import Evidence, Rule, propose, reliability, weights_of
+from ferkd.calibration.scores import Scale, Score, all_scores, sample_rows
+from ferkd.calibration.scores import image_quantiles as image_quantiles
+from ferkd.calibration.scores import score_of as score_of
+from ferkd.calibration.scores import scores_of as scores_of
 from ferkd.store.reader import LabelStore
 from ferkd.store.soft import SoftLabels
 from ferkd.system.errors import InputError
 from ferkd.system.settings import Part
 
 Calibration = Literal["steps", "blend"]
-Score = Literal["max_prob", "true_prob"]
-Scale = Literal["probability", "image_quantile"]
+
+ENOUGH = 5  # crops left of an image: 5 to 100 stored ones tie in the suite flowers-ablation
+_MANY = 0.2  # of the crops lost; where fewer are, the discard is not what left few
 
 
 class Thresholds(NamedTuple):
@@ -51,20 +55,22 @@ class Thresholds(NamedTuple):
 class Regions(Part):
     """How labels are divided and calibrated.
 
-    ``thresholds``: (low, middle, top), or a rule that reads them off the labels: "auto", which
-    places all three; "reliable", which only discards the crops about which the teacher is more
-    often wrong than right; "none", which keeps all crops (see
-    `ferkd.calibration.reliability.propose`).
-    ``calibration``: "steps", the paper's rule, or "blend", which weights the labels of all kept
-    crops by their reliability and does not read ``middle``.
-    ``score``: the teacher's largest probability, or its probability of the ground truth.
-    ``scale``: compare the score itself, or its rank among the crops of the image (0 .. 1).
-    ``epsilon``: mass that a softened hard label leaves to the other classes; "reliability", for
-    "blend" alone, is 1 - r(s) of each crop, so that no hard label is surer than the teacher is
-    right, and a crop at chance gets an even label.
-    ``shuffle``: a seed with which the regions found, as many of each, are dealt to the store's
-    crops at random; None for the crops they were found on. It is the control of an experiment:
-    what the score knows is lost, and what discarding at that rate does by itself is left.
+    - ``thresholds``: (low, middle, top), or a rule that reads them off the labels. "auto" places
+      all three. "reliable" only discards the crops about which the teacher is more often wrong
+      than right. "none" keeps all crops. See `ferkd.calibration.reliability.propose`.
+    - ``calibration``: "steps", the paper's rule, or "blend", which weights the labels of all kept
+      crops by their reliability and does not read ``middle``.
+    - ``score``: the teacher's largest probability, or its probability of the ground truth.
+    - ``scale``: compare the score itself, or its rank among the crops of the image (0 .. 1).
+    - ``epsilon``: mass that a softened hard label leaves to the other classes. "reliability", for
+      "blend" alone, is 1 - r(s) of each crop: no hard label is then surer than the teacher is
+      right, and a crop at chance gets an even label.
+    - ``keep``: how many crops an image keeps at least, of those it has. Where the thresholds leave
+      fewer, but some, its discarded crops of the largest score come back: with their soft labels
+      where there is no hard band, and as hard ones where there is.
+    - ``shuffle``: a seed by which the regions found, as many of each, are dealt to the store's
+      crops at random; None leaves them where they were found. It is the control of an experiment:
+      what the score knows is lost, what discarding at that rate does by itself is left.
     """
 
     thresholds: Rule | tuple[float, float, float] = "reliable"
@@ -72,6 +78,7 @@ class Regions(Part):
     score: Score = "max_prob"
     scale: Scale = "probability"
     epsilon: Annotated[float, Field(ge=0.0, lt=1.0)] | Literal["reliability"] = 0.1
+    keep: Annotated[int, Field(ge=1)] = 1
     shuffle: Annotated[int, Field(ge=0)] | None = None
 
     @field_validator("thresholds")
@@ -134,27 +141,28 @@ def classify(
     return torch.from_numpy(classify_scores(scores, low, middle, top)).to(labels.classes.device)
 
 
-def score_of(labels: SoftLabels, targets: Tensor | None, score: Score) -> Tensor:
-    """The teacher's confidence in each crop, float32 [B]; NaN for true_prob without a target."""
-    if score == "max_prob":
-        return labels.max_prob()
-    if targets is None:
-        return torch.full_like(labels.log_probs[:, 0], math.nan)
-    return labels.prob_of(targets)
-
-
-def image_quantiles(scores: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Each score's rank among its image's crops, (rank + 1/2) / n with ties averaged; [N, n]."""
-    below = (scores[:, None, :] < scores[:, :, None]).sum(2)
-    equal = (scores[:, None, :] == scores[:, :, None]).sum(2)
-    ranks = (below + equal / 2) / scores.shape[1]
-    return np.where(np.isnan(scores), np.nan, ranks).astype(np.float32)
-
-
 def keep_every_image(regions: NDArray[np.int8], region: Region = Region.HARD) -> NDArray[np.int8]:
     """Put the crops of images that have nothing left into ``region``, so no image is lost."""
     empty = (regions == Region.DISCARDED).all(axis=1)
     return np.where(empty[:, None], np.int8(region), regions)
+
+
+def keep_some(
+    regions: NDArray[np.int8],
+    scores: NDArray[np.floating],
+    keep: int,
+    region: Region = Region.IMPORTANT,
+) -> NDArray[np.int8]:
+    """Put into ``region`` the discarded crops of the largest scores of each image that has fewer
+    than ``keep`` crops left, but some; regions and scores [N, crops]."""
+    if keep <= 1:
+        return regions
+    discarded = regions == Region.DISCARDED
+    left = (~discarded).sum(axis=1)
+    missing = np.where(left > 0, np.minimum(keep, regions.shape[1]) - left, 0)
+    order = np.argsort(np.where(discarded, -scores, np.inf), axis=1, kind="stable")
+    rank = np.argsort(order, axis=1, kind="stable")
+    return np.where(rank < missing[:, None], np.int8(region), regions)
 
 
 def shuffled(regions: NDArray[np.int8], seed: int) -> NDArray[np.int8]:
@@ -169,8 +177,8 @@ class Mining:
 
     ``regions`` int8 [N, crops], what becomes of each crop; ``kept_whole`` bool [N], the images all
     of whose scores say discarded: none of their crops is, so that no image is lost. ``shares`` of
-    all crops by region name are by the scores alone, see `by_score`. ``evidence`` is None where
-    neither a rule nor the calibration asked for it. ``weights`` uint8 [N, crops] in 255ths,
+    all crops by region name are without these images' return, see `by_score`. ``evidence`` is None
+    where neither a rule nor the calibration asked for it. ``weights`` uint8 [N, crops] in 255ths,
     what is left of each soft label under "blend"; None under "steps" and without ground truth.
     """
 
@@ -182,6 +190,7 @@ class Mining:
     without_target: int
     evidence: Evidence | None
     weights: NDArray[np.uint8] | None = None
+    sampled: int | None = None  # images that the thresholds are from, where not from all
 
     def calibrate(
         self,
@@ -216,8 +225,16 @@ class Mining:
     @property
     def never_drawn(self) -> float:
         """The share of all crops that training never shows, 0 .. 1."""
-        kept = int(self.kept_whole.sum()) / max(1, len(self.kept_whole))
-        return max(0.0, self.shares["discarded"] - kept)
+        gone = sum(
+            int((self.regions[rows] == Region.DISCARDED).sum())
+            for rows in row_chunks(*self.regions.shape)
+        )
+        return gone / max(1, self.regions.size)
+
+    @property
+    def left(self) -> float:
+        """How many crops of an image training draws from, on average."""
+        return self.regions.shape[1] * (1 - self.never_drawn)
 
     def by_score(self, rows: slice | NDArray[np.integer] | int = slice(None)) -> NDArray[np.int8]:
         """The regions that the scores of the images ``rows`` say, int8 [n, crops]."""
@@ -237,12 +254,21 @@ class Mining:
 
     @property
     def note(self) -> str | None:
-        """What a user must know before the figures: None, or that FerKD does nothing here."""
+        """What a user must know before the figures: None, that FerKD does nothing here, or that
+        the discard leaves few crops of an image."""
         idle = self.without_target == len(self.regions) and self.weights is None
         if idle and not self.shares["discarded"]:
             return (
                 "no image has ground truth, so nothing is calibrated or discarded: training is "
                 "FKD's, whatever its method is called; label without --no-targets for FerKD"
+            )
+        gone = self.never_drawn
+        if self.left < ENOUGH and gone > _MANY:
+            return (
+                f"{gone:.0%} of the crops are never drawn, which leaves {self.left:.1f} of "
+                f"{self.regions.shape[1]} stored crops an image; fewer than {ENOUGH} may cost more "
+                f"accuracy than doubtful labels do: store {math.ceil(ENOUGH / (1 - gone))} crops "
+                f"(ferkd label --crops), or keep {ENOUGH} of each image (regions.keep)"
             )
         return None
 
@@ -262,12 +288,16 @@ class Mining:
                 f"; {self.rescued} images with all crops discarded {what}, so that "
                 f"{self.never_drawn:.1%} of all crops are never drawn"
             )
+        if self.settings.keep > 1:
+            line += f"; at least {self.settings.keep} crops of an image kept, {self.left:.1f} left"
         if self.without_target:
             line += f"; {self.without_target} images without ground truth keep their soft labels"
         if self.shares["discarded"] > 0.5:
             line += (
                 "; more than half of the crops are discarded, is this a teacher for these images?"
             )
+        if self.sampled is not None:
+            line += f"; thresholds from {self.sampled} of the {len(self.regions)} images"
         return line if self.evidence is None else f"{line} ({self.evidence.reason})"
 
 
@@ -277,8 +307,10 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
     Raises InputError when the settings cannot be met, for instance thresholds out of order.
     """
     settings = settings or Regions()
-    scores, correct = scores_of(store, settings.score, settings.scale)
-    known, chance = store.targets >= 0, 1 / store.num_classes
+    sample = sample_rows(len(store), store.crops_per_image)
+    scores, correct = scores_of(store, settings.score, settings.scale, sample)
+    known = store.truth(slice(None) if sample is None else sample) >= 0
+    chance = 1 / store.num_classes
     blended = settings.calibration == "blend"
     evidence = None
     if isinstance(settings.thresholds, str):
@@ -296,9 +328,21 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
     # Where nothing asks for hard labels (low = middle), none is made up for such an image: the
     # teacher doubts all of its crops, so its ground truth may be what is wrong.
     rescue = Region.HARD if thresholds.low < thresholds.middle else Region.IMPORTANT
-    regions = np.empty(scores.shape, np.int8)
-    for rows in row_chunks(*scores.shape):
-        regions[rows] = classify_scores(scores[rows], *thresholds)
+    shape = len(store), store.crops_per_image
+    regions = np.empty(shape, np.int8)
+    weights = np.empty(shape, np.uint8) if blended and curve is not None else None
+    unknown = 0
+    for rows, values in (
+        ((rows, scores[rows]) for rows in row_chunks(*shape))
+        if sample is None
+        else all_scores(store, settings.score, settings.scale)
+    ):
+        regions[rows] = keep_some(
+            classify_scores(values, *thresholds), values, settings.keep, rescue
+        )
+        if weights is not None and curve is not None:
+            weights[rows] = weights_of(curve, values)
+        unknown += int((store.truth(rows) < 0).sum())
     if settings.shuffle is not None:  # at the rate of what would have been trained on
         regions = shuffled(keep_every_image(regions, rescue), settings.shuffle)
     shares = {region.name.lower(): float((regions == region).mean()) for region in Region}
@@ -310,30 +354,24 @@ def mine(store: LabelStore, settings: Regions | None = None) -> Mining:
         thresholds=thresholds,
         shares=shares,
         kept_whole=kept_whole,
-        without_target=int((~known).sum()),
+        without_target=unknown,
         evidence=evidence,
-        weights=weights_of(curve, scores) if blended and curve is not None else None,
+        weights=weights,
+        sampled=None if sample is None else len(sample),
     )
 
 
-def scores_of(
-    store: LabelStore, score: Score = "max_prob", scale: Scale = "probability"
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Confidence of every crop, float32 [N, crops], and whether the teacher's answer is right."""
-    shape = (len(store), store.crops_per_image)
-    scores, correct = np.empty(shape, np.float32), np.empty(shape, bool)
-    for rows, labels, targets in _scan(store):
-        values = score_of(labels, targets, score).numpy().reshape(-1, shape[1])
-        scores[rows] = image_quantiles(values) if scale == "image_quantile" else values
-        correct[rows] = (labels.top1() == targets).numpy().reshape(-1, shape[1])
-    return scores, correct
-
-
-def _scan(store: LabelStore) -> Iterator[tuple[slice, SoftLabels, Tensor]]:
-    targets = store.targets.astype(np.int64)
-    for rows, _, labels in store.scan():
-        yield (
-            rows,
-            labels,
-            torch.from_numpy(np.repeat(targets[rows], store.crops_per_image)),
-        )
+def sampled_thresholds(
+    store: LabelStore, settings: Regions, rows: NDArray[np.int64]
+) -> tuple[Thresholds, dict[str, float]]:
+    """What :func:`mine` finds by a rule from the images ``rows``, and the shares of their crops by
+    region. Memory and time are of the sample. Raises InputError."""
+    scores, correct = scores_of(store, settings.score, settings.scale, rows)
+    known = store.truth(rows) >= 0
+    rule = settings.thresholds
+    if not isinstance(rule, str):
+        raise InputError(f"thresholds are {rule}; give a rule, such as reliable")
+    found = propose(scores, correct, known, store.num_classes, rule)
+    thresholds = check_thresholds(*found.thresholds)
+    regions = classify_scores(scores, *thresholds)
+    return thresholds, {r.name.lower(): float((regions == r).mean()) for r in Region}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,7 +96,7 @@ def distill(
     show(result, _told(result, next_commands(out)), as_json)
 
 
-def _told(result: dict[str, Any], following: list[str]) -> str:
+def _told(result: Mapping[str, Any], following: list[str]) -> str:
     """The result for people: a line each, then what comes next."""
     teacher, student, baseline = result["teacher"], result["student"], result["baseline"]
     probe = teacher["probe_top1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -23,7 +24,7 @@ def doctor(as_json: Json = False) -> None:
     show(found, _text(found), as_json)
 
 
-def _text(found: dict[str, Any]) -> str:
+def _text(found: Mapping[str, Any]) -> str:
     parts = []
     for title in ("versions", "devices", "threads", "limits"):
         rows = [(f"  {name}", "-" if v is None else v) for name, v in found[title].items()]

@@ -51,7 +51,7 @@ EXAMPLES = {
     "label": "ferkd label photos/train --teacher runs/teacher --out labels",
     "train": "ferkd train flowers-ferkd --out runs/student --set data.store=labels",
     "finetune": "ferkd finetune photos/train --val photos/val --teacher timm/resnet50 --out t",
-    "predict": "ferkd predict mine/student x.jpg",
+    "predict": "ferkd predict mine/model x.jpg",
     "export": "ferkd export runs/student --to model --onnx",
     "inspect": "ferkd inspect labels --images photos/train --html labels.html",
     "evaluate": "ferkd evaluate runs/student photos/val",

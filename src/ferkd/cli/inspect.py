@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ferkd.cli.console import say, show, table
-from ferkd.cli.options import Json, Overwrite, Store, Thresholds
+from ferkd.cli.options import Calibration, Json, Overwrite, Score, Store, Thresholds
 from ferkd.system.errors import InputError
 
 
@@ -30,8 +30,8 @@ def inspect(
         Path | None, typer.Option(help="Write the labels that the teacher denies, as CSV.")
     ] = None,
     thresholds: Thresholds = "reliable",  # as in training
-    calibration: Annotated[str, typer.Option(help="steps or blend.")] = "steps",
-    score: Annotated[str, typer.Option(help="max_prob or true_prob.")] = "max_prob",
+    calibration: Annotated[Calibration, typer.Option(help="Of doubtful labels.")] = "steps",
+    score: Annotated[Score, typer.Option(help="The teacher's confidence.")] = "max_prob",
     truth: Annotated[
         Path | None, typer.Option(help="truth.json of the scenes that were labelled.")
     ] = None,
@@ -53,7 +53,7 @@ def inspect(
             raise InputError("--serve writes nothing; run it without --html, --suspicious, --json")
         _serve(store, images, regions, host, port)
         return
-    result = inspection.inspect(store, regions, truth, images)
+    result: dict[str, Any] = {**inspection.inspect(store, regions, truth, images)}
     if html is not None:
         inspection.write_page(store, html, images=images, regions=regions, pictures=pictures)
         result["html"] = str(html)
@@ -138,14 +138,10 @@ def _planted(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     return rows
 
 
-def _regions(thresholds: str, calibration: str, score: str) -> Any:
+def _regions(thresholds: str, calibration: Calibration, score: Score) -> Any:
     from ferkd.calibration.regions import Regions, check_thresholds
     from ferkd.calibration.reliability import RULES
 
-    if score not in ("max_prob", "true_prob"):
-        raise InputError(f"--score {score!r}: it must be max_prob or true_prob")
-    if calibration not in ("steps", "blend"):
-        raise InputError(f"--calibration {calibration!r}: it must be steps or blend")
     settings = {"score": score, "calibration": calibration}
     if thresholds in RULES:
         return Regions.model_validate({**settings, "thresholds": thresholds})

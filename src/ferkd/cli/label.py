@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -56,7 +56,7 @@ def label(
         typer.Option(help="0/4 to 3/4: this process's of 4; torchrun and SLURM tell it."),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="processes, or ray: --ray-workers actors on a Ray cluster.")
+        Literal["processes", "ray"], typer.Option(help="ray: --ray-workers actors on a cluster.")
     ] = "processes",
     ray_workers: Annotated[int, typer.Option(help="Of --engine ray; a device each.")] = 2,
     finish: Annotated[
@@ -92,17 +92,23 @@ def label(
     wanted = Labelling(into=into is not None, distribution=distribution, **asked)
     mine = Shard.from_environment() if shard is None else Shard.parse(shard)
     together = mine is not None or finish or engine != "processes"
-    if together and (overwrite or recheck or is_url(out)):
+    if together and (overwrite or recheck):
         raise InputError(
-            "several processes label into one local folder that all see, and continue it; leave "
-            "out --overwrite and --recheck, and publish the finished store to a URL"
+            "several processes label into one place and continue it; leave out --overwrite and "
+            "--recheck"
         )
+    if engine != "processes" and is_url(out):
+        raise InputError(
+            f"engine {engine} labels into a local folder that all machines see; publish the "
+            "finished store to a URL, or give each process a --shard of its own"
+        )
+    alone = None if not together else "finish" if mine is None else f"{mine.index}-of-{mine.count}"
     one = "cell" if wanted.kind == "map" else "crop"
     begun = time.perf_counter()
     last = labelling.Progress(0, 0, 0, 0.0)
     with (
         continuing(resume=not together),
-        _folder(out, into, work, resume, overwrite) as folder,
+        _folder(out, into, work, resume, overwrite, alone) as folder,
         meter("labelling") as advance,
     ):
 
@@ -119,6 +125,8 @@ def label(
             )
         elif mine is not None:
             found = labelling.label_shard(images, teacher, folder, mine, wanted, progress=progress)
+            if found is None and is_url(out):
+                found = _joined(images, str(out), folder, wanted)
             if found is None:
                 waiting = {"shard": f"{mine.index}/{mine.count}", "finished": False}
                 show(waiting, f"shard {waiting['shard']} is done; other shards are not", as_json)
@@ -148,16 +156,38 @@ def label(
 
 @contextmanager
 def _folder(
-    out: str | None, into: Path | None, work: Path | None, resume: bool, overwrite: bool
+    out: str | None,
+    into: Path | None,
+    work: Path | None,
+    resume: bool,
+    overwrite: bool,
+    alone: str | None,
 ) -> Iterator[Path]:
-    """The local folder to label in."""
-    from ferkd.store.publish import label_out
+    """The local folder to label in; ``alone`` names a process of several."""
+    from ferkd.store.publish import label_out, shard_out
+    from ferkd.system.storage import is_url
 
     if out is None:
         yield into or Path()
         return
+    if alone is not None and is_url(out):
+        with shard_out(out, alone, work=work) as folder:
+            yield folder
+        return
     with label_out(out, work=work, resume=resume, overwrite=overwrite) as folder:
         yield folder
+
+
+def _joined(images: str, url: str, folder: Path, wanted: Labelling) -> LabelStore | None:
+    """The store out of one's own parts and those that others have sent; None where some lack."""
+    from ferkd.labelling import run as labelling
+    from ferkd.store.mirror import PartsMirror
+
+    PartsMirror(folder, url).fetch()
+    try:
+        return labelling.finish(images, folder, wanted)
+    except labelling.PartsMissing:
+        return None
 
 
 def _result(store: LabelStore, kind: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,6 @@ def pull(
     _show(found, "pulled into", as_json)
 
 
-def _show(found: dict[str, Any], how: str, as_json: bool) -> None:
+def _show(found: Mapping[str, Any], how: str, as_json: bool) -> None:
     size = f"{found['files']} files, {found['bytes'] / 1e6:.1f} MB"
     show(found, f"{found['kind']} {how} {found['place']} ({size})", as_json)

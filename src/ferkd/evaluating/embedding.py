@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.center_crops import CACHE_BYTES, CenterCrops
 from ferkd.evaluating.predictions import match_classes
 from ferkd.evaluating.split import held_out
 from ferkd.images import ImageSource, open_images
@@ -25,6 +25,7 @@ from ferkd.models.heads import WithFeatures, head_of_student
 from ferkd.models.student import check_input, finished_run, load_run
 from ferkd.system.compute import Normalise, Precision, autocast, resolve_device, resolve_precision
 from ferkd.system.errors import InputError
+from ferkd.system.results import Result
 
 NEIGHBOURS = 20
 SHARPNESS = 0.07  # a neighbour votes with exp(cosine / 0.07)
@@ -32,6 +33,10 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0)  # the C of LogisticRegression, on standardis
 HELD_OUT = 0.2  # of the images, where no others are given as reference
 _CHOOSING = 5  # every fifth reference image chooses the penalty
 _ITERATIONS = 1000
+
+
+# Central crops by the source's identity, their size and share, and whether EXIF turns them.
+Seen = dict[tuple[int, int, float, bool], CenterCrops]
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,23 @@ class Embedded:
     targets: Tensor
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Judgement(Result):
+    """How well the classes are told by ``features`` numbers an image: top-1 of nearest neighbours
+    and of a linear probe (with the penalty ``probe_c``), each where it was asked for."""
+
+    network: str
+    features: int
+    image_size: int
+    judged_images: int
+    reference_images: int
+    knn_top1: float | None = None
+    knn_k: int | None = None
+    knn_metric: str | None = None
+    probe_top1: float | None = None
+    probe_c: float | None = None
+
+
 def judge(
     network: str | Path,
     images: str | Path | ImageSource,
@@ -66,14 +88,14 @@ def judge(
     workers: int = 2,
     device: str = "auto",
     precision: Precision = "fp32",
-) -> dict[str, Any]:
+    seen: Seen | None = None,
+) -> Judgement:
     """Judge the features of ``network``, a run or a teacher's spec, on ``images`` with classes.
 
     ``reference`` are the images of the same classes that is learnt from; without, four fifths of
     ``images`` are, by their ids, and the other fifth is judged. Features are what the network's
-    head is given for the central crop. Returns ``knn_top1`` with ``knn_k`` and ``knn_metric``,
-    ``probe_top1`` with ``probe_c``, and ``features`` (d), ``image_size``, ``judged_images``,
-    ``reference_images``, ``network``.
+    head is given for the central crop. ``seen``, an empty mapping at first, spares the decoding
+    where several networks are judged on the same open sources.
     """
     for name, value in (("neighbours", neighbours), ("batch_size", batch_size)):
         if value < 1:
@@ -84,14 +106,18 @@ def judge(
     fraction = crop_fraction or embedder.crop_fraction
 
     def embed(source: ImageSource) -> tuple[Tensor, Tensor]:
-        crops = CenterCrops(
-            source,
-            image_size=embedder.image_size,
-            crop_fraction=fraction,
-            workers=workers,
-            exif=embedder.exif,
-            cache_bytes=0,
-        )
+        key = id(source), embedder.image_size, fraction, embedder.exif
+        if seen is None or (crops := seen.get(key)) is None:
+            crops = CenterCrops(
+                source,
+                image_size=embedder.image_size,
+                crop_fraction=fraction,
+                workers=workers,
+                exif=embedder.exif,
+                cache_bytes=0 if seen is None else CACHE_BYTES,
+            )
+        if seen is not None:
+            seen[key] = crops
         found = [(embedder.features(p).float().cpu(), r) for p, r in crops.batches(batch_size)]
         if not found:
             raise InputError(f"{source.name} holds no image that can be read; check the path")
@@ -116,24 +142,25 @@ def judge(
     for side, what in ((known, "to learn from"), (judged, "to judge")):
         if not len(side.targets):
             raise InputError(f"{source.name}: no image with a class {what}; use class folders")
-    result: dict[str, Any] = {
-        "network": str(network),
-        "features": features.shape[1],
-        "image_size": embedder.image_size,
-        "judged_images": len(judged.targets),
-        "reference_images": len(known.targets),
-    }
+    found: dict[str, Any] = {}
     if knn:
         k = min(neighbours, len(known.targets))
-        result |= {
+        found |= {
             "knn_top1": _share(nearest(known, judged.features, k), judged.targets),
             "knn_k": k,
             "knn_metric": f"cosine of features of length 1, votes exp(cosine / {SHARPNESS})",
         }
     if probe:
         answers, c = linear_probe(known, judged.features)
-        result |= {"probe_top1": _share(answers, judged.targets), "probe_c": c}
-    return result
+        found |= {"probe_top1": _share(answers, judged.targets), "probe_c": c}
+    return Judgement(
+        network=str(network),
+        features=features.shape[1],
+        image_size=embedder.image_size,
+        judged_images=len(judged.targets),
+        reference_images=len(known.targets),
+        **found,
+    )
 
 
 def has_classes(network: str | Path) -> bool:

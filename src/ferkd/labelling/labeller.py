@@ -27,7 +27,7 @@ from ferkd.images import (
 )
 from ferkd.labelling.agreement import Agreement
 from ferkd.labelling.answering import Answers
-from ferkd.labelling.relabelling import CropPlan
+from ferkd.labelling.relabelling import ShownCrops
 from ferkd.store import manifest as manifests
 from ferkd.store.derive import chunks
 from ferkd.store.features import FeatureFormat
@@ -98,7 +98,7 @@ class Labeller:
         source: ImageSource,
         teacher: Answers,
         settings: manifests.Settings,
-        plan: CropPlan,
+        shown: ShownCrops,
         batch_size: int,
         workers: int,
         pool: ThreadPoolExecutor,
@@ -106,7 +106,7 @@ class Labeller:
     ) -> None:
         self._agreement = agreement
         self._source, self._teacher, self._settings = source, teacher, settings
-        self._plan = plan
+        self._shown = shown
         self._batch_size, self._workers, self._pool = batch_size, workers, pool
         form = settings.record or settings.vectors
         assert form is not None
@@ -114,11 +114,11 @@ class Labeller:
 
     def label(self, members: range, tell: Callable[[int], None]) -> Part:
         """Label the images at these places; ``tell`` hears after each batch how many crops."""
-        part = Part(self._format.dtype, self._plan.new)
+        part = Part(self._format.dtype, self._shown.new)
         crops = 0
         for batch in self._batches(self._segments(part, members)):
             logits = self._teacher(batch.images)
-            boxes, flips, true = self._plan.recorded(batch.boxes, batch.flips, batch.targets)
+            boxes, flips, true = self._shown.recorded(batch.boxes, batch.flips, batch.targets)
             targets = torch.from_numpy(true).to(logits.device)
             if self._agreement is not None:
                 self._agreement.add(true, logits.argmax(1).cpu().numpy(), batch.images_begun)
@@ -144,7 +144,7 @@ class Labeller:
                 continue
             image_id = self._source.ids[image.place]
             height, width = image.pixels.shape[:2]
-            boxes, flips = self._plan.draw(image_id, height, width)
+            boxes, flips = self._shown.draw(image_id, height, width)
             target = int(self._source.targets[image.place])
             part.ids.append(image_id)
             part.rows.append((0, image.fingerprint, target, height, width))
@@ -152,19 +152,19 @@ class Labeller:
 
     def _decode(self, place: int) -> _Decoded | Unreadable:
         image_id = self._source.ids[place]
-        if (reason := self._plan.skipped(image_id)) is not None:
+        if (reason := self._shown.skipped(image_id)) is not None:
             return Unreadable(image_id, reason)
         data = self._source.read(place)
         try:
             with named(image_id, self._source.name):
                 pixels = decode(data, exif=self._settings.images.exif)
         except UnreadableImage as error:
-            self._plan.check_left_out(image_id, str(error))
+            self._shown.check_left_out(image_id, str(error))
             return Unreadable(image_id, str(error))
         if max(pixels.shape[:2]) > MAX_SIDE:
             return Unreadable(image_id, f"a side is longer than {MAX_SIDE} pixels")
         content = fingerprint(data)
-        self._plan.check(image_id, content, *pixels.shape[:2])
+        self._shown.check(image_id, content, *pixels.shape[:2])
         return _Decoded(place, pixels, content)
 
     def _batches(self, segments: Iterator[_Segment]) -> Iterator[_Batch]:

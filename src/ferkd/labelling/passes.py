@@ -25,7 +25,7 @@ from ferkd.labelling.answering import Answers, Given, answering, batch_of, form_
 from ferkd.labelling.given import GivenCrops, read_crops
 from ferkd.labelling.labeller import Labeller
 from ferkd.labelling.maps import MapTeacher
-from ferkd.labelling.relabelling import CropPlan, check_same_images, extended, on_boxes_of
+from ferkd.labelling.relabelling import ShownCrops, check_same_images, extended, on_boxes_of
 from ferkd.labelling.settings import Labelling, default_part
 from ferkd.store import manifest as manifests
 from ferkd.store.adding import SignalWriter
@@ -48,7 +48,7 @@ class Pass:
     answers: Answers
     agreement: Agreement | None
     recorded: manifests.Settings
-    plan: CropPlan
+    shown: ShownCrops
     batch_size: int
 
     @classmethod
@@ -93,14 +93,14 @@ class Pass:
             part_images=wanted.part_images or default_part(len(source)),
             software=f"ferkd {__version__}, torch {torch.__version__}",
         )
-        plan = CropPlan(recorded.crops, base, given=crops, whole=wanted.per == "image")
+        shown = ShownCrops(recorded.crops, base, given=crops, whole=wanted.per == "image")
         if base is not None and wanted.add_to is not None:
             recorded = extended(recorded, base)
-            plan = CropPlan(recorded.crops, base, first=base.crops_per_image)
+            shown = ShownCrops(recorded.crops, base, first=base.crops_per_image)
         elif base is not None:
             of_base = on_boxes_of(recorded, base)
             recorded = recorded if wanted.into else of_base
-        return cls(wanted, source, answers, agreement, recorded, plan, batch_size)
+        return cls(wanted, source, answers, agreement, recorded, shown, batch_size)
 
     def writer(
         self, out: str | Path, *, resume: bool = False, overwrite: bool = False
@@ -150,7 +150,7 @@ class PartLabeller:
             job.source,
             job.answers,
             job.recorded,
-            job.plan,
+            job.shown,
             job.batch_size,
             job.wanted.workers,
             pool,
@@ -170,12 +170,12 @@ class PartLabeller:
         limit = job.wanted.unreadable_limit
         check_unreadable_share(self._unreadable, len(job.source), limit, option=_LIMIT)
         skipped = [manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped]
-        of_crops = job.plan.joined(part.ids, *part.joined())
+        of_crops = job.shown.joined(part.ids, *part.joined())
         writer.write(number, part.ids, part.table(), *of_crops, skipped)
         self.parts += 1
         if job.agreement is not None and self.parts & (self.parts - 1) == 0:
             job.agreement.check()
-        return len(part.ids) * job.plan.new
+        return len(part.ids) * job.shown.new
 
     def close(self) -> None:
         """Compare all labels of this process with the ground truth a last time."""

@@ -23,7 +23,7 @@ from ferkd.system.errors import InputError
 
 
 @dataclass(frozen=True)
-class CropPlan:
+class ShownCrops:
     """Which crops of an image a pass shows its teacher.
 
     All ``crops.count`` drawn ones; with a ``base``, the crops of that store; with ``first`` > 0,
@@ -91,9 +91,9 @@ class CropPlan:
         """Boxes [n, count, 4], flips and records [n, count] of the images ``ids``, from those of
         the new crops [n, new]."""
         if self.whole:
-            plan = replace(self, whole=False)
+            shown = replace(self, whole=False)
             sizes = (boxes[:, 0, 2:] if len(ids) else np.zeros((0, 2), int)).tolist()
-            drawn = [plan.draw(i, *size) for i, size in zip(ids, sizes, strict=True)]
+            drawn = [shown.draw(i, *size) for i, size in zip(ids, sizes, strict=True)]
             boxes = np.zeros((len(ids), self.crops.count, 4), np.int32)
             flips = np.zeros((len(ids), self.crops.count), bool)
             for row, (box, flip) in enumerate(drawn):

@@ -59,20 +59,24 @@ def label(
 ) -> LabelStore:
     """Label random crops of every image with a teacher; returns the finished store.
 
-    ``images`` is a folder (or source), ``teacher`` a spec (see ferkd.models.specs) or module, or
-    several as ``A,B@0.5`` (ferkd.models.committee), ``out`` a new folder. ``settings`` and
-    ``options`` (its fields by name, which take precedence) are those of
-    :class:`ferkd.labelling.settings.Labelling`: ``label(images, teacher, out, crops=20, top_k=5)``.
-    Images that cannot be read are listed in the store and left out. Raises InputError; a killed run
-    is continued with ``resume``, and with ``recheck`` the images labelled so far are read again and
-    those that changed since (or could not be read) are labelled anew, with their parts.
+    - ``images`` is a folder or a source, ``out`` a new folder.
+    - ``teacher`` is a spec (see ferkd.models.specs) or a module, or several as ``A,B@0.5``
+      (ferkd.models.committee).
+    - ``settings`` and ``options`` (its fields by name, which take precedence) are those of
+      :class:`ferkd.labelling.settings.Labelling`:
+      ``label(images, teacher, out, crops=20, top_k=5)``.
+    - ``resume`` continues a killed run. With ``recheck`` the images labelled so far are read again.
+      Those that changed since, or could not be read, are labelled anew, with their parts.
+    - ``boxes_from`` is a store of the same images, whose crops are labelled. Its count,
+      distribution and seed are taken over.
+    - ``add_to`` is a store made with the same settings and fewer crops, which stays untouched. Its
+      labels are taken over as they are, and only the new crops are shown to the teacher. ``out`` is
+      what ``crops`` from the start would have given, but for the float rounding of another batch
+      composition.
 
-    ``boxes_from`` is a store of the same images, whose crops are labelled: its count, distribution
-    and seed are taken over. ``add_to`` is a store made with the same settings and fewer crops: its
-    labels are taken over as they are and only the new crops are shown to the teacher. It stays
-    untouched, and ``out`` is what ``crops`` from the start would have given, but for the float
-    rounding of another batch composition. Both pass over the images that the store left out, and
-    refuse images other than those it labelled.
+    Images that cannot be read are listed in the store and left out. ``boxes_from`` and ``add_to``
+    pass over the images that their store left out, and refuse images other than those it labelled.
+    Raises InputError.
     """
     wanted = replace(settings or Labelling(), **options)
     job = Pass.prepare(images, teacher, out, wanted, begun=resume and pass_begun(out, wanted))
@@ -111,6 +115,10 @@ def label_shard(
         return writer.finish()
 
 
+class PartsMissing(InputError):
+    """Parts of a store are not labelled yet."""
+
+
 def finish(
     images: str | Path | ImageSource,
     out: str | Path,
@@ -128,7 +136,7 @@ def finish(
         raise InputError(f"the images of {source.name} are not those that {out} was begun with")
     with shared_writer(out, begun, len(source), wanted, Shard()) as writer:
         if missing := writer.missing():
-            raise InputError(
+            raise PartsMissing(
                 f"{len(missing)} of the {writer.parts} parts of {out} are not labelled yet (first: "
                 f"{missing[0]}); run the shards that were to write them again"
             )
@@ -157,7 +165,7 @@ def _work(job: Pass, writer: StoreWriter, progress: Report | None) -> None:
 
         def tell(crops_of_part: int) -> None:
             if progress:
-                elapsed, images = time.perf_counter() - begun, done + crops_of_part // job.plan.new
+                elapsed, images = time.perf_counter() - begun, done + crops_of_part // job.shown.new
                 progress(Progress(images, total, crops + crops_of_part, elapsed, labelling.parts))
 
         tell(0)

@@ -177,6 +177,7 @@ class StoredCrops:
     """The crops of a label store, calibrated by regions; discarded crops are never drawn.
 
     ``features`` gives batches the stored features of the crops; a store may then hold no labels.
+    Without ``labels`` batches have none, though regions may be those of the store's.
 
     ``temperature`` is that of the stored labels, before they are calibrated: regions and
     reliabilities stay those of the labels as stored. ``truth_share`` of every label is then the
@@ -195,12 +196,13 @@ class StoredCrops:
         regions: Regions | None = None,
         seed: int = 0,
         features: bool = False,
+        labels: bool = True,
         temperature: float = 1.0,
         truth_share: float = 0.0,
     ) -> None:
         self.store, self.seed = store, seed
         self._features = store.of_kind("features").name if features else None
-        self._labels = store.has("labels") or not features
+        self._labels = labels and (store.has("labels") or not features)
         self.temperature, self.truth_share = temperature, truth_share
         self._labelled = LabelledImages(images, store, "random")
         self.mining: Mining | None = mine(store, regions) if regions else None

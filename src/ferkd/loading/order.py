@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from ferkd.crops import hashes, image_keys
 
+LISTED = 1 << 24  # images whose order is made as a whole, at 24 bytes each; of more, place by place
+_ROUNDS = 6
+
 
 class ImageOrder:
     """An endless stream of image rows: every pass shows each of ``count`` images once, shuffled.
@@ -36,19 +39,43 @@ class ImageOrder:
         rows = np.empty(length, np.int64)
         for visit in np.unique(visits):
             here = visits == visit
-            rows[here] = self._order(int(visit))[places[here]]
+            rows[here] = self._rows(int(visit), places[here])
         return rows, visits
 
-    def _order(self, visit: int) -> NDArray[np.int64]:
+    def _rows(self, visit: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The images at these places of a pass."""
         orders = self._orders  # replaced as a whole, never changed: threads may share this object
         if visit not in orders:
             with np.errstate(over="ignore"):
                 key = hashes(self._key[None], np.array([visit], np.uint64))
+            if self.count > LISTED:
+                return permuted(places, self.count, key)
             values = hashes(key, np.arange(self.count, dtype=np.uint64))
             kept = {v: o for v, o in orders.items() if v >= visit - 1}
             orders = {**kept, visit: np.argsort(values, kind="stable")}
             self._orders = orders
-        return orders[visit]
+        return orders[visit][places]
+
+
+def permuted(places: NDArray[np.int64], count: int, key: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where a permutation of 0 .. count - 1 that belongs to ``key`` [1] puts these places [n].
+
+    A Feistel network over the numbers of 2 h bits, at most 4 ``count`` of them, goes on from what
+    lies outside until it comes inside. Time and memory are of the places asked for.
+    """
+    half = np.uint64(-(-(count - 1).bit_length() // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    with np.errstate(over="ignore"):
+        keys = [hashes(key, np.array([round_], np.uint64)) for round_ in range(_ROUNDS)]
+        found = places.astype(np.uint64)
+        outside = np.arange(len(found))
+        while len(outside):
+            left, right = found[outside] >> half, found[outside] & mask
+            for one in keys:
+                left, right = right, left ^ (hashes(one, right) >> (np.uint64(64) - half))
+            found[outside] = left << half | right
+            outside = outside[found[outside] >= count]
+    return found.astype(np.int64)
 
 
 def draw_crops(

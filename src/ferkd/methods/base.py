@@ -109,6 +109,11 @@ class LossSettings(Part):
         return True
 
     @property
+    def learns_labels(self) -> bool:
+        """Whether labels that are read are learnt from, so that batches hold them."""
+        return True
+
+    @property
     def has_classes(self) -> bool:
         """Whether the student has classes; without, it answers with its features."""
         return True

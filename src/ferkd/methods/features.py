@@ -48,7 +48,11 @@ class FeatureSettings(StoredSettings):
 
     @property
     def reads_labels(self) -> bool:
-        return self.beside == "soft" or self.by_regions
+        return self.learns_labels or self.by_regions
+
+    @property
+    def learns_labels(self) -> bool:
+        return self.beside == "soft"
 
     @property
     def has_classes(self) -> bool:

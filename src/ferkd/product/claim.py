@@ -80,7 +80,23 @@ def claimed(out: Path, settings: Settings, *, resume: bool, overwrite: bool) -> 
             for path in found:
                 _remove(path)
             write_json(out / MARKER, {"settings": settings.to_dict()})
-        yield
+        try:
+            yield
+        except InputError:
+            if "plan" not in State(out).content:  # nothing was chosen: refused, so not begun
+                for path in out.iterdir():
+                    _remove(path)
+                (out / MARKER).unlink(missing_ok=True)
+            raise
+
+
+def _free(out: Path) -> None:
+    """Give a folder back where nothing was planned: what was refused is no distillation begun."""
+    if "plan" in State(out).content:
+        return
+    for path in out.iterdir():
+        _remove(path)
+    (out / MARKER).unlink(missing_ok=True)
 
 
 def _is_trace(name: str) -> bool:

@@ -10,7 +10,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from ferkd.product.commands import Prepared, commands, plan_lines
 from ferkd.product.look import Look, look
 from ferkd.product.phases import Display, Progress, Say, Work
 from ferkd.product.planning import Plan, image_sizes, make_plan, measure_rates
+from ferkd.product.result import Distilled
 from ferkd.product.settings import Settings, network_of, parse_student
 from ferkd.system.errors import InputError
+from ferkd.system.results import Result
 from ferkd.system.storage import local_path
 
 log = logging.getLogger("ferkd")
@@ -39,7 +41,7 @@ def distill(
     overwrite: bool = False,
     progress: Progress | None = None,
     say: Say = print,
-) -> dict[str, Any]:
+) -> Distilled:
     """Distil into the folder ``out``; returns the result that ``result.json`` holds.
 
     ``progress(done, total, note)`` counts planned seconds over all phases. Raises InputError for
@@ -57,14 +59,24 @@ def distill(
         work = Work(settings, out, prepared, state, show, say)
         teacher = work.teacher()
         labels = work.labels()
-        student = work.students(labels["agreement"])
+        student = work.students(labels.agreement)
         baseline = work.baseline()
         result = work.deliver(teacher, labels, student, baseline)
         log.debug("this call took %.0f s", time.perf_counter() - begun)
         return result
 
 
-def dry_run(settings: Settings, out: str | Path) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Intended(Result):
+    """What a distillation would do: what was seen, the plan, in words too, and the commands."""
+
+    look: list[str]
+    plan: dict[str, Any]
+    lines: list[str]
+    commands: dict[str, str]
+
+
+def dry_run(settings: Settings, out: str | Path) -> Intended:
     """The plan of a distillation: phases, seconds, bytes, reasons and commands; trains nothing.
 
     A split or links are laid out beside nothing else, in a folder that is removed again.
@@ -75,12 +87,12 @@ def dry_run(settings: Settings, out: str | Path) -> dict[str, Any]:
         there = str((Path(out) / "data").absolute())
         moved = {n: getattr(seen, n).replace(place, there) for n in ("train", "val", "labelled")}
         prepared = Prepared(replace(seen, **moved), plan, network)
-        return {
-            "look": seen.lines(),
-            "plan": plan.to_dict(),
-            "lines": plan_lines(plan),
-            "commands": commands(settings, Path(out), prepared),
-        }
+        return Intended(
+            look=seen.lines(),
+            plan=plan.to_dict(),
+            lines=plan_lines(plan),
+            commands=commands(settings, Path(out), prepared),
+        )
 
 
 def _prepared(

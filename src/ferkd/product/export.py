@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from ferkd.product.card import card
 from ferkd.system.errors import InputError
 from ferkd.system.files import make_folder, write_json, write_whole, writing
 from ferkd.system.plain import read_json, read_yaml
+from ferkd.system.results import Result
 from ferkd.system.storage import local_path
 from ferkd.training.checkpoint import save_weights
 
@@ -29,6 +31,30 @@ if TYPE_CHECKING:
 log = logging.getLogger("ferkd")
 
 _FIGURES = ("method", "student", "epochs", "steps", "top1", "top5", "nll", "ece", "brier")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Exported(Result):
+    """The folder ``model`` and its files, the figures of the run, and how each form compares with
+    torch on the images ``compared_on``."""
+
+    model: str
+    files: list[str]
+    method: str | None = None
+    student: str | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    top1: float | None = None
+    top5: float | None = None
+    nll: float | None = None
+    ece: float | None = None
+    brier: float | None = None
+    parameters: int
+    bytes: int
+    compared_on: dict[str, Any] | None = None
+    torchscript: dict[str, Any] | None = None
+    onnx: dict[str, Any] | None = None
+    int8: dict[str, Any] | None = None
 
 
 def export(
@@ -43,7 +69,7 @@ def export(
     torchscript: bool = False,
     images: str | Path | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> Exported:
     """Write the model of a finished run to the folder ``to``; returns what was written.
 
     Always ``model.safetensors`` and ``config.json`` (timm loads them), ``labels.txt`` and a
@@ -70,14 +96,14 @@ def export(
     try:
         folder = work / to.name
         make_folder(folder)
-        result = _write(run, folder, model, config, checked, takes, int8, ranges, torchscript)
+        written = _write(run, folder, model, config, checked, takes, int8, ranges, torchscript)
         with writing(to):
             if to.exists():
                 shutil.rmtree(to)
             os.rename(folder, to)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return {"model": str(to), **result}
+    return Exported(model=str(to), **written)
 
 
 def _takes(onnx: bool, uint8: bool, photograph: bool, int8: bool) -> Takes | None:

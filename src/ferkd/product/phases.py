@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ferkd.product.figures import Figures, figures_of, milliseconds, teacher_fig
 from ferkd.product.planning import Plan
 from ferkd.product.recipe import student_recipe
 from ferkd.product.report import write_report
+from ferkd.product.result import Distilled, LabelsResult, StudentResult, TeacherResult
 from ferkd.product.rule import BASELINE, Facts, Row, choose
 from ferkd.product.settings import Settings, parse_student
 from ferkd.system.files import write_json, write_whole
@@ -79,7 +81,7 @@ class Work:
         fine_tuned = self.prepared.network is not None
         return str(self.out / "teacher") if fine_tuned else self.settings.teacher
 
-    def teacher(self) -> dict[str, Any]:
+    def teacher(self) -> TeacherResult:
         plan, network = self.plan, self.prepared.network
         if network is None:
             with self.state.timed("teacher"):
@@ -89,7 +91,7 @@ class Work:
                 f"{found.top1:.1%} on val as it is"
             )
             self.show.finished("teacher")
-            return {"spec": self.settings.teacher, "top1": found.top1, "probe_top1": None}
+            return TeacherResult(spec=self.settings.teacher, top1=found.top1, probe_top1=None)
         self.say(f"teacher $ {self.commands['teacher']}")
         with self.state.timed("teacher"):
             result = fine_tune(
@@ -108,19 +110,19 @@ class Work:
                     "teacher", done / max(total, 1), f"{done}/{total} {note}"
                 ),
             )
-        kept = f"the best after {result['kept_step']} steps" if result["kept_step"] else "the probe"
+        kept = f"the best after {result.kept_step} steps" if result.kept_step else "the probe"
+        if 0 < result.kept_share < 1:
+            kept = f"{result.kept_share:.0%} of the weights after {result.steps} steps"
+            kept += ", the rest the probe's"
         self.say(
-            f"teacher {result['top1']:.1%} on val ({kept}; "
-            f"its linear probe {result['probe_top1']:.1%})"
+            f"teacher {result.top1:.1%} on val ({kept}; its linear probe {result.probe_top1:.1%})"
         )
         self.show.finished("teacher")
-        return {
-            "spec": self.settings.teacher,
-            "top1": result["top1"],
-            "probe_top1": result["probe_top1"],
-        }
+        return TeacherResult(
+            spec=self.settings.teacher, top1=result.top1, probe_top1=result.probe_top1
+        )
 
-    def labels(self) -> dict[str, Any]:
+    def labels(self) -> LabelsResult:
         self.say(f"labels  $ {self.commands['labels']}")
         with self.state.timed("labels"):
             store = label(
@@ -142,9 +144,9 @@ class Work:
         said = "" if agreement is None else f", right on {agreement:.1%} of them"
         self.say(f"labels  {len(store):,} images x {store.crops_per_image} crops{said}")
         self.show.finished("labels")
-        return {"crops_per_image": store.crops_per_image, "agreement": agreement}
+        return LabelsResult(crops_per_image=store.crops_per_image, agreement=agreement)
 
-    def students(self, agreement: float | None) -> dict[str, Any]:
+    def students(self, agreement: float | None) -> StudentResult:
         known = parse_student(self.settings.student)
         row = choose(
             Facts(
@@ -158,9 +160,9 @@ class Work:
         )
         self.say(f"student by method {row.method}: {row.reason}")
         runs = [self._run("student", row, seed) for seed in range(self.settings.seeds)]
-        return {**self._told("student", runs), "method": row.method, "reason": row.reason}
+        return replace(self._told("student", runs), method=row.method, reason=row.reason)
 
-    def baseline(self) -> dict[str, Any] | None:
+    def baseline(self) -> StudentResult | None:
         if not self.settings.baseline:
             self.show.finished("student")
             return None
@@ -170,11 +172,11 @@ class Work:
 
     def deliver(
         self,
-        teacher: dict[str, Any],
-        labels: dict[str, Any],
-        student: dict[str, Any],
-        baseline: dict[str, Any] | None,
-    ) -> dict[str, Any]:
+        teacher: TeacherResult,
+        labels: LabelsResult,
+        student: StudentResult,
+        baseline: StudentResult | None,
+    ) -> Distilled:
         with self.state.timed("deliver"):
             model = self._export()
             figures: dict[str, Figures] = {}
@@ -189,27 +191,27 @@ class Work:
             }
             for name, one in (("student", student), ("baseline", baseline)):
                 if one is not None:
-                    speeds[name] = one["ms_per_image"]
+                    speeds[name] = one.ms_per_image
             sizes: dict[str, int] = {
                 "teacher": sum(p.numel() for p in taught.module.parameters()),
-                **{n: student["parameters"] for n in ("student", "baseline") if n in figures},
+                **{n: student.parameters for n in ("student", "baseline") if n in figures},
             }
         spent = {
             name: self.state.seconds(name)
             for name in ("look", "teacher", "labels", "student", "baseline", "deliver")
         }
-        result = {
-            "teacher": {**teacher, "seconds": spent["teacher"]},
-            "labels": {**labels, "seconds": spent["labels"]},
-            "student": {**student, "seconds": spent["student"]},
-            "baseline": None if baseline is None else {**baseline, "seconds": spent["baseline"]},
-            "model": str(model),
-            "run": str(self.out / "student"),
-            "report": str(self.out / REPORT),
-            "seconds": sum(spent.values()),
-            "plan": self.plan.to_dict(),
-            "commands": self.commands,
-        }
+        result = Distilled(
+            teacher=replace(teacher, seconds=spent["teacher"]),
+            labels=replace(labels, seconds=spent["labels"]),
+            student=replace(student, seconds=spent["student"]),
+            baseline=None if baseline is None else replace(baseline, seconds=spent["baseline"]),
+            model=str(model),
+            run=str(self.out / "student"),
+            report=str(self.out / REPORT),
+            seconds=sum(spent.values()),
+            plan=self.plan.to_dict(),
+            commands=self.commands,
+        )
         page = write_report(
             seen=self.seen,
             plan_lines=plan_lines(self.plan),
@@ -252,25 +254,24 @@ class Work:
             train(load_recipe(recipe), folder, resume=True, progress=progress)
         return folder
 
-    def _told(self, name: str, runs: list[Path]) -> dict[str, Any]:
+    def _told(self, name: str, runs: list[Path]) -> StudentResult:
         found = [read_json(run / "result.json", "result of a run") for run in runs]
         mean = {key: sum(one[key] for one in found) / len(found) for key in ("top1", "nll", "ece")}
         model, config = load_run(runs[0])
         device = torch.device("cpu")
         speed = milliseconds(model, config.image_size, device)
-        several = {"seeds": [one["top1"] for one in found]} if len(found) > 1 else {}
         parameters = sum(p.numel() for p in model.parameters())
         self.say(
             f"{name} {mean['top1']:.1%} on val, {parameters / 1e6:.2f} M parameters, "
             f"{speed:.1f} ms an image on this machine's CPU"
         )
-        return {
-            "name": config.architecture,
+        return StudentResult(
+            name=config.architecture,
             **mean,
-            "parameters": parameters,
-            "ms_per_image": speed,
-            **several,
-        }
+            parameters=parameters,
+            ms_per_image=speed,
+            seeds=[one["top1"] for one in found] if len(found) > 1 else None,
+        )
 
     def _load(self) -> Teacher:
         size = None if self.prepared.network else self.plan.teacher_image_size

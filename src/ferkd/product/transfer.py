@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ferkd.models.student import finished_run
 from ferkd.product import bundle, hub
@@ -23,9 +23,20 @@ from ferkd.system import storage
 from ferkd.system.errors import InputError
 from ferkd.system.files import is_temporary, make_folder, require_room, temporary, write_whole
 from ferkd.system.locks import LOCK, held
+from ferkd.system.results import Result
 from ferkd.system.storage import as_local, join, local_path, masked
 
 Report = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True, eq=False)
+class Transferred(Result):
+    """What is at ``place`` now: a store, a run or an export, of so many files and bytes."""
+
+    kind: str
+    place: str
+    files: int
+    bytes: int
 
 
 def push(
@@ -35,8 +46,8 @@ def push(
     overwrite: bool = False,
     public: bool = False,
     progress: Report | None = None,
-) -> dict[str, Any]:
-    """Copy a finished local store, run or export to ``to``; returns kind, place, files, bytes.
+) -> Transferred:
+    """Copy a finished local store, run or export to ``to``; returns what is there.
 
     Pushing the same again sends nothing, and goes on where an interrupted push stopped. A
     repository of the Hub that is not there is made, private unless ``public``. Raises InputError
@@ -66,7 +77,7 @@ def pull(
     *,
     overwrite: bool = False,
     progress: Report | None = None,
-) -> dict[str, Any]:
+) -> Transferred:
     """Copy what :func:`push` left at ``source`` to the local folder ``out``; returns as it does.
 
     The folder appears when all files are there and verified. An interrupted pull goes on when it
@@ -94,13 +105,8 @@ def pull(
     return _told(parcel, str(folder))
 
 
-def _told(parcel: Parcel, place: str) -> dict[str, Any]:
-    return {
-        "kind": parcel.kind,
-        "place": place,
-        "files": len(parcel.files),
-        "bytes": parcel.size,
-    }
+def _told(parcel: Parcel, place: str) -> Transferred:
+    return Transferred(parcel.kind, place, len(parcel.files), parcel.size)
 
 
 def _send(parcel: Parcel, folder: Path, url: str, overwrite: bool, progress: Report | None) -> None:

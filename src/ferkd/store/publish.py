@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ferkd.store import manifest as manifests
+from ferkd.store.mirror import PartsMirror
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import LabelStore, split_signals
 from ferkd.store.remote import MANIFEST, UNFINISHED, Cache, Expected, download, read_manifest
@@ -154,7 +155,8 @@ def label_out(
 
     A local ``out`` is that folder itself. For a URL it is ``work``, which stays, or a folder in
     the cache, the same one each time so that ``resume`` finds it, which goes when its labels are
-    published. With ``resume`` and no labels there, a store at the URL is fetched to go on from.
+    published. Finished parts are sent to the URL meanwhile: with ``resume`` another machine goes on
+    from these, or from the store at the URL.
     Raises InputError before any label is made when a store is in the way.
     """
     if (local := as_local(out)) is not None:
@@ -162,7 +164,7 @@ def label_out(
         return
     url = str(out)
     folder = Path(work) if work is not None else _work_folder(url)
-    there = read_manifest(url)
+    there, mirror = read_manifest(url), PartsMirror(folder, url)
     if there is not None and not (resume or overwrite):
         raise InputError(
             f"{masked(url)} holds a label store already; continue it with --resume, or replace it "
@@ -170,16 +172,53 @@ def label_out(
         )
     if there is not None and resume and not (folder.is_dir() and any(folder.iterdir())):
         fetch(url, folder)
-    yield folder
+    elif mirror.begun():
+        if overwrite:
+            mirror.clear()
+        elif resume:
+            mirror.fetch()
+        elif not folder.exists():
+            raise InputError(
+                f"{masked(url)} holds labels that were begun; continue them with --resume, or "
+                "replace them with --overwrite"
+            )
+    with mirror.sending():
+        yield folder
     same = there is not None and resume  # what was there is what these labels continue
     publish(folder, url, overwrite=overwrite or same, progress=progress)
+    mirror.clear()
     if work is None:
         shutil.rmtree(folder)
 
 
-def _work_folder(url: str) -> Path:
+@contextmanager
+def shard_out(url: str, name: str, *, work: str | Path | None = None) -> Iterator[Path]:
+    """The local folder in which one of several processes, called ``name``, labels to a URL.
+
+    Parts that others have sent are fetched first, and its own sent as they are finished. Where the
+    folder holds the whole store when the block ends, that is published and the parts are removed.
+    Several may publish at once: they have the same bytes. Raises InputError.
+    """
+    folder = Path(work) if work is not None else _work_folder(url, name)
+    mirror = PartsMirror(folder, url)
+    if read_manifest(url) is None:
+        mirror.fetch()
+    elif not (folder / MANIFEST).exists():
+        if work is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        fetch(url, folder)
+    with mirror.sending():
+        yield folder
+    if (folder / MANIFEST).exists():
+        publish(folder, url)
+        mirror.clear()
+        if work is None:
+            shutil.rmtree(folder)
+
+
+def _work_folder(url: str, *names: str) -> Path:
     name = hashlib.sha256(masked(url).encode()).hexdigest()[:16]
-    return Cache.default().folder / "work" / name
+    return Cache.default().folder / "work" / "-".join([name, *names])
 
 
 def _extended(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,46 @@ from ferkd.images import ImageSource, decode, open_images
 from ferkd.loading.crop_sources import match, without_labels
 from ferkd.store import LabelStore
 from ferkd.study.suspicious import judge, listing, write_csv
+from ferkd.system.results import Result
 
 SUSPICIOUS = 20  # images listed at most
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Inspection(Result):
+    """Figures of a store.
+
+    ``suspicious`` lists the images whose ground truth the teacher denies most surely
+    (`ferkd.study.suspicious`), ``denied`` counts all that it denies. ``reliability`` is the curve
+    that thresholds were read off. Shares are 0 .. 1.
+    """
+
+    store: str
+    images: int
+    skipped: list[dict[str, Any]]
+    kind: str
+    map_grid: str | None = None
+    crops_per_image: int
+    classes: int
+    bytes_per_crop: float
+    record: dict[str, Any]
+    teacher: dict[str, Any]
+    calibration: str
+    mean_weight: float | None
+    thresholds: list[float]
+    threshold_source: str
+    regions: dict[str, float]
+    images_without_ground_truth: int
+    images_with_all_crops_discarded: int
+    teacher_right: float | None
+    label_temperature: dict[str, float] | None
+    histogram: dict[str, list[float]]
+    suspicious: list[dict[str, Any]]
+    denied: int
+    reliability: dict[str, list[float]] | None = None
+    note: str | None = None
+    images_without_labels: int | None = None
+    truth: dict[str, Any] | None = None
 
 
 def inspect(
@@ -23,14 +61,11 @@ def inspect(
     regions: Regions | None = None,
     truth: str | Path | None = None,
     images: str | Path | ImageSource | None = None,
-) -> dict[str, Any]:
+) -> Inspection:
     """Figures of a store: the JSON object of ``ferkd inspect``.
 
-    With ``images`` also how many of them have no labels.
-
-    ``suspicious`` lists the images whose ground truth the teacher denies most surely
-    (`ferkd.study.suspicious`), ``denied`` counts all that it denies.
-    ``truth`` is the truth file of planted scenes: adds how well the scores find what was planted.
+    With ``images`` also how many of them have no labels. ``truth`` is the truth file of planted
+    scenes: adds how well the scores find what was planted.
     """
     opened = LabelStore.open(store)
     mining = mine(opened, regions)
@@ -43,43 +78,42 @@ def inspect(
     judged = judge(opened)
     doubted = judged.ranked()
     fitted = None if settings.crops.is_map else fit_temperature(opened)
-    result: dict[str, Any] = {
-        "store": str(opened.path),
-        "images": len(opened),
-        "skipped": [s.model_dump() for s in opened.manifest.skipped],
-        "kind": "map" if settings.crops.is_map else "crops",
-        **settings.crops.grid,
-        "crops_per_image": opened.crops_per_image,
-        "classes": opened.num_classes,
-        "bytes_per_crop": opened.bytes_on_disk / max(1, crops),
-        "record": settings.labels.model_dump(),
-        "teacher": settings.teacher,
-        "calibration": settings_of.calibration,
-        "mean_weight": mining.mean_weight,
-        "thresholds": list(mining.thresholds),
-        "threshold_source": mining.evidence.reason if mining.evidence else "fixed",
-        "regions": mining.shares,
-        "images_without_ground_truth": mining.without_target,
-        "images_with_all_crops_discarded": mining.rescued,
-        "teacher_right": float(correct[known].mean()) if known.any() else None,
-        "label_temperature": None if fitted is None else asdict(fitted),
-        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "suspicious": listing(opened, judged, doubted[judged.denied[doubted]][:SUSPICIOUS]),
-        "denied": int(judged.denied.sum()),
-    }
+    more: dict[str, Any] = dict(settings.crops.grid)
     if mining.evidence is not None and mining.evidence.reliability is not None:
         curve = asdict(mining.evidence.reliability)
-        result["reliability"] = {name: values.tolist() for name, values in curve.items()}
-    if mining.note:
-        result["note"] = mining.note
+        more["reliability"] = {name: values.tolist() for name, values in curve.items()}
     if images is not None:
         source = open_images(images, targets=settings.targets)
-        result["images_without_labels"] = without_labels(source, opened)
+        more["images_without_labels"] = without_labels(source, opened)
     if truth is not None:
         from ferkd.study.scenes.planted import against_truth, read_truth
 
-        result["truth"] = against_truth(opened, read_truth(truth))
-    return result
+        more["truth"] = against_truth(opened, read_truth(truth))
+    return Inspection(
+        store=str(opened.path),
+        images=len(opened),
+        skipped=[s.model_dump() for s in opened.manifest.skipped],
+        kind="map" if settings.crops.is_map else "crops",
+        crops_per_image=opened.crops_per_image,
+        classes=opened.num_classes,
+        bytes_per_crop=opened.bytes_on_disk / max(1, crops),
+        record=settings.labels.model_dump(),
+        teacher=settings.teacher,
+        calibration=settings_of.calibration,
+        mean_weight=mining.mean_weight,
+        thresholds=list(mining.thresholds),
+        threshold_source=mining.evidence.reason if mining.evidence else "fixed",
+        regions=mining.shares,
+        images_without_ground_truth=mining.without_target,
+        images_with_all_crops_discarded=mining.rescued,
+        teacher_right=float(correct[known].mean()) if known.any() else None,
+        label_temperature=None if fitted is None else asdict(fitted),
+        histogram={"edges": edges.tolist(), "counts": counts.tolist()},
+        suspicious=listing(opened, judged, doubted[judged.denied[doubted]][:SUSPICIOUS]),
+        denied=int(judged.denied.sum()),
+        note=mining.note,
+        **more,
+    )
 
 
 def write_page(

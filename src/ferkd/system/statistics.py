@@ -13,7 +13,6 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
-from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
 
@@ -68,6 +67,8 @@ def auroc(scores: ArrayLike, positives: ArrayLike) -> float:
     pos, neg = int(y.sum()), int((~y).sum())
     if pos == 0 or neg == 0:
         return math.nan
+    from scipy.stats import rankdata  # half a second to import, which only reports need
+
     wins = rankdata(s)[y].sum() - pos * (pos + 1) / 2  # tied scores share the mean of their ranks
     return float(wins / (pos * neg))
 

@@ -3,11 +3,14 @@
 A naive recipe destroys what was paid for: EfficientNet-Lite0 with ImageNet weights gave 87.2 % on
 the flowers by a linear probe at 112 px and 82.2 % after six epochs of AdamW at 5e-4. So the head is
 fitted first, on frozen features; then all layers learn at a low rate that falls with depth; and
-what is kept is the best on the validation images, the probe included.
+what is kept is the best on the validation images: a look on the way, a blend of the probe's weights
+with the last ones (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022), or the
+probe.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable
@@ -31,6 +34,7 @@ from ferkd.system.files import write_json
 from ferkd.system.interrupt import Interrupt
 from ferkd.system.locks import held
 from ferkd.system.plain import read_json
+from ferkd.system.results import Result
 from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
@@ -40,6 +44,7 @@ from ferkd.training.run import build_trainer
 from ferkd.training.trainer import Trainer
 
 _LEAST_STEPS = 20  # between two evaluations
+BLENDS = (0.25, 0.5, 0.75)  # shares of the last weights beside the probe's
 PROBE, PROBE_WEIGHTS, BEST = "probe.json", "probe.safetensors", "best.safetensors"
 
 log = logging.getLogger("ferkd")
@@ -52,9 +57,11 @@ class FineTuning:
 
     ``network`` starts from pretrained weights or a file of yours. ``lr`` is the head's; a layer n
     below it learns at lr * layer_decay^n. Crops hold at least ``smallest_crop`` of an image's area:
-    the probe knows whole objects. The run ends after ``patience`` evaluations, one each
-    ``evaluate_epochs``, without a better accuracy. ``epochs`` 0 keeps the probe. Labels are not
-    smoothed: a teacher's confidence is what it teaches.
+    the probe knows whole objects. The running statistics of BatchNorm stay as they came: those of
+    augmented crops in batches of 32 are not those of the central crops that are judged. The run
+    ends after ``patience`` evaluations, one each ``evaluate_epochs``, without a better accuracy.
+    ``epochs`` 0 keeps the probe. Labels are not smoothed: a teacher's confidence is what it
+    teaches.
     """
 
     network: Student
@@ -65,7 +72,7 @@ class FineTuning:
     batch_size: int = 32
     lr: float = 3e-4
     layer_decay: float = 0.9
-    smallest_crop: float = 0.25
+    smallest_crop: float = 0.35
     patience: int = 3
     evaluate_epochs: float = 1.0
     crop_fraction: float = 0.875
@@ -96,6 +103,7 @@ class FineTuning:
                 "schedule": {"epochs": max(self.epochs, 1e-3), "warmup": 0.1},
                 "loss": {"label_smoothing": 0.0},
                 "ema": 0.99,
+                "frozen_statistics": True,
                 "device": self.device,
                 "precision": self.precision,
                 "evaluation": {
@@ -106,6 +114,28 @@ class FineTuning:
         )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FineTuned(Result):
+    """What was kept: ``kept_step`` 0 is the linear probe, whose accuracy is ``probe_top1``.
+
+    ``kept_share`` of that step's weights, the rest being the probe's; ``last_top1`` is the accuracy
+    of the last step alone.
+    """
+
+    student: str
+    top1: float
+    probe_top1: float
+    kept_step: int
+    kept_share: float
+    last_top1: float
+    nll: float
+    ece: float
+    steps: int
+    probe_penalty: float
+    seconds: float
+    run: str
+
+
 def fine_tune(
     settings: FineTuning,
     out: str | Path,
@@ -113,20 +143,19 @@ def fine_tune(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> FineTuned:
     """Fit a head and fine-tune into the folder ``out``, a run; returns its result.
 
-    The result has ``top1`` (of what is kept), ``probe_top1``, ``kept_step`` (0: the probe),
-    ``nll``, ``ece``, ``steps`` and ``seconds``. An interrupted call continues with ``resume``, on
-    the CPU to the bit. ``progress(done, total, note)`` hears of images and steps. Raises InputError
-    for what cannot be before anything is written.
+    An interrupted call continues with ``resume``, on the CPU to the bit. ``progress(done, total,
+    note)`` hears of images and steps. Raises InputError for what cannot be before anything is
+    written.
     """
     out = local_path(out, "folder for the run")
     recipe = settings.recipe(out)
     folders.prepare(out, recipe.to_dict(), resume=resume, overwrite=overwrite)
     result = out / folders.RESULT
     if resume and result.is_file():
-        return read_json(result, "result of a run")
+        return FineTuned.from_json(read_json(result, "result of a run"), result)
     with held(out, folders.BUSY.format(out)):
         folders.prepare(out, recipe.to_dict(), resume=resume, overwrite=overwrite)
         if overwrite:
@@ -139,16 +168,15 @@ def fine_tune(
     return found
 
 
-def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> dict[str, Any]:
+def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> FineTuned:
     """The probe, what follows it, and the weights of what is kept; the result."""
     begun = time.perf_counter()
-    folders.write_recipe(out, recipe.to_dict())
     judge = _Judge(settings)
     if not (out / PROBE).is_file():
-        _probe(settings, out, judge, begun, tell)
+        _probe(settings, out, recipe, judge, begun, tell)
     probe = read_json(out / PROBE, "linear probe")
     if settings.epochs <= 0:
-        kept = {"top1": probe["top1"], "nll": probe["nll"], "ece": probe["ece"], "step": 0}
+        kept = _probed(probe)
         steps, seconds = 0, 0.0
         model = build_student(recipe.student, judge.classes, image_size=settings.image_size)
         save_weights(out / folders.WEIGHTS, model)
@@ -159,18 +187,20 @@ def _tuned(settings: FineTuning, out: Path, recipe: Recipe, tell: Progress) -> d
         source = BEST if kept["step"] else PROBE_WEIGHTS
         trainer.model.load_state_dict(read_state_dict(out / source))
         save_weights(out / folders.WEIGHTS, trainer.model)
-    return {
-        "student": settings.network.name,
-        "top1": kept["top1"],
-        "probe_top1": probe["top1"],
-        "kept_step": kept["step"],
-        "nll": kept["nll"],
-        "ece": kept["ece"],
-        "steps": steps,
-        "probe_penalty": probe["penalty"],
-        "seconds": probe["seconds"] + seconds,
-        "run": str(out),
-    }
+    return FineTuned(
+        student=settings.network.name,
+        top1=kept["top1"],
+        probe_top1=probe["top1"],
+        kept_step=kept["step"],
+        kept_share=kept["share"],
+        last_top1=kept.get("last", probe["top1"]),
+        nll=kept["nll"],
+        ece=kept["ece"],
+        steps=steps,
+        probe_penalty=probe["penalty"],
+        seconds=probe["seconds"] + seconds,
+        run=str(out),
+    )
 
 
 class _Judge:
@@ -205,8 +235,13 @@ class _Judge:
         )
 
 
-def _probe(settings: FineTuning, out: Path, judge: _Judge, begun: float, tell: Progress) -> None:
-    """Fit the head on frozen features; leaves the network with it, its config and its figures."""
+def _probe(
+    settings: FineTuning, out: Path, recipe: Recipe, judge: _Judge, begun: float, tell: Progress
+) -> None:
+    """Fit the head on frozen features; leaves the network with it, its config and its figures.
+
+    The recipe is written first, once nothing is left that the caller could have got wrong.
+    """
     torch.manual_seed(settings.seed)
     device = resolve_device(settings.device)
     dtype = resolve_precision(settings.precision, device)
@@ -214,6 +249,7 @@ def _probe(settings: FineTuning, out: Path, judge: _Judge, begun: float, tell: P
     model = build_student(network, judge.classes, image_size=settings.image_size)
     check_input(model, network.name, settings.image_size, judge.classes)
     mean, std = normalisation(network, model)
+    folders.write_recipe(out, recipe.to_dict())
     model, normalise = model.to(device), Normalise(mean, std, device)
     head = head_of(model, judge.classes)
     total = len(judge.train)
@@ -275,8 +311,8 @@ def _train(
     tell: Progress,
 ) -> tuple[dict[str, Any], float]:
     """Train from the probe; the figures and the step of what is kept, and the seconds it took."""
-    kept: dict[str, Any] = {**{k: probe[k] for k in ("top1", "nll", "ece")}, "step": 0}
-    idle, spent = 0, 0.0
+    kept = _probed(probe)
+    idle, spent, last_top1 = 0, 0.0, float(probe["top1"])
     identity = folders.recipe_hash(recipe.to_dict())
     checkpoint = out / folders.CHECKPOINT
     if checkpoint.is_file():
@@ -285,6 +321,7 @@ def _train(
             raise InputError(f"{checkpoint} is of another recipe; start anew with --overwrite")
         trainer.load_state(state)
         kept, idle, spent = state["kept"], state["idle"], state["spent"]
+        last_top1 = state["last_top1"]
     images = len(judge.train)
     # Of few images an epoch is few steps, after which nothing can be told yet.
     every = max(_LEAST_STEPS, round(settings.evaluate_epochs * images / settings.batch_size))
@@ -292,7 +329,7 @@ def _train(
 
     def save() -> None:
         state = trainer.state()
-        state |= {"recipe": identity, "kept": kept, "idle": idle}
+        state |= {"recipe": identity, "kept": kept, "idle": idle, "last_top1": last_top1}
         save_checkpoint(checkpoint, {**state, "spent": time.perf_counter() - begun})
 
     note = f"steps, probe {probe['top1']:.1%}"
@@ -308,8 +345,10 @@ def _train(
                     note = f"steps, probe {probe['top1']:.1%}, now {figures['top1']:.1%}"
                     log.info("step %d of %d: %.1f %%", step, trainer.steps, 100 * figures["top1"])
                     idle += 1
+                    last_top1 = figures["top1"]
                     if _better(figures, kept):
-                        kept = {k: figures[k] for k in ("top1", "nll", "ece")} | {"step": step}
+                        kept = {k: figures[k] for k in ("top1", "nll", "ece")}
+                        kept |= {"step": step, "share": 1.0}
                         idle = 0
                         save_weights(out / BEST, trainer.best_model)
                 due = time.monotonic() - saved > recipe.checkpoint_seconds
@@ -321,7 +360,39 @@ def _train(
                     raise KeyboardInterrupt
                 if idle >= settings.patience:
                     break
+    kept = {**_blended(out, trainer, judge, kept, tell), "last": last_top1}
     return kept, time.perf_counter() - begun
+
+
+def _probed(probe: dict[str, Any]) -> dict[str, Any]:
+    return {**{k: probe[k] for k in ("top1", "nll", "ece")}, "step": 0, "share": 0.0}
+
+
+def _blended(
+    out: Path, trainer: Trainer, judge: _Judge, kept: dict[str, Any], tell: Progress
+) -> dict[str, Any]:
+    """Look at the blends of the probe's weights with the last ones; keeps the best of all."""
+    probe = read_state_dict(out / PROBE_WEIGHTS)
+    last = trainer.best_model.state_dict()
+    model = copy.deepcopy(trainer.best_model)
+    for share in BLENDS:
+        note = f"steps, {share:.0%} of them beside the probe, best {kept['top1']:.1%}"
+        tell(trainer.steps, trainer.steps, note)
+        model.load_state_dict(
+            {
+                name: torch.lerp(probe[name].to(value), value, share)
+                if value.is_floating_point()
+                else value
+                for name, value in last.items()
+            }
+        )
+        figures = judge(model, trainer.normalise, trainer.dtype)
+        log.info("%.0f %% of the last weights: %.1f %%", 100 * share, 100 * figures["top1"])
+        if _better(figures, kept):
+            kept = {k: figures[k] for k in ("top1", "nll", "ece")}
+            kept |= {"step": trainer.step, "share": share}
+            save_weights(out / BEST, model)
+    return kept
 
 
 def _better(figures: dict[str, float], kept: dict[str, Any]) -> bool:

@@ -36,8 +36,9 @@ from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
 from ferkd.training.checkpoint import load_checkpoint
 from ferkd.training.course import Progress, Run, Validation, check_room
-from ferkd.training.data import TrainingData, mixer, open_data
+from ferkd.training.data import TrainingData, open_data
 from ferkd.training.metrics import require_tensorboard
+from ferkd.training.mixing import mixer
 from ferkd.training.optim import build_optimizer
 from ferkd.training.partial import open_partial
 from ferkd.training.result import RunResult, read_result
@@ -60,13 +61,15 @@ def train(
 ) -> RunResult:
     """Train the student of ``recipe`` and leave the run in the folder ``out``; returns its result.
 
-    ``progress`` is called with the lines of metrics.jsonl ("kind" train or eval) and before them
-    with {"kind": "start", "steps", "step", ...}. With ``resume`` an interrupted run continues (to
-    the bit on the CPU), a finished one returns its result at once, and a missing one starts.
-    On SIGINT and SIGTERM the state is saved and KeyboardInterrupt raised. Raises InputError for
-    anything that the recipe, the folder or the data get wrong, validation images and the disk's
-    room included, and where another process writes to ``out``, before anything is written;
-    RuntimeError when training diverges.
+    - ``progress`` is called with the lines of metrics.jsonl ("kind" train or eval), and before them
+      with {"kind": "start", "steps", "step", ...}.
+    - With ``resume`` an interrupted run continues (to the bit on the CPU), a finished one returns
+      its result at once, and a missing one starts.
+    - On SIGINT and SIGTERM the state is saved and KeyboardInterrupt raised.
+
+    Raises InputError, before anything is written, for anything that the recipe, the folder or the
+    data get wrong, validation images and the disk's room included, and where another process
+    writes to ``out``. Raises RuntimeError when training diverges.
 
     The processes of a process group, or those that torchrun started, train together: the batch of
     a step is that of all, the first one writes and calls ``progress``, all return the result.

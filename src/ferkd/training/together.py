@@ -100,6 +100,7 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
             method.labels,
             method.features,
             recipe.loss.reads_labels,
+            recipe.loss.learns_labels,
         ),
         "loss.label_temperature": settings["loss"].get("label_temperature"),
         "loss.truth_share": settings["loss"].get("truth_share"),

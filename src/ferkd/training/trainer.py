@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,29 +33,11 @@ from ferkd.system.distributed import Ranks, gathered, mean_of_all, rows_of_all
 from ferkd.system.errors import InputError
 from ferkd.training.checkpoint import random_state, restore_random_state
 from ferkd.training.ema import Ema
+from ferkd.training.protocols import BatchLike, Stateful, StepLoader, Witness
 
 # (step, images, labels, targets) -> all three mixed; targets are those of the larger parts. Where
 # features are learnt from it has partners(step, images) too: rows, and the shares of their pixels.
 Mixer = Callable[[int, Tensor, SoftLabels | None, Tensor], tuple[Tensor, SoftLabels | None, Tensor]]
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A loss that remembers: its state is saved in checkpoints.
-
-    The state is made of tensors, numbers, strings and containers of them only.
-    """
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class Witness(Protocol):
-    """A loss that can say what is wrong where the student is not to blame for a loss that
-    is not finite; None where it is."""
-
-    def complaint(self) -> str | None: ...
 
 
 def whole_batch(objective: Loss) -> bool:
@@ -80,29 +62,6 @@ def freeze_statistics(model: nn.Module) -> None:
     for part in model.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.eval()
-
-
-class BatchLike(Protocol):
-    """What the trainer takes of a batch: images uint8 [B, 3, S, S], labels, and int64 [B] each:
-    targets, rows (the image) and crops (its crop number). One whose ``raw`` are whole images
-    (`ferkd.loading.batch.Batch`) has its crops cut on the device; ``features`` are stored ones."""
-
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def labels(self) -> SoftLabels | None: ...
-    @property
-    def targets(self) -> Tensor: ...
-    @property
-    def rows(self) -> Tensor: ...
-    @property
-    def crops(self) -> Tensor: ...
-
-
-class StepLoader(Protocol):
-    """A stream of batches addressed by step: the same step is always the same batch."""
-
-    def batches(self, start: int, stop: int) -> Iterator[Any]: ...
 
 
 class NonFiniteLoss(RuntimeError):
@@ -246,7 +205,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
-            self.ema.update(self.model, self.step)
+            self.ema.update(self.step)
         self._losses.append(loss)
         self.step += 1
         self.crops += len(batch.targets) * self.ranks.world_size

@@ -122,13 +122,21 @@ def reach(runs: Sequence[Run], goal: float, base: Sequence[Run]) -> Reach | None
     place = reached_at(points, goal)
     if place is None:
         return None
-    found = {key: points[place][key] for key in ("steps", "decodes", "seconds")}
-    shares: dict[str, float | None] = {}
-    for key, value in found.items():
+    point = points[place]
+
+    def share(key: str) -> float | None:
         whole = mean([float(getattr(run, key)) for run in base])
-        comparable = key != "seconds" or all(run.alone for run in (*runs, *base))
-        shares[f"{key}_share"] = value / whole if whole and comparable else None
-    return Reach(**found, **shares)
+        return float(point[key]) / whole if whole else None
+
+    alone = all(run.alone for run in (*runs, *base))
+    return Reach(
+        steps=point.steps,
+        decodes=point.decodes,
+        seconds=point.seconds,
+        steps_share=share("steps"),
+        decodes_share=share("decodes"),
+        seconds_share=share("seconds") if alone else None,
+    )
 
 
 def reached_at(points: Sequence[Point], goal: float) -> int | None:

@@ -42,6 +42,7 @@ LONGEST = 640  # pixels of a picture
 MOST = 48  # images in one answer
 _ADDRESS = 2048  # characters of an address at most
 _AT_ONCE = 8  # requests worked on
+_CONNECTIONS = 64  # open; a browser keeps six
 _SECONDS = 20.0  # that a client may take to say what it wants
 _BUSY = 5.0  # seconds that a request waits for its turn
 _ORDERS = ("", "suspicious", "discarded")
@@ -105,10 +106,12 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = _CONNECTIONS
 
     def __init__(self, inspector: Inspector, host: str = "127.0.0.1", port: int = 8765) -> None:
         self.inspector, self.whole = inspector, Whole(inspector)
         self.turns = threading.BoundedSemaphore(_AT_ONCE)
+        self._places = threading.BoundedSemaphore(_CONNECTIONS)
         address = loopback(host)
         if address.version == 6:
             self.address_family = socket.AF_INET6
@@ -124,7 +127,22 @@ class Server(ThreadingHTTPServer):
         self.port = int(self.server_address[1])
         literal = f"[{address}]" if address.version == 6 else str(address)
         self.url = f"http://{literal}:{self.port}/"
-        self.hosts = frozenset(f"{name}:{self.port}" for name in ("localhost", literal))
+        names = ("localhost", literal)
+        self.hosts = frozenset(f"{name}:{self.port}" for name in names)
+        if self.port == 80:  # which browsers leave out
+            self.hosts |= frozenset(names)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
     @cached_property
     def page(self) -> bytes:

@@ -30,11 +30,12 @@ const percent = (part, total) => {
   if (!total) return "n/a";
   const value = 100 * (part / total);
   const whole = Math.floor(value);
-  return `${value - whole === 0.25 ? `${whole}.2` : value.toFixed(1)} %`;
+  return `${value - whole === 0.25 ? `${whole}.2` : value.toFixed(1)}\u00a0%`;
 };
 const count = (value) => value.toLocaleString("en-US");
 
 async function unpack() {
+  if (!("DecompressionStream" in globalThis)) throw new Error("it needs a browser of 2023 or later");
   const packed = atob($("data").textContent);
   const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));

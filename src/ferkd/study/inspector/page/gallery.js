@@ -216,7 +216,7 @@ class Viewer {
     if (item.given >= 0)
       facts.push("labelled ", element("b", {}, name(names[item.given])), ` (mean probability ${item.p[0].toFixed(2)}); `);
     facts.push(item.given < 0 ? "the teacher says " : "the likeliest other class is ", element("b", {}, name(names[item.other])),
-      ` (${item.p[1].toFixed(2)}), first in ${Math.round(100 * item.votes)} % of the crops`);
+      ` (${item.p[1].toFixed(2)}), first in ${Math.round(100 * item.votes)}\u00a0% of the crops`);
     const at = gallery.shown.findIndex((other) => other.row === item.row);
     const button = (words, label, to, off) =>
       element("button", { type: "button", class: "plain", "aria-label": label, disabled: off, onclick: to }, words);

@@ -7,7 +7,6 @@ FERKD_REPORT names.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,19 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from browser import DESKTOP, PHONE, chromium
 
 from ferkd.product.figures import Figures
 from ferkd.product.look import Look
 from ferkd.product.report import write_report
 
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 NAMES = ("<script>alert(1)</script>", "زهرة", "🌻 sunflower", 'quo"te', "a" * 60)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with playwright.sync_playwright() as started:
-        try:
-            opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"needs a browser (playwright install chromium): {error.message[:80]}")
-        yield opened
-        opened.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

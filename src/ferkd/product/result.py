@@ -1,0 +1,59 @@
+"""What a distillation found, phase by phase: the JSON of result.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ferkd.system.results import Result
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TeacherResult(Result):
+    """The teacher on val; ``probe_top1`` is that of its linear probe, None where none was fit."""
+
+    spec: str
+    top1: float
+    probe_top1: float | None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelsResult(Result):
+    """The labels; ``agreement`` is the share that is right, None where nobody knows."""
+
+    crops_per_image: int
+    agreement: float | None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StudentResult(Result):
+    """A student on val, the mean over its seeds, and how fast the first of them is on a CPU."""
+
+    name: str
+    top1: float
+    nll: float
+    ece: float
+    parameters: int
+    ms_per_image: float
+    seeds: list[float] | None = None
+    method: str | None = None
+    reason: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Distilled(Result):
+    """What a distillation leaves in result.json."""
+
+    teacher: TeacherResult
+    labels: LabelsResult
+    student: StudentResult
+    baseline: StudentResult | None
+    model: str
+    run: str
+    report: str
+    seconds: float
+    plan: dict[str, Any]
+    commands: dict[str, str]
