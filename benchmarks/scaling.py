@@ -32,7 +32,8 @@ from ferkd.study.planning import Cores, Rates, Scale, plan
 from ferkd.training import train
 from ferkd.training.recipe import Recipe, make_recipe
 
-OF_CLASS, CROPS, SIZE, BATCH, STEPS, ROUNDS = 30, 8, 96, 32, 30, 2
+OF_CLASS, CROPS, SIZE, BATCH, STEPS, ROUNDS = 20, 8, 96, 32, 16, 2
+SECONDS = 1.0  # for each rate
 OPTIONS: dict[str, Any] = {"crops": CROPS, "image_size": SIZE, "workers": 1, "device": "cpu"}
 
 
@@ -83,9 +84,11 @@ def measured_rates(root: Path, teacher: str, recipe: Recipe, classes: int) -> Ra
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     return Rates(
-        rates.teacher_rate(f"{teacher}&image_size={SIZE}", device="cpu", precision="fp32"),
-        rates.student_rate(recipe, classes),
-        *rates.loading_rates(root / "photos", SIZE)[:2],
+        rates.teacher_rate(
+            f"{teacher}&image_size={SIZE}", device="cpu", precision="fp32", seconds=SECONDS
+        ),
+        rates.student_rate(recipe, classes, SECONDS),
+        *rates.loading_rates(root / "photos", SIZE, SECONDS)[:2],
     )
 
 
