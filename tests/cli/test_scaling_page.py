@@ -32,7 +32,7 @@ FEWER = {
 def lines_of(title: str, kind: str = "bash no-run") -> list[str]:
     """The commands below a heading of the page."""
     section = PAGE[PAGE.index(f"\n## {title}\n") :]
-    block = re.search(rf"```{kind}\n(.*?)```", section, re.DOTALL)
+    block = re.search(rf"```{kind}[^\n]*\n(.*?)```", section, re.DOTALL)
     assert block is not None
     text = block[1]
     for written, fewer in FEWER.items():

@@ -140,7 +140,9 @@ def test_every_committed_pair_of_fkd_and_ferkd_is_pooled_once():
     known.add(pooled.Pair("flowers-ablation", "short", "fkd", "ferkd"))
     found = 0
     for file in RESULTS.glob("*.json"):
-        for budget, entry in json.loads(file.read_text()).get("budgets", {}).items():
+        result = json.loads(file.read_text())
+        budgets = result.get("budgets", {}) if isinstance(result, dict) else {}
+        for budget, entry in budgets.items():
             for name in entry["methods"]:
                 ending = re.fullmatch(r"(?:ferkd|reliable)(|-.*)", name)
                 if ending and f"fkd{ending[1]}" in entry["methods"]:

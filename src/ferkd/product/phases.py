@@ -75,6 +75,7 @@ class Work:
         self.seen, self.plan = prepared.seen, prepared.plan
         self.state, self.show, self.say = state, show, say
         self.commands = commands(settings, out, prepared)
+        self._speed: float | None = None  # of the student, ms an image
 
     @property
     def teacher_spec(self) -> str:
@@ -259,7 +260,9 @@ class Work:
         mean = {key: sum(one[key] for one in found) / len(found) for key in ("top1", "nll", "ece")}
         model, config = load_run(runs[0])
         device = torch.device("cpu")
-        speed = milliseconds(model, config.image_size, device)
+        if self._speed is None:  # the baseline is the same network: measured once, on one machine
+            self._speed = milliseconds(model, config.image_size, device)
+        speed = self._speed
         parameters = sum(p.numel() for p in model.parameters())
         self.say(
             f"{name} {mean['top1']:.1%} on val, {parameters / 1e6:.2f} M parameters, "

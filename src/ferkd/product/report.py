@@ -39,7 +39,7 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right;
 vertical-align:top}th:first-child,td:first-child{text-align:left}
 th{font-weight:600;color:var(--soft);font-size:.85rem}
-td:first-child{min-width:8rem}
+td{white-space:nowrap}td:first-child{min-width:8rem;white-space:normal}
 pre{background:var(--card);padding:.7rem .9rem;border-radius:.4rem;font-size:.85rem;
 white-space:pre-wrap;margin:.3rem 0 .6rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:.8rem}
@@ -161,7 +161,7 @@ def _trade(
     names = [name for name in ("teacher", "student", "baseline") if name in figures]
     slowest = max(speeds[name] for name in names) * 1.15
     low = min(figures[name].top1 for name in names)
-    low = max(0.0, low - 0.05)
+    low = max(0.0, low - 0.2)  # room for the lowest point's name above the axis
     marks: list[str] = []
     free: dict[int, float] = {}  # by column of the chart, from where on down there is room
     # From the top down; a label that would lie on another's goes below it.

@@ -161,7 +161,10 @@ function doubts(data, gallery) {
   rows.forEach((row) => [...row.children].forEach((cell, i) => i && cell.setAttribute("data-title", titles[i])));
   $("doubts").append(element("table", { class: "cards" },
     element("thead", {}, element("tr", {}, ...titles.map((words) => element("th", { scope: "col" }, words)))), element("tbody", {}, ...rows)));
-  $("doubts").append(element("p", {}, `All ${count(data.denied)} images that the teacher contradicts: `, element("code", {}, `ferkd inspect ${data.use.store} --suspicious suspicious.csv`)));
+  $("doubts").append(
+    element("p", {}, `All ${count(data.denied)} images that the teacher contradicts:`),
+    element("pre", { tabindex: 0 }, element("code", {}, `ferkd inspect ${data.use.store} --suspicious suspicious.csv`))
+  );
 }
 
 async function start() {
