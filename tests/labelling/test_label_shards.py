@@ -364,13 +364,11 @@ def test_a_worker_of_ray_is_killed(
     seen: list[tuple[int, int]] = []  # workers that have loaded the teacher, parts written by then
 
     def kill() -> None:
-        begun, killed = time.monotonic(), False
-        while len(workers()) < 3 and time.monotonic() < begun + 200:
-            if len(workers()) == 2 and not killed:
-                os.kill(workers()[0], signal.SIGKILL)
-                killed = True
+        begun = time.monotonic()
+        while len(workers()) < 2 and time.monotonic() < begun + 300:
             time.sleep(0.01)
         seen.append((len(workers()), len(parts_of(out))))
+        os.kill(workers()[0], signal.SIGKILL)  # with the part that it is at
         wait.unlink()
 
     wait.touch()
@@ -380,8 +378,8 @@ def test_a_worker_of_ray_is_killed(
     given = (str(folder), "slow_teacher:Slow", out, settings, "ray", 2)
     store = label_by_ray(*given, progress=heard.append)
     killer.join(10)
-    assert seen == [(3, 0)]
-    assert len(workers()) == 3  # a teacher each, for all of its parts
+    assert seen == [(2, 0)]
+    assert len(workers()) in (2, 3)  # a teacher each for 12 parts; the new one may come too late
     assert len(store) == IMAGES
     assert bytes_of(out) == bytes_of(tmp_path / "one")
     assert (heard[-1].done, heard[-1].parts, heard[-1].crops) == (IMAGES, 12, IMAGES * 2)
