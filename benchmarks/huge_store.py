@@ -35,7 +35,7 @@ from ferkd.study.bench.measuring import in_a_fresh_process, machine, peak_reside
 from ferkd.study.bench.store import _random_labels, _resident, _settings
 from ferkd.system.distributed import Ranks
 
-CHUNK = 1 << 20
+CHUNK = 1_000_000  # images written at a time, whose ids begin alike
 DIGITS = 12  # of an id
 CLASSES = 1000
 MADE_UP = "0" * 64
@@ -57,15 +57,18 @@ def write(path: Path, images: int, crops: int) -> None:
         name: np.lib.format.open_memmap(path / name, mode="w+", dtype=kind, shape=shape)
         for name, (kind, shape) in shapes.items()
     }
+    table = np.zeros(CHUNK, IMAGE)
+    table["target"] = np.arange(CHUNK) % CLASSES
+    table["height"], table["width"] = 375, 500
+    ends = np.arange(1, CHUNK + 1, dtype=np.uint64) * np.uint64(DIGITS)
+    text = np.frombuffer(b"".join(b"%0*d" % (DIGITS, i) for i in range(CHUNK)), "u1")
+    digits = text.reshape(CHUNK, DIGITS).copy()
     for start in range(0, images, CHUNK):
-        rows = np.arange(start, min(start + CHUNK, images))
-        table = np.zeros(len(rows), IMAGE)
-        table["id_end"] = (rows + 1) * DIGITS
-        table["target"] = rows % CLASSES
-        table["height"], table["width"] = 375, 500
-        maps["images.npy"][rows[0] : rows[-1] + 1] = table
-        digits = rows[:, None] // 10 ** np.arange(DIGITS - 1, -1, -1) % 10 + ord("0")
-        maps["ids.npy"][rows[0] * DIGITS : (rows[-1] + 1) * DIGITS] = digits.astype("u1").ravel()
+        count = min(CHUNK, images - start)
+        table["id_end"] = ends + np.uint64(start * DIGITS)
+        digits[:, :-6] = np.frombuffer(b"%0*d" % (DIGITS - 6, start // CHUNK), "u1")
+        maps["images.npy"][start : start + count] = table[:count]
+        maps["ids.npy"][start * DIGITS : (start + count) * DIGITS] = digits[:count].ravel()
     sample = sample_rows(images, crops)
     fill(maps["labels-00000.npy"], np.arange(images) if sample is None else sample, form)
 

@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -154,7 +155,8 @@ def main() -> None:
         ours, theirs = digests(out), digests(again)
         found["same"] = {name: ours[name] == theirs[name] for name in ours}
     found["seconds_by_phase"] = json.loads((out / "distill.json").read_text())["seconds"]
-    text = json.dumps(found, indent=1)
+    asked = shlex.join(["python", "docs/results/distill_flowers.py", *sys.argv[1:]])
+    text = json.dumps({"command": asked, **found}, indent=1)
     # The longest first: one of these folders may lie in another.
     named = {given.flowers: "FLOWERS", given.weights: "WEIGHTS", given.out.resolve(): "OUT"}
     for path in sorted(named, key=lambda path: -len(str(path))):

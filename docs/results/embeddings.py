@@ -10,6 +10,7 @@ that are there are not judged again.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def main(folder: Path, train: str, val: str, others: dict[str, str]) -> None:
     known, asked, seen = open_images(train), open_images(val), Seen()
     former = json.loads(file.read_text()) if file.is_file() else {"budgets": {}}
     result: dict[str, Any] = {"suite": folder.name, "baseline": suite.baseline, **former}
+    result["command"] = shlex.join(["python", "docs/results/embeddings.py", *sys.argv[1:]])
     for budget, methods in finished(suite, wanted_runs(suite, folder)).items():
         wanted = {(name, "0"): network for name, network in others.items()}
         wanted |= {(m, str(run.seed)): str(run.folder) for m, of in methods.items() for run in of}
