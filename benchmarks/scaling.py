@@ -1,7 +1,9 @@
 """Labelling by two processes against one, and a plan against the measured job, each on one core.
 
-    OMP_NUM_THREADS=1 python benchmarks/scaling.py flowers/train docs/results/scaling.json
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py flowers/train scaling.json [labelling]
 
+With ``labelling`` that alone is measured, and the file keeps what it has of training. Labelling is
+counted from its first progress on: loading a teacher is start-up, which the plan leaves out.
 Every process is pinned to a core of its own and counts its own CPU seconds: where the core is free
 these are its wall seconds, and where other work shares it they are what it would have taken. Runs
 of one and of two processes alternate. The rates that the plan rests on are measured between them by
@@ -32,21 +34,29 @@ from ferkd.study.planning import Cores, Rates, Scale, plan
 from ferkd.training import train
 from ferkd.training.recipe import Recipe, make_recipe
 
-OF_CLASS, CROPS, SIZE, BATCH, STEPS, ROUNDS = 30, 8, 96, 32, 30, 2
+OF_CLASS, CROPS, SIZE, BATCH, STEPS, ROUNDS = 20, 8, 96, 32, 16, 2
+SECONDS = 1.0  # for each rate
 OPTIONS: dict[str, Any] = {"crops": CROPS, "image_size": SIZE, "workers": 1, "device": "cpu"}
 
 
-def pinned(jobs: list[Callable[[], object]]) -> dict[str, float]:
-    """Do each job in a process on a core of its own; seconds of the slowest."""
+def pinned(jobs: list[Callable[[Callable[..., None]], object]]) -> dict[str, float]:
+    """Do each job in a process on a core of its own; seconds of the slowest since its last start,
+    which a job is given to say that it begins only now."""
     context = multiprocessing.get_context("fork")
     cores = sorted(os.sched_getaffinity(0))
     answers = context.SimpleQueue()
 
-    def work(job: Callable[[], object], core: int) -> None:
+    def work(job: Callable[[Callable[..., None]], object], core: int) -> None:
         os.sched_setaffinity(0, {core})
         torch.set_num_threads(1)
-        wall, cpu = time.perf_counter(), time.process_time()
-        job()
+        wall, cpu, begun = time.perf_counter(), time.process_time(), False
+
+        def start(*_: object) -> None:
+            nonlocal wall, cpu, begun
+            if not begun:
+                wall, cpu, begun = time.perf_counter(), time.process_time(), True
+
+        job(start)
         answers.put((time.perf_counter() - wall, time.process_time() - cpu))
 
     processes = [context.Process(target=work, args=pair) for pair in zip(jobs, cores, strict=False)]
@@ -59,8 +69,8 @@ def pinned(jobs: list[Callable[[], object]]) -> dict[str, float]:
     return {"wall": max(walls), "cpu": max(cpus)}
 
 
-def rank_of(world_size: int, rank: int, port: int, recipe: Recipe, out: Path) -> Callable[[], Any]:
-    def job() -> None:
+def rank_of(world_size: int, rank: int, port: int, recipe: Recipe, out: Path) -> Callable[..., Any]:
+    def job(start: object) -> None:
         if world_size > 1:
             os.environ |= {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
@@ -83,13 +93,15 @@ def measured_rates(root: Path, teacher: str, recipe: Recipe, classes: int) -> Ra
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     return Rates(
-        rates.teacher_rate(f"{teacher}&image_size={SIZE}", device="cpu", precision="fp32"),
-        rates.student_rate(recipe, classes),
-        *rates.loading_rates(root / "photos", SIZE)[:2],
+        rates.teacher_rate(
+            f"{teacher}&image_size={SIZE}", device="cpu", precision="fp32", seconds=SECONDS
+        ),
+        rates.student_rate(recipe, classes, SECONDS),
+        *rates.loading_rates(root / "photos", SIZE, SECONDS)[:2],
     )
 
 
-def main(images: Path, result: Path, root: Path) -> None:
+def main(images: Path, result: Path, root: Path, only: bool) -> None:
     classes = sorted(path.name for path in images.iterdir() if path.is_dir())
     for name in classes:
         (root / "photos" / name).mkdir(parents=True)
@@ -115,13 +127,15 @@ def main(images: Path, result: Path, root: Path) -> None:
         for number in range(ROUNDS):
             for count in (1, 2):
                 out, port = root / f"labels-{count}-{number}", free_port()
-                jobs: list[Callable[[], object]] = [
-                    lambda i=i, c=count, out=out: label_shard(  # type: ignore[misc]
-                        photos, teacher, out, Shard(i, c), **OPTIONS
+                jobs: list[Callable[..., object]] = [
+                    lambda start, i=i, c=count, out=out: label_shard(
+                        photos, teacher, out, Shard(i, c), progress=start, **OPTIONS
                     )
                     for i in range(count)
                 ]
                 runs.setdefault(f"labelling {count}", []).append(pinned(jobs))
+                if only:
+                    continue
                 run = root / f"run-{count}-{number}"
                 jobs = [rank_of(count, rank, port, recipe, run) for rank in range(count)]
                 runs.setdefault(f"training {count}", []).append(pinned(jobs))
@@ -129,7 +143,8 @@ def main(images: Path, result: Path, root: Path) -> None:
     best = {name: {k: min(r[k] for r in list_) for k in list_[0]} for name, list_ in runs.items()}
     mean = Rates(*(max(vars(r)[name] for r in found) for name in vars(found[0])))
     count = sum(1 for _ in photos.glob("*/*"))
-    planned = {}
+    before = json.loads(result.read_text()) if only and result.exists() else {}
+    planned = dict(before.get("plan", {}))
     for processes in (1, 2):
         scale = Scale(count, CROPS, len(classes), STEPS * BATCH / count, devices=processes)
         every = Rates(mean.teacher, mean.student, mean.decode * processes, mean.cut * processes)
@@ -137,6 +152,8 @@ def main(images: Path, result: Path, root: Path) -> None:
         training = plan(scale, every, Cores(processes, threads=1, workers=0)).training["fkd"]
         for name, work in (("labelling", labelling), ("training", training)):
             key = f"{name} {processes}"
+            if key not in best:
+                continue
             planned[key] = {
                 "planned": work.hours * 3600,
                 "measured": best[key]["cpu"],
@@ -147,11 +164,13 @@ def main(images: Path, result: Path, root: Path) -> None:
         "crops": CROPS,
         "rates": vars(mean),
         "load": os.getloadavg(),
-        "runs": runs,
-        "speed_up": {
+        "runs": before.get("runs", {}) | runs,
+        "speed_up": before.get("speed_up", {})
+        | {
             f"{name} {clock}": best[f"{name} 1"][clock] / best[f"{name} 2"][clock]
             for name in ("labelling", "training")
             for clock in ("cpu", "wall")
+            if f"{name} 1" in best
         },
         "plan": planned,
     }
@@ -161,4 +180,4 @@ def main(images: Path, result: Path, root: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        main(Path(sys.argv[1]), Path(sys.argv[2]), Path(folder))
+        main(Path(sys.argv[1]), Path(sys.argv[2]), Path(folder), "labelling" in sys.argv[3:])

@@ -1,10 +1,10 @@
 """Run as a script: kill processes that label together again and again, by both engines.
 
-``python label_kills.py REPORT.json [PROCESSES RAY]``: kills of forked shards [70] and of Ray's
+``python label_kills.py REPORT.json [PROCESSES RAY SEED]``: kills of forked shards [70] and of Ray's
 workers [30], each at a random moment of its work; a killed shard is started again by the same
 command, a killed worker by Ray. A store that is finished is compared with that of one process, byte
 by byte, and the next is begun. At last the command is run once more, and once more without a part.
-What the report has of the other engine stays there where its number is 0.
+The report keeps what it has of former runs and adds up their kills.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class Killed:
                 ends = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
                 done += ends.count(-signal.SIGKILL)
                 within.append(self.parts(out))
+            # Who joined the parts may have been killed at it.
+            assert label_shard(self.images, SPEC, out, Shard(), SETTINGS) is not None
             assert bytes_of(out) == self.wanted
             stores += 1
         seconds = round(time.monotonic() - begun)
@@ -95,7 +97,7 @@ class Killed:
         import ray
 
         os.environ["FERKD_KILLS"] = str(self.root)
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         killed: list[tuple[int, int]] = []
         begun, stores = time.monotonic(), 0
 
@@ -109,11 +111,11 @@ class Killed:
 
         while len(killed) < kills:
             out, ended = self.root / f"ray-{stores}", threading.Event()
-            killer = threading.Thread(target=kill, args=(out, ended))
+            killer = threading.Thread(target=kill, args=(out, ended), daemon=True)
             killer.start()
             label_by_ray(str(self.images), SPEC, out, SETTINGS, "ray", 2)
             ended.set()
-            killer.join()
+            killer.join(30)
             assert bytes_of(out) == self.wanted
             stores += 1
         ray.shutdown()
@@ -150,17 +152,22 @@ class Killed:
         return {"second_run": again, "with_one_part_missing": seen[0], "of_a_part": 2 * 8}
 
 
-def main(report: Path, processes: int = 70, ray: int = 30) -> None:
+def main(report: Path, processes: int = 70, ray: int = 30, seed: int = 0) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
     found |= {"images": IMAGES, "parts": IMAGES // 2}
     with tempfile.TemporaryDirectory() as folder:
-        killed = Killed(Path(folder), seed=0)
+        killed = Killed(Path(folder), seed)
+        runs = found.setdefault("runs", [])
         if processes:
-            found["processes"] = killed.by_processes(processes)
+            runs.append({"engine": "processes", "seed": seed, **killed.by_processes(processes)})
             found["crops"] = killed.once_more()
         if ray:
-            found["ray"] = killed.by_ray(ray)
+            runs.append({"engine": "ray", "seed": seed, **killed.by_ray(ray)})
+    found["kills"] = {
+        engine: sum(run["kills"] for run in runs if run["engine"] == engine)
+        for engine in ("processes", "ray")
+    }
     report.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 

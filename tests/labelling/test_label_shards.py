@@ -268,8 +268,8 @@ def test_kills_at_random_lose_nothing(
         if kills >= 20:
             break
     assert kills >= 10
-    if not (out / "manifest.json").exists():
-        assert shard(folder, out, "0/2") is not None or shard(folder, out, "1/2") is not None
+    # Also where the store is finished: the process that was joining it may have been killed.
+    assert shard(folder, out, "0/2") is not None or shard(folder, out, "1/2") is not None
     assert bytes_of(out) == alone
 
 
@@ -342,18 +342,15 @@ class Slow(torch.nn.Module):
 """
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves the logs of its nodes open
-def test_workers_of_ray_join_leave_and_are_killed(
+def test_a_worker_of_ray_is_killed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real cluster of a machine with one core, to which a second one comes and goes."""
+    """A real cluster of this machine with two workers."""
     pytest.importorskip("ray")
-    import ray
-    from ray.cluster_utils import Cluster
-
     (tmp_path / "slow_teacher.py").write_text(TEACHER)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # whatever other cluster this machine has
     out, loaded, wait = tmp_path / "s", tmp_path / "loaded", tmp_path / "wait"
     settings = Labelling(
         crops=2, image_size=16, part_images=2, workers=1, check_agreement=False, device="cpu"
@@ -364,38 +361,25 @@ def test_workers_of_ray_join_leave_and_are_killed(
     def workers() -> list[int]:
         return [int(line) for line in loaded.read_text().split()] if loaded.exists() else []
 
-    def until(true: Callable[[], bool]) -> None:
-        while not true():
-            time.sleep(0.01)
-
     seen: list[tuple[int, int]] = []  # workers that have loaded the teacher, parts written by then
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 
-    def fate() -> None:
-        until(lambda: len(workers()) == 1)
-        other = cluster.add_node(num_cpus=1)
-        until(lambda: len(workers()) == 2)  # joins
-        seen.append((2, len(parts_of(out))))
-        os.kill(workers()[0], signal.SIGKILL)
-        until(lambda: len(workers()) == 3)  # is started again
-        seen.append((3, len(parts_of(out))))
-        cluster.remove_node(other)  # leaves with the part that it is at
+    def kill() -> None:
+        begun = time.monotonic()
+        while len(workers()) < 2 and time.monotonic() < begun + 300:
+            time.sleep(0.01)
+        seen.append((len(workers()), len(parts_of(out))))
+        os.kill(workers()[0], signal.SIGKILL)  # with the part that it is at
         wait.unlink()
 
     wait.touch()
-    try:
-        ray.init(address=cluster.address, log_to_driver=False)
-        fates = threading.Thread(target=fate, daemon=True)
-        fates.start()
-        heard: list[Progress] = []
-        store = label_by_ray(
-            str(folder), "slow_teacher:Slow", out, settings, "ray", 2, progress=heard.append
-        )
-        fates.join(30)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-    assert seen == [(2, 0), (3, 0)] and len(workers()) == 3  # a teacher each, for all of its parts
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    heard: list[Progress] = []
+    given = (str(folder), "slow_teacher:Slow", out, settings, "ray", 2)
+    store = label_by_ray(*given, progress=heard.append)
+    killer.join(10)
+    assert seen == [(2, 0)]
+    assert len(workers()) in (2, 3)  # a teacher each for 12 parts; the new one may come too late
     assert len(store) == IMAGES
     assert bytes_of(out) == bytes_of(tmp_path / "one")
     assert (heard[-1].done, heard[-1].parts, heard[-1].crops) == (IMAGES, 12, IMAGES * 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ def label_by_ray(
     All machines of the cluster see ``images`` and ``out`` under the same paths. An actor loads the
     teacher once, on a GPU where the cluster has some, and labels one part after the other: it reads
     the images and writes the part itself, and only the end of it passes through Ray. An actor that
-    the cluster has no room for joins when there is some. One that dies is started again, and its
-    part is given to whoever is free. Raises InputError.
+    the cluster has no room for joins when there is some. In the place of one that dies another is
+    started, and its part is given to whoever is free. Raises InputError.
     """
     if engine != "ray":
         raise InputError(f"engine is {engine!r}; it must be processes or ray")
@@ -49,12 +49,10 @@ def label_by_ray(
     out = Path(out).expanduser().absolute()
     with _cluster() as ray:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-        # What a task is to do after its actor has died is decided here, not by Ray.
-        make = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(Device)
+        actor = ray.remote(num_cpus=1, num_gpus=gpus)(Device)
         given = (_absolute(images), teacher, str(out), settings)
-        devices = [make.remote(*given) for _ in range(workers)]
+        crew = _Crew(ray, lambda: actor.remote(*given), workers)
         try:
-            crew = _Crew(ray, devices)
             crew.first()  # has written the settings, which only a teacher tells
             count = len(open_images(images, targets=settings.targets))
             begun = begun_settings(out, settings.name if settings.into else None)
@@ -63,9 +61,7 @@ def label_by_ray(
                 check_skipped(writer, settings)
                 return writer.finish()
         finally:
-            for device in devices:
-                with suppress(Exception):  # the cluster may have ended before
-                    ray.kill(device)
+            crew.end()
 
 
 class Device:
@@ -101,13 +97,22 @@ class Device:
 class _Crew:
     """The actors of a job, each with at most one part at a time."""
 
-    def __init__(self, ray: Any, devices: list[Any]) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, make: Callable[[], Any], count: int) -> None:
+        self._ray, self._make, self._allowed = ray, make, _DEATHS * count
         self._at_work: dict[Any, tuple[Any, int | None]] = {}
         self._free: list[Any] = []
         self._deaths = 0
-        for device in devices:
-            self._give(device, None)
+        for _ in range(count):
+            self._give(make(), None)
+
+    def end(self) -> None:
+        """End the actors, whatever they are at."""
+        for device in [*self._free, *(device for device, _ in self._at_work.values())]:
+            self._kill(device)
+
+    def _kill(self, device: Any) -> None:
+        with suppress(Exception):  # the actor, or the whole cluster, may have ended before
+            self._ray.kill(device)
 
     def first(self) -> None:
         """Wait for one that has loaded its teacher. Raises InputError for what none can do."""
@@ -147,13 +152,14 @@ class _Crew:
             message = self._ray.get(call)
         except self._ray.exceptions.RayActorError as error:
             self._deaths += 1
-            if self._deaths > _DEATHS * (len(self._at_work) + len(self._free) + 1):
+            if self._deaths > self._allowed:
                 raise RuntimeError(
                     f"workers have died {self._deaths} times and written no part between (last: "
                     f"{str(error).splitlines()[0]}); look at Ray's logs and the machines' memory, "
                     "then run the same command again"
                 ) from None
-            self._give(device, None)  # Ray starts it again
+            self._kill(device)  # where it is only out of reach
+            self._give(self._make(), None)
             return part, False
         if message is not None:
             raise InputError(message)
