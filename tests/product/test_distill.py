@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +17,15 @@ from typer.testing import CliRunner
 from ferkd.cli import app
 from ferkd.models.student import Student, load_run
 from ferkd.product import distill as product
+from ferkd.product.claim import _settle_aside, claimed
 from ferkd.product.distill import distill, dry_run
 from ferkd.product.planning import Rates, spoken
 from ferkd.product.rule import Facts, choose
 from ferkd.product.settings import Settings, parse_budget, parse_student
 from ferkd.store import LabelStore
 from ferkd.system.errors import InputError
-from ferkd.system.locks import held
+from ferkd.system.files import is_temporary
+from ferkd.system.locks import LOCK, held
 from ferkd.training.finetune import FineTuning, fine_tune
 
 TEACHER = "timm/test_resnet?random=0"
@@ -331,16 +335,94 @@ def test_two_fine_tunings_into_one_folder_are_refused(images: Path, tmp_path: Pa
         fine_tune(wanted, tmp_path / "out")
 
 
+def old_distillation(out: Path) -> dict[str, str]:
+    """A folder that holds a finished distillation and two files of the user's; its files."""
+    (out / "student").mkdir(parents=True)
+    (out / "data-mine").mkdir()
+    (out / "distill.json").write_text('{"settings": {}, "plan": {}}')
+    for name in ("student-1.yaml", "result.json", "mine.yaml", "student/a", "data-mine/b"):
+        (out / name).write_text(name)
+    return files(out)
+
+
+def files(out: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(out)): path.read_text()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != LOCK and not is_temporary(path.name)
+    }
+
+
+def test_a_refused_overwriting_loses_nothing(images: Path, tmp_path: Path) -> None:
+    before = old_distillation(tmp_path / "out")
+    with pytest.raises(InputError, match="too small"):
+        distill(settings(images, budget="0.001"), tmp_path / "out", overwrite=True)
+    assert files(tmp_path / "out") == before
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # before it has a plan
+        distill(settings(images), tmp_path / "out", overwrite=True, progress=stop)
+    assert files(tmp_path / "out") == before
+
+
 def test_overwriting_removes_what_is_ours_alone(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    (out / "student").mkdir(parents=True)
-    for name in ("distill.json", "student-1.yaml", "mine.yaml", "student/weights.safetensors"):
-        (out / name).write_text("{}")
-    (out / "data-mine").mkdir()
-    with pytest.raises(InputError, match="too small"):
-        distill(settings(images, budget="0.001"), out, overwrite=True)
-    left = {path.name for path in out.iterdir()}
-    assert left == {"mine.yaml", "data-mine"}
+    old_distillation(out)
+    with claimed(out, settings(images), resume=False, overwrite=True) as state:
+        state.plan(plan={"new": 1})
+    left = files(out)
+    assert json.loads(left.pop("distill.json"))["plan"] == {"new": 1}
+    assert left == {"mine.yaml": "mine.yaml", "data-mine/b": "data-mine/b"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
+def test_a_kill_at_any_change_of_files_loses_no_distillation(images: Path, tmp_path: Path) -> None:
+    """The old one is whole again until the new one has a plan; from then on it is gone."""
+    wanted, outcomes = settings(images), set()
+    for instant in range(60):
+        out = tmp_path / str(instant)
+        before = old_distillation(out)
+        child = os.fork()
+        if not child:
+            killed_at(instant)
+            with claimed(out, wanted, resume=False, overwrite=True) as state:
+                (out / "student").mkdir()
+                (out / "student" / "new").write_text("new")
+                state.plan(plan={"new": 1})
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _settle_aside(out)  # the first act of the next call
+        found = files(out)
+        if json.loads(found["distill.json"])["plan"]:  # the old one's is empty
+            outcomes.add("new")
+            assert set(found) == {"distill.json", "student/new", "mine.yaml", "data-mine/b"}
+        else:
+            outcomes.add("old")
+            assert found == before
+        if code == 0:
+            break
+    assert code == 0 and outcomes == {"old", "new"}
+
+
+def killed_at(instant: int) -> None:
+    """From now on this process dies before its ``instant``-th rename or removal."""
+    left = itertools.count()
+
+    def watch(where: object, name: str) -> None:
+        original = getattr(where, name)
+
+        def counted(*args: object, **kwargs: object) -> object:
+            if next(left) == instant:
+                os._exit(9)
+            return original(*args, **kwargs)
+
+        setattr(where, name, counted)
+
+    for name in ("rename", "replace", "unlink", "rmdir"):
+        watch(os, name)
+        watch(Path, name)
 
 
 def test_the_rule_of_the_student() -> None:

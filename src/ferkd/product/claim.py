@@ -17,6 +17,7 @@ from ferkd.system.locks import LOCK, held
 from ferkd.system.plain import read_json
 
 MARKER, RESULT, REPORT = "distill.json", "result.json", "report.html"
+REPLACED = ".replaced"  # what --overwrite replaces, until the new plan stands
 
 _OURS = re.compile(
     r"(student|baseline)(-\d+)?(\.yaml)?|data|teacher|labels|model|report\.html|result\.json"
@@ -33,6 +34,16 @@ class State:
     def __init__(self, out: Path) -> None:
         self.path = out / MARKER
         self.content = read_json(self.path, "distillation") if self.path.is_file() else {}
+
+    @property
+    def planned(self) -> bool:
+        """Whether everything was chosen: from here on there is something to continue."""
+        return "plan" in self.content
+
+    def plan(self, **chosen: Any) -> None:
+        """Remember what was chosen, and let go of the distillation that this one replaces."""
+        self.save(**chosen)
+        _settle_aside(self.path.parent)
 
     def save(self, **more: Any) -> None:
         self.content |= more
@@ -53,17 +64,19 @@ class State:
 
 
 @contextmanager
-def claimed(out: Path, settings: Settings, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Take a folder for this process alone, or refuse it.
+def claimed(out: Path, settings: Settings, *, resume: bool, overwrite: bool) -> Iterator[State]:
+    """Take a folder for this process alone, or refuse it; yields what it remembers.
 
-    Nothing but a distillation's own files is ever removed. Raises InputError for a folder that is
-    in use, holds other files, or was begun with other settings.
+    Nothing but a distillation's own files is ever removed, and those of a distillation that is
+    replaced only once the new one has a plan (:meth:`State.plan`). Raises InputError for a
+    folder that is in use, holds other files, or was begun with other settings.
     """
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder with --out")
     with held(out, _BUSY.format(out)):
+        _settle_aside(out)  # a process that was killed may have left it
         found = [path for path in out.iterdir() if not _is_trace(path.name)]
         if found and not (out / MARKER).is_file():
             raise InputError(
@@ -76,26 +89,60 @@ def claimed(out: Path, settings: Settings, *, resume: bool, overwrite: bool) -> 
             )
         if found and resume:
             _refuse_others(out, settings.to_dict())
-        else:
-            for path in found:
-                _remove(path)
+        elif found:
+            _set_aside(out)
+        if not (out / MARKER).is_file():
             write_json(out / MARKER, {"settings": settings.to_dict()})
+        state = State(out)
         try:
-            yield
-        except InputError:
-            if "plan" not in State(out).content:  # nothing was chosen: refused, so not begun
-                for path in out.iterdir():
-                    _remove(path)
-                (out / MARKER).unlink(missing_ok=True)
+            yield state
+        except BaseException as error:
+            # Refused: not begun. Stopped before its plan: what it would have replaced returns.
+            refused = isinstance(error, InputError) or (out / REPLACED).is_dir()
+            if refused and not state.planned:
+                _withdraw(out)
+                _settle_aside(out)
             raise
 
 
-def _free(out: Path) -> None:
-    """Give a folder back where nothing was planned: what was refused is no distillation begun."""
-    if "plan" in State(out).content:
+# What --overwrite replaces waits in a folder of its own, whose marker says how far that went: it
+# arrives there last, returns first and is removed last. So a kill at any instant loses nothing.
+
+
+def _set_aside(out: Path) -> None:
+    aside = out / REPLACED
+    aside.mkdir()
+    for path in list(out.iterdir()):
+        if _OURS.fullmatch(path.name):
+            path.rename(aside / path.name)
+    (out / MARKER).rename(aside / MARKER)
+
+
+def _settle_aside(out: Path) -> None:
+    """Remove what a planned distillation replaced; bring back what another would have replaced."""
+    aside = out / REPLACED
+    if not aside.is_dir():
         return
-    for path in out.iterdir():
-        _remove(path)
+    marker = aside / MARKER
+    if marker.is_file() and State(out).planned:
+        for path in list(aside.iterdir()):
+            if path != marker:
+                _remove(path)
+        marker.unlink()
+    else:
+        if marker.is_file():
+            _withdraw(out)
+            marker.rename(out / MARKER)
+        for path in list(aside.iterdir()):
+            path.rename(out / path.name)
+    aside.rmdir()
+
+
+def _withdraw(out: Path) -> None:
+    """Remove what a distillation without a plan has written."""
+    for path in list(out.iterdir()):
+        if _OURS.fullmatch(path.name):
+            _remove(path)
     (out / MARKER).unlink(missing_ok=True)
 
 
@@ -104,8 +151,6 @@ def _is_trace(name: str) -> bool:
 
 
 def _remove(path: Path) -> None:
-    if not _OURS.fullmatch(path.name):
-        return
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -50,8 +50,7 @@ def distill(
     local_path(out, "folder for everything")  # a URL is refused
     out = Path(out).expanduser()
     begun = time.perf_counter()
-    with claimed(out, settings, resume=resume, overwrite=overwrite):
-        state = State(out)
+    with claimed(out, settings, resume=resume, overwrite=overwrite) as state:
         prepared = _prepared(settings, out, state, progress, say)
         show = Display(prepared.plan, progress)
         for line in (*prepared.seen.lines(), *plan_lines(prepared.plan)):
@@ -98,7 +97,7 @@ def dry_run(settings: Settings, out: str | Path) -> Intended:
 def _prepared(
     settings: Settings, out: Path, state: State, progress: Progress | None, say: Say
 ) -> Prepared:
-    if "plan" in state.content:
+    if state.planned:
         found = dict(state.content["look"])
         for key in ("classes", "unreadable", "warnings"):
             found[key] = tuple(found[key])
@@ -112,7 +111,7 @@ def _prepared(
                 progress(done, total, f"{note} looked at")
 
         seen, plan, network = _settle(settings, out / "data", tell)
-    state.save(look=seen.to_dict(), plan=plan.to_dict())
+    state.plan(look=seen.to_dict(), plan=plan.to_dict())
     return Prepared(seen, plan, network)
 
 
