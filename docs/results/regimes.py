@@ -3,8 +3,9 @@
 A row names a regime, a result and two of its methods, chosen before the result was seen or by the
 criteria of the lab log. ``tables.py`` writes the rows where a page has the mark
 ``<!-- regimes photographs -->`` (real photographs alone), ``<!-- regimes all -->``,
-``<!-- regimes discards -->`` (FerKD beside random discard and beside FKD on larger crops) or
-``<!-- regimes methods -->`` (every method beside unsmoothed hard labels on the flowers).
+``<!-- regimes discards -->`` (FerKD beside random discard and beside FKD on larger crops),
+``<!-- regimes methods -->`` (every method beside unsmoothed hard labels on the flowers) or
+``<!-- regimes cost -->`` (stored labels beside timm's live distillation, benchmarks/timm_peer.py).
 ``python docs/results/regimes.py`` writes ``regimes.md``, the first of them for README.md.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ferkd.study.compare.summary import paired
+from ferkd.system.statistics import mean, sample_deviation
 
 HERE = Path(__file__).parent
 
@@ -54,6 +56,66 @@ ROWS = (
         "flowers-few-labels",
         "one",
         "fkd-tenth",
+    ),
+    Row(
+        "many classes, a teacher wrong on half of the crops",
+        "100 classes of Tiny-ImageNet, 32 px, 8 epochs",
+        "soft labels (`fkd`)",
+        "many-classes",
+        "one",
+        "fkd",
+    ),
+    Row(
+        "the same",
+        "the same",
+        "soft labels, doubtful crops discarded (`ferkd`)",
+        "many-classes",
+        "one",
+        "ferkd",
+    ),
+    Row(
+        "the same",
+        "the same",
+        "half truth, half soft label at temperature 2 (`fkd`, `kl`)",
+        "many-classes",
+        "one",
+        "half",
+    ),
+    Row(
+        "a pretrained teacher, never adapted",
+        "flowers, 48 px, 8 epochs, the same stored crops",
+        "stored features beside hard labels (`feature`)",
+        "flowers-features",
+        "main",
+        "feature-hard",
+        "hard-same",
+    ),
+    Row(
+        "the same, no labels",
+        "the same",
+        "stored features alone (`feature`)",
+        "flowers-features",
+        "main",
+        "feature",
+        "hard-same",
+    ),
+    Row(
+        "1 % has a class, start from features of all",
+        "flowers, 48 px, 28 with a class, 100 steps",
+        "those classes, from a student that learnt stored features first (`feature`)",
+        "flowers-label-free",
+        "main",
+        "feature-1",
+        "scratch-1",
+    ),
+    Row(
+        "a tenth has a class, the same",
+        "flowers, 48 px, 290 with a class, 100 steps",
+        "the same",
+        "flowers-label-free",
+        "main",
+        "feature-10",
+        "scratch-10",
     ),
     Row(
         "every label, few classes, short",
@@ -141,6 +203,7 @@ DISCARDS = (
         "ferkd-all",
         "random-all",
     ),
+    Row("", "Tiny-ImageNet, 100 classes", "the score", "many-classes", "one", "ferkd", "random"),
     Row("", "flowers, 48 px", "larger crops", "flowers-baselines", "short", "ferkd", "fkd-wide"),
 )
 
@@ -172,6 +235,8 @@ PICKED = {
 
 def table(kind: str) -> list[str]:
     """The lines of the table ``kind`` in Markdown."""
+    if kind == "cost":
+        return _cost(json.loads((HERE / "timm-peer.json").read_text(encoding="utf-8")))
     if kind == "methods":
         heads = ["method", *(name for name, _, _ in BUDGETS), "pick it?"]
         lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -197,6 +262,21 @@ def table(kind: str) -> list[str]:
     for row in chosen:
         cells = [row.regime, row.images, row.signal, _both(row), gain(row), nll(row)]
         cells += [str(len(_seeds(row))), verdict(row)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _cost(peer: dict[str, Any]) -> list[str]:
+    """Stored labels beside timm's live distillation: top-1 and CPU seconds."""
+    lines = [
+        "| side | top-1, % | labels, CPU s | a student, CPU s | 1 student, all | 3 students, all |",
+        "|---|---|---|---|---|---|",
+    ]
+    for side, name in (("timm", "timm, teacher in the loop"), ("stored", "ferkd, stored labels")):
+        top1, each = peer["top1"][side], peer["train_seconds"][side]
+        cells = [name, f"{100 * mean(top1):.1f} ± {100 * sample_deviation(top1):.1f}"]
+        cells += [f"{peer['label_seconds']:.0f}" if side == "stored" else "–", f"{mean(each):.0f}"]
+        cells += [f"{peer['students'][count][side]:.0f}" for count in ("1", "3")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -259,7 +339,7 @@ def _both(row: Row) -> str:
         100 * sum(methods[name]["runs"][seed]["top1"] for seed in seeds) / len(seeds)
         for name in (row.base, row.ours)
     ]
-    return " / ".join(f"{mean:.1f}" for mean in means)
+    return " / ".join(f"{each:.1f}" for each in means)
 
 
 def _text(found: dict[str, Any], digits: int) -> str:

@@ -45,22 +45,24 @@ TABLE = (
         "images without a class",
         lambda facts: facts.unlabelled > 0,
         "ferkd",
-        "hard labels cannot use the images without a class; the teacher's labels can",
+        "hard labels cannot use the images without a class; the teacher's labels can, and where a "
+        "tenth of the flowers had a class they gained 6 points (docs/what-to-use.md)",
     ),
     Row(
         "an unreliable teacher",
         lambda facts: facts.agreement is not None and facts.agreement < UNRELIABLE,
         "hard",
         f"the teacher is right on less than {UNRELIABLE:.0%} of the crops, and such labels cost "
-        "points beside the folders' own classes (docs/evidence.md)",
+        "2 points beside the folders' own classes, not smoothed (docs/what-to-use.md)",
         {"label_smoothing": 0.0},
     ),
     Row(
         "anything else",
         lambda facts: True,
         "ferkd",
-        "the labels are at hand and calibrated; on few classes expect a tie with hard labels that "
-        "are not smoothed, on crops that may miss the object a gain (docs/evidence.md)",
+        "on few classes that are all known soft labels tie with hard ones that are not smoothed "
+        "(--baseline trains them too); they gain where classes are wrong or crops miss the object, "
+        "which nothing here tells beforehand (docs/what-to-use.md)",
     ),
 )
 
