@@ -36,7 +36,13 @@ from ferkd.training.recipe import Recipe, make_recipe
 
 OF_CLASS, CROPS, SIZE, BATCH, STEPS, ROUNDS = 20, 8, 96, 32, 16, 2
 SECONDS = 1.0  # for each rate
-OPTIONS: dict[str, Any] = {"crops": CROPS, "image_size": SIZE, "workers": 1, "device": "cpu"}
+OPTIONS: dict[str, Any] = {
+    "crops": CROPS,
+    "image_size": SIZE,
+    "workers": 1,
+    "device": "cpu",
+    "part_images": 5,  # as many parts for each of two processes, as a large set has
+}
 
 
 def pinned(jobs: list[Callable[[Callable[..., None]], object]]) -> dict[str, float]:

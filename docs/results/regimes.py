@@ -274,7 +274,9 @@ def _cost(peer: dict[str, Any]) -> list[str]:
     ]
     for side, name in (("timm", "timm, teacher in the loop"), ("stored", "ferkd, stored labels")):
         top1, each = peer["top1"][side], peer["train_seconds"][side]
-        cells = [name, f"{100 * mean(top1):.1f} ± {100 * sample_deviation(top1):.1f}"]
+        spread = sample_deviation(top1)
+        shown = f"{100 * mean(top1):.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+        cells = [name, shown]
         cells += [f"{peer['label_seconds']:.0f}" if side == "stored" else "–", f"{mean(each):.0f}"]
         cells += [f"{peer['students'][count][side]:.0f}" for count in ("1", "3")]
         lines.append(f"| {' | '.join(cells)} |")
