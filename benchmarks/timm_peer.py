@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -79,6 +80,7 @@ def live(task: Task, classes: int, seed: int) -> nn.Module:
     """The student of timm's own distillation with the teacher in the loop."""
     torch.manual_seed(seed)
     np.random.seed(seed)
+    random.seed(seed)  # timm's transforms draw from it
     cpu = torch.device("cpu")
     loader = create_loader(
         create_dataset("", task.images),
