@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from unittest import mock
+from urllib.request import Request, urlopen
 
 import fsspec
 from moto.server import ThreadedMotoServer
@@ -29,6 +30,8 @@ def server() -> Iterator[str]:
     host, port = moto.get_host_and_port()
     with endpoint(f"http://{host}:{port}"):
         yield f"http://{host}:{port}"
+    # All of a process's servers share moto's buckets: the next one begins with none.
+    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
     moto.stop()
 
 

@@ -392,7 +392,7 @@ def test_the_command_line_refuses_what_cannot_be_shared(
     for more, says in (
         (["--shard", "0/2", "--overwrite"], "leave out --overwrite"),
         (["--shard", "3/2"], "write 0/4 to 3/4"),
-        (["--engine", "spark"], "must be processes or ray"),
+        (["--engine", "spark"], "'spark' is not one of 'processes', 'ray'"),
         (["--finish"], "holds no labels"),
     ):
         status, _, said = command_line("label", str(folder), *out, *more)
