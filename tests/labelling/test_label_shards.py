@@ -376,7 +376,9 @@ def test_a_worker_of_ray_is_killed(
     killer.start()
     heard: list[Progress] = []
     given = (str(folder), "slow_teacher:Slow", out, settings, "ray", 2)
+    handler = signal.getsignal(signal.SIGTERM)
     store = label_by_ray(*given, progress=heard.append)
+    assert signal.getsignal(signal.SIGTERM) is handler  # Ray sets its own
     killer.join(10)
     assert seen == [(2, 0)]
     assert len(workers()) in (2, 3)  # a teacher each for 12 parts; the new one may come too late

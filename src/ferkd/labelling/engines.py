@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -177,6 +179,7 @@ def _cluster() -> Iterator[Any]:
     except ImportError:
         raise InputError("engine ray needs Ray; pip install 'ferkd[ray]'") from None
     begun = not ray.is_initialized()
+    handler = signal.getsignal(signal.SIGTERM)
     if begun:
         address = os.environ.get("RAY_ADDRESS")
         ray.init(address=address, include_dashboard=False, log_to_driver=False)
@@ -185,6 +188,10 @@ def _cluster() -> Iterator[Any]:
     finally:
         if begun:
             ray.shutdown()
+            # Ray leaves a handler of its own, under which workers that this process forks later can
+            # miss the signal that ends them.
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
 
 
 def _absolute(images: str) -> str:
