@@ -31,19 +31,9 @@ class SignalWriter(StoreWriter):
     one is dropped first.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        settings: manifests.Settings,
-        total: int,
-        *,
-        signal: str | None = None,
-        resume: bool = False,
-        overwrite: bool = False,
-    ) -> None:
-        super().__init__(path, settings, total, signal=signal, resume=resume, overwrite=overwrite)
-        self.work = self.path / f"{ADDING}{self.name}"
-        self._class_names = LabelStore(self.path).geometry.class_names  # InputError without one
+    def _place(self) -> tuple[Path, tuple[str, ...]]:
+        store = LabelStore(self.path)  # InputError where none is
+        return self.path / f"{ADDING}{self.name}", store.geometry.class_names
 
     def _prepare(self) -> None:
         self._sweep()
