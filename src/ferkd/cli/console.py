@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from ferkd.system import text as texts
+from ferkd.system.interrupt import NotBegun
 from ferkd.system.storage import masked
 
 _PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -71,8 +72,9 @@ class Meter:
     def __init__(self, title: str, bar: Progress | None) -> None:
         self._title, self._bar = title, bar
         self._pace = _Pace()
-        fields = {"count": "", "note": "", "pace": self._pace}
-        self._task = bar.add_task(title, total=None, **fields) if bar else None
+        self._task = None
+        if bar is not None:
+            self._task = bar.add_task(title, total=None, count="", note="", pace=self._pace)
         self._shown = -math.inf
         self._finished = False
 
@@ -129,6 +131,10 @@ def continuing(*, resume: bool = True) -> Iterator[None]:
     """On Ctrl-C, say the command that goes on; ``resume``: with --resume, not as it was given."""
     try:
         yield
+    except NotBegun:
+        line = shlex.join(["ferkd", *map(masked, sys.argv[1:])])
+        say(f"interrupted before anything was replaced; to begin again: {line}")
+        raise
     except KeyboardInterrupt:
         words = [masked(word) for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
         line = shlex.join(["ferkd", *words, *["--resume"] * resume])
