@@ -72,9 +72,9 @@ class Meter:
     def __init__(self, title: str, bar: Progress | None) -> None:
         self._title, self._bar = title, bar
         self._pace = _Pace()
-        self._task = None
-        if bar is not None:
-            self._task = bar.add_task(title, total=None, count="", note="", pace=self._pace)
+        self._task = (
+            bar.add_task(title, total=None, count="", note="", pace=self._pace) if bar else None
+        )
         self._shown = -math.inf
         self._finished = False
 
