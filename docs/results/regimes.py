@@ -269,8 +269,8 @@ def table(kind: str) -> list[str]:
 def _cost(peer: dict[str, Any]) -> list[str]:
     """Stored labels beside timm's live distillation: top-1 and CPU seconds."""
     lines = [
-        "| side | top-1, % | labels, CPU s | a student, CPU s | 1 student, all | 3 students, all |",
-        "|---|---|---|---|---|---|",
+        "| side | top-1, % | labels, CPU s | a student, CPU s | 1 student, all | 3, all | 10, all |",
+        "|---|---|---|---|---|---|---|",
     ]
     for side, name in (("timm", "timm, teacher in the loop"), ("stored", "ferkd, stored labels")):
         top1, each = peer["top1"][side], peer["train_seconds"][side]
@@ -278,7 +278,7 @@ def _cost(peer: dict[str, Any]) -> list[str]:
         shown = f"{100 * mean(top1):.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
         cells = [name, shown]
         cells += [f"{peer['label_seconds']:.0f}" if side == "stored" else "–", f"{mean(each):.0f}"]
-        cells += [f"{peer['students'][count][side]:.0f}" for count in ("1", "3")]
+        cells += [f"{peer['students'][count][side]:.0f}" for count in ("1", "3", "10")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
