@@ -2,7 +2,7 @@
 
 A row names a regime, a result and two of its methods, chosen before the result was seen or by the
 criteria of the lab log. ``tables.py`` writes the rows where a page has the mark
-``<!-- regimes photographs -->`` (real photographs alone), ``<!-- regimes all -->``,
+``<!-- regimes photographs -->`` (one row of each regime of real photographs), ``<!-- regimes all -->``,
 ``<!-- regimes discards -->`` (FerKD beside random discard and beside FKD on larger crops),
 ``<!-- regimes methods -->`` (every method beside unsmoothed hard labels on the flowers) or
 ``<!-- regimes cost -->`` (stored labels beside timm's live distillation, benchmarks/timm_peer.py).
@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 class Row:
     """``ours`` against ``base``, two methods of one budget of the result ``file``.
 
-    ``images`` says what was trained on, ``signal`` what ``ours`` learns from; ``photographs`` is
-    False for drawn scenes and for Fashion-MNIST.
+    ``images`` says what was trained on, ``signal`` what ``ours`` learns from; ``first`` rows stand
+    for a regime of real photographs in README.md.
     """
 
     regime: str
@@ -37,7 +37,7 @@ class Row:
     budget: str
     ours: str
     base: str = "hard-plain"
-    photographs: bool = True
+    first: bool = False
 
 
 ROWS = (
@@ -156,7 +156,6 @@ ROWS = (
         "scenes-baselines",
         "short",
         "fkd-wide",
-        photographs=False,
     ),
     Row(
         "the same",
@@ -165,7 +164,6 @@ ROWS = (
         "scenes-baselines",
         "short",
         "ferkd",
-        photographs=False,
     ),
     Row(
         "40 % wrong labels",
@@ -175,7 +173,6 @@ ROWS = (
         "one",
         "fkd-40",
         "hard-plain-40",
-        photographs=False,
     ),
     Row(
         "the same",
@@ -185,7 +182,6 @@ ROWS = (
         "one",
         "fkd-40",
         "hard-plain-40",
-        photographs=False,
     ),
 )
 
@@ -253,7 +249,7 @@ def table(kind: str) -> list[str]:
             for row in DISCARDS
         ]
         return [head, "|---|---|---|---|---|", *rows]
-    chosen = [row for row in ROWS if row.photographs or kind == "all"]
+    chosen = [row for row in ROWS if row.first or kind == "all"]
     head = (
         "| regime | images | learns from | hard labels / these, top-1 % | "
         "gain, points [95 %] | NLL | seeds | does it pay? |"
