@@ -102,6 +102,8 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
             recipe.loss.reads_labels,
             recipe.loss.learns_labels,
         ),
+        # Not of the batches, but the runs share what says how many classes there are.
+        "loss.beside (whether there are classes)": recipe.loss.has_classes,
         "loss.label_temperature": settings["loss"].get("label_temperature"),
         "loss.truth_share": settings["loss"].get("truth_share"),
         "regions": settings["regions"] if method.regions or recipe.loss.mined else None,
