@@ -1,6 +1,8 @@
-"""Progress where there is no terminal: a line every ten seconds, the end once."""
+"""Progress: a line every ten seconds where there is no terminal, the end once; the time left."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 
@@ -35,10 +37,47 @@ def test_the_end_is_said_once(clock, capsys):
     assert capsys.readouterr().err.splitlines() == ["work: 0/7", "work: 7/7"]
 
 
+def test_only_whole_things_are_counted(clock, capsys):
+    """Nine tenths of the first of three runs are no run."""
+    console.Meter("students", None)(0.9, 3, "runs, hard-0 at 90 %")
+    assert capsys.readouterr().err == "students: 0/3 runs, hard-0 at 90 %\n"
+
+
+def test_time_left_follows_the_later_half(clock, capsys):
+    """10 a second for 10 s, then 1 a second for 10 s: 50 more take 50 s, not 9."""
+    meter = console.Meter("work", None)
+    for done in (*range(0, 101, 10), *range(101, 111)):
+        meter(done, 160)
+        clock[0] += 1
+    assert capsys.readouterr().err.splitlines()[-1] == "work: 110/160, 50 s left"
+
+
+def test_time_left_runs_down_between_two_updates_of_a_bar(clock):
+    """Updates 40 s apart: 10 of 30 in 40 s, so 80 s are left; 15 s later 65 s are."""
+    pace = console._Pace()
+    assert pace.left(clock[0]) is None
+    pace.update(0, 30, 100.0)
+    assert pace.left(120.0) is None
+    pace.update(10, 30, 140.0)
+    assert [pace.left(now) for now in (140.0, 155.0, 300.0)] == [80, 65, 0]
+    pace.update(30, 30, 220.0)
+    assert pace.left(220.0) is None
+
+
+def test_a_bar_shows_the_time_left(clock, monkeypatch, capsys):
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
+    with console.meter("work") as advance:
+        advance(0, 30, "things")
+        clock[0] += 40
+        advance(10, 30, "things")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)  # without colours
+    assert "10/30 things 0:01:20" in shown
+
+
 def test_a_bar_may_be_shown_before_anything_is_counted(monkeypatch, capsys):
     monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
     with console.meter("work"):
         pass
     with console.meter("work") as advance:
         advance(2.6, 7, "things")
-    assert "3/7 things" in capsys.readouterr().err
+    assert "2/7 things" in capsys.readouterr().err

@@ -93,6 +93,7 @@ def test_given_crops_are_labelled_as_they_are(images, tmp_path, suffix):
         ([{"image": "c/9.png", "box": [0, 0, 2, 3]}], "1 images that are not there"),
         ([{"image": "c/0.png", "box": [0, 0, 2, 3], "flip": 1}], "flip is '1'"),
         ([{"box": [0, 0, 2, 3]}], "is no crop"),
+        ([{"image": "c/\ud800.png", "box": [0, 0, 2, 3]}], r"c/\\ud800.png' is no UTF-8"),
         (ROWS[:3], "1 of c/0.png, 2 of c/1.png"),
         ([], "none"),
     ],
@@ -101,6 +102,14 @@ def test_what_is_no_crop_is_named(images, tmp_path, rows, message):
     file = written(tmp_path / "crops.json", rows)
     with pytest.raises(InputError, match=message):
         label(images, teacher(), tmp_path / "s", crops_from=file, targets=False)
+
+
+def test_a_line_of_json_ends_at_line_feeds_alone(tmp_path):
+    """Names with Unicode's line separator and next-line sign, in a file with DOS line ends."""
+    rows = [{"image": f"c/{name}.png", "box": [0, 0, 2, 3]} for name in ("a\u2028b", "a\x85b")]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    (tmp_path / "crops.jsonl").write_bytes(lines.encode())
+    assert sorted(read_crops(tmp_path / "crops.jsonl").of) == ["c/a\x85b.png", "c/a\u2028b.png"]
 
 
 def test_given_crops_exclude_drawn_ones(images, tmp_path):

@@ -15,14 +15,16 @@ import fsspec
 import numpy as np
 import pytest
 import s3_server
-from known_stores import IDS, store_settings, write_part
+from known_stores import IDS, store_settings, write_part, write_store
 from stores import bytes_of
 from typer.testing import CliRunner
 
 from ferkd.cli import app
 from ferkd.labelling.verify import verify_store
+from ferkd.store import LabelStore
+from ferkd.store.adding import copy_signal
 from ferkd.store.mirror import PartsMirror
-from ferkd.store.publish import fetch, label_out
+from ferkd.store.publish import fetch, label_out, publish
 from ferkd.store.remote import read_manifest
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
@@ -104,6 +106,51 @@ def test_overwriting_begins_anew_and_leaves_no_old_part(left):
         assert PartsMirror(folder, left).there() == []
         assert write(folder) == [0, 1, 2]
     assert read_manifest(left) is not None
+
+
+def test_what_was_sent_follows_labels_that_are_made_anew(tmp_path, monkeypatch):
+    """Parts of the former labels are on their way already when they are overwritten."""
+    monkeypatch.setenv("FERKD_CACHE", str(tmp_path / "cache"))
+    url, work = f"memory://{tmp_path.name}/labels", tmp_path / "work"
+    write(work, 2)
+    mirror = PartsMirror(work, url)
+    mirror.send()
+    assert mirror.there() == ["000000.npz", "000001.npz"]
+    with StoreWriter(work, store_settings(software="new"), len(IDS), overwrite=True) as writer:
+        write_part(writer, 1)
+        mirror.send()
+        assert mirror.there() == ["000001.npz"]
+        sent = fsspec.filesystem("memory")
+        for name in ("settings.json", "parts/000001.npz"):
+            assert sent.cat_file(f"{url}/{name}") == (work / name).read_bytes()
+        write_part(writer, 0)
+        mirror.send()
+        write_part(writer, 2)
+        writer.finish()
+    mirror.send()  # what was joined stays until the store is published
+    assert mirror.there() == ["000000.npz", "000001.npz"]
+
+
+@pytest.mark.parametrize("there", ["another signal", "another store"])
+def test_repeating_a_finished_job_takes_nothing_away_at_the_url(tmp_path, there):
+    """The same command again, its folder still here; the URL has got something since."""
+    url, work = f"memory://{tmp_path.name}/labels", tmp_path / "work"
+    with label_out(url, work=work) as folder:
+        write(folder)
+    if there == "another signal":
+        fetched = fetch(url, tmp_path / "elsewhere")
+        publish(copy_signal(fetched, "labels", fetched.folder, "second"), url)
+        with label_out(url, work=work, resume=True) as folder:
+            write(folder, resume=True)
+        assert list(LabelStore(url).manifest.signals) == ["labels", "second"]
+    else:
+        publish(write_store(tmp_path / "other", software="other"), url, overwrite=True)
+        with (
+            pytest.raises(InputError, match=r"holds another label store.*--overwrite"),
+            label_out(url, work=work, resume=True) as folder,
+        ):
+            write(folder, resume=True)
+        assert LabelStore(url).settings.software == "other"
 
 
 def test_parts_of_other_settings_are_not_mixed(left, tmp_path):

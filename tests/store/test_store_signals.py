@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -13,11 +14,13 @@ from stores import bytes_of, write_store
 from ferkd.labelling.run import label
 from ferkd.labelling.verify import verify_store
 from ferkd.models.teacher import Inputs, Teacher
-from ferkd.store import LabelStore
+from ferkd.store import LabelStore, adding
 from ferkd.store.adding import copy_signal, drop
+from ferkd.store.claims import locked
 from ferkd.store.features import FeatureFormat
 from ferkd.store.merge import combine, merge
 from ferkd.store.publish import fetch, publish
+from ferkd.store.sharing import Shard, SharedSignalWriter
 from ferkd.system.errors import InputError
 
 OPTIONS = {"targets": False, "part_images": 2, "batch_size": 5, "workers": 1}
@@ -154,6 +157,49 @@ def test_a_committee_is_a_signal_computed_from_others(images, store):
     assert torch.allclose(got, combine([first, second], [1, 1]).dense(), atol=1e-5)
 
 
+def before_the_lock(monkeypatch, act) -> None:
+    """Have ``act`` done by another process at the last moment before the next lock is taken."""
+
+    def late(folder):
+        monkeypatch.undo()
+        act()
+        return locked(folder)
+
+    monkeypatch.setattr(adding, "locked", late)
+
+
+def test_a_signal_that_comes_while_another_goes_stays(images, store, tmp_path, monkeypatch):
+    other = label(images, teacher(1), tmp_path / "o", crops=3, top_k=2, **OPTIONS)
+    add(images, store, "second", top_k=2)
+    before_the_lock(monkeypatch, lambda: copy_signal(other, "labels", store, "third"))
+    drop(store, "second")
+    assert list(LabelStore(store).manifest.signals) == ["labels", "third"]
+    assert verify_store(store).ok
+
+
+def test_two_copies_under_one_name_do_not_replace_each_other(images, store, tmp_path, monkeypatch):
+    first = label(images, teacher(1), tmp_path / "o", crops=3, top_k=2, **OPTIONS)
+    later = label(images, teacher(2), tmp_path / "l", crops=3, top_k=2, **OPTIONS)
+    before_the_lock(monkeypatch, lambda: copy_signal(first, "labels", store, "theirs"))
+    with pytest.raises(InputError, match="holds a signal theirs already"):
+        copy_signal(later, "labels", store, "theirs")
+    assert LabelStore(f"{store}#theirs").settings.teacher["spec"] == "seed 1"
+    assert verify_store(store).ok
+
+
+def test_processes_that_add_together_leave_each_other_alone(images, store, tmp_path):
+    """Of one the next part is on its way when the other comes; nobody copies over the two."""
+    other = label(images, teacher(1), tmp_path / "o", crops=3, top_k=2, **OPTIONS)
+    given = (store, other.settings, len(other))
+    unfinished = store / "adding-theirs/parts/.000000.npz.0123456789abcdef.tmp"
+    with SharedSignalWriter(*given, shard=Shard(0, 2), signal="theirs"):
+        unfinished.write_bytes(b"half of a part")
+        with SharedSignalWriter(*given, shard=Shard(1, 2), signal="theirs"):
+            assert unfinished.exists()
+        with pytest.raises(InputError, match="holds a signal theirs already, or a part of one"):
+            copy_signal(other, "labels", store, "theirs")
+
+
 @pytest.mark.parametrize("normalised", [False, True])
 @pytest.mark.parametrize(("codec", "error"), [("f16", 1e-3), ("i8", 8e-3)])
 def test_features_are_what_the_head_is_given(images, store, codec, error, normalised):
@@ -221,6 +267,36 @@ def test_signals_are_published_and_fetched_alone(images, store, tmp_path):
     assert not (tmp_path / "f/labels-00000.npy").exists() and verify_store(tmp_path / "f").ok
     assert list(fetch(f"{url}#labels", tmp_path / "f").manifest.signals) == ["labels", "second"]
     assert bytes_of(tmp_path / "f") == bytes_of(store)
+
+
+@pytest.mark.parametrize("changed", ["by a signal", "by another store"])
+def test_what_another_upload_leaves_meanwhile_is_not_lost(
+    images, store, tmp_path, monkeypatch, changed
+):
+    add(images, store, "second", top_k=2)
+    add(images, store, "third", seed=2, top_k=2)
+    seeded = label(images, teacher(1), tmp_path / "x", crops=3, seed=7, top_k=2, **OPTIONS)
+    url = f"memory://{tmp_path.name}/labels"
+    publish(store, url, signals=["labels"])
+    memory = fsspec.get_filesystem_class("memory")
+    real = memory.put_file
+
+    def at_the_same_time(self, source, target, **options):
+        monkeypatch.undo()
+        if changed == "by a signal":
+            publish(store, url, signals=["third"])
+        else:
+            publish(seeded, url, overwrite=True)
+        return real(self, source, target, **options)
+
+    monkeypatch.setattr(memory, "put_file", at_the_same_time)
+    if changed == "by a signal":
+        publish(store, url, signals=["second"])
+        assert bytes_of(fetch(url, tmp_path / "f").folder) == bytes_of(store)
+    else:
+        with pytest.raises(InputError, match=r"changed by another upload meanwhile.*--overwrite"):
+            publish(store, url, signals=["second"])
+        assert verify_store(fetch(url, tmp_path / "f").folder).ok
 
 
 def test_names_of_signals_are_plain(tmp_path):

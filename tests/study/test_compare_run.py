@@ -18,7 +18,8 @@ import yaml
 
 import ferkd
 from ferkd.labelling.run import label
-from ferkd.study.compare import execute
+from ferkd.study.compare import compare_suite, execute
+from ferkd.study.compare.suite import load_suite
 from ferkd.training.data import open_data
 from ferkd.training.recipe import load_recipe
 from ferkd.training.run import train
@@ -74,6 +75,25 @@ def runs(out: Path) -> list[str]:
 
 
 ALL = ["short/<b>-0", "short/<b>-1", "short/hard-0", "short/hard-1"]
+
+
+def test_the_progress_names_the_run_at_work_and_counts_finished_ones(suite, tmp_path):
+    out, told = tmp_path / "out", []
+
+    def progress(done, total, note):
+        told.append((done, total, note, len(runs(out))))
+
+    compare_suite(load_suite(str(suite)), out, name="suite", progress=progress)
+    assert {total for _, total, _, _ in told} == {4}
+    for done, _, note, finished in told:
+        assert int(done) == finished
+        assert (done == finished and note == "runs") or note.startswith("runs, short/")
+    named = [note.removeprefix("runs, ").split(" at ")[0] for _, _, note, _ in told if "," in note]
+    order = ["short/hard-0", "short/<b>-0", "short/hard-1", "short/<b>-1"]
+    assert list(dict.fromkeys(named)) == order
+    shares = [note for _, _, note, _ in told if note.startswith("runs, short/hard-0 at ")]
+    assert shares[0].endswith(" at 0 %") and shares[-1].endswith(" at 99 %")
+    assert told[-1] == (4, 4, "runs", 4)
 
 
 def test_a_suite_is_interrupted_continued_and_reported(command, suite, tmp_path, monkeypatch):

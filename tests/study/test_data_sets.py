@@ -251,6 +251,22 @@ def test_a_busy_server_is_asked_again_after_growing_waits(
         download(f"{url}/file", tmp_path / "g", size=1000)
 
 
+def test_two_processes_that_download_one_file_do_not_meet(
+    server: tuple[str, list[int]], tmp_path: Path
+) -> None:
+    """The other begins and ends while the first has the bytes and not yet the file."""
+    url, path = f"{server[0]}/file", tmp_path / "f"
+    seen: list[bytes] = []
+
+    def other(done: int, size: int) -> None:
+        if not seen:
+            seen.append(download(url, path, size=size).read_bytes())
+
+    assert download(url, path, size=1000, progress=other).read_bytes() == b"x" * 1000
+    assert seen == [b"x" * 1000]
+    assert [file.name for file in tmp_path.iterdir()] == ["f"]
+
+
 @pytest.mark.parametrize(
     ("name", "size", "got"), [("file", 999, 1000), ("file", 1001, 1000), ("endless", 1000, 1001)]
 )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import os
 import shlex
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from ferkd.system import text as texts
 from ferkd.system.storage import masked
@@ -21,38 +24,78 @@ from ferkd.system.storage import masked
 _PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
+class _Pace:
+    """Seconds left, by the pace of the later half of the time so far.
+
+    A machine gets slower and faster, and a resumed task does not begin at 0. rich's own estimate
+    knows the last 30 s alone, which are none where a task tells of itself more rarely.
+    """
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, float]] = deque()  # (time, done), a second or more apart
+        self._begun = self._now = self._done = self._total = 0.0
+
+    def update(self, done: float, total: float, now: float) -> None:
+        self._done, self._total, self._now = done, total, now
+        if not self._seen:
+            self._begun = now
+        if not self._seen or now - self._seen[-1][0] >= 1:
+            self._seen.append((now, done))
+        while len(self._seen) > 1 and self._seen[1][0] <= (self._begun + now) / 2:
+            self._seen.popleft()
+
+    def left(self, now: float) -> float | None:
+        """Seconds left at the time ``now``; None where nothing tells them."""
+        if not self._seen:
+            return None
+        since, first = self._seen[0]
+        gained = self._done - first
+        if gained <= 0 or self._done >= self._total:
+            return None
+        whole = (self._now - since) / gained * (self._total - self._done)
+        return max(0.0, whole - (now - self._now))
+
+
+class _LeftColumn(ProgressColumn):
+    """The time left as H:MM:SS, counted down between two updates."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["pace"].left(time.monotonic())
+        shown = "-:--:--" if left is None else str(datetime.timedelta(seconds=round(left)))
+        return Text(shown, style="progress.remaining")
+
+
 class Meter:
     """Progress of one task: a bar on a terminal, a line every ten seconds elsewhere."""
 
     def __init__(self, title: str, bar: Progress | None) -> None:
         self._title, self._bar = title, bar
-        self._task = bar.add_task(title, total=None, count="", note="") if bar else None
-        self._begun = 0.0
-        self._first: float | None = None  # where this run began, which a resumed one does not at 0
+        self._pace = _Pace()
+        self._task = (
+            bar.add_task(title, total=None, count="", note="", pace=self._pace) if bar else None
+        )
         self._shown = -math.inf
         self._finished = False
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
-        """Show that ``done`` of ``total`` is done; ``note`` is for rates and losses."""
-        if self._first is None:
-            self._first, self._begun = done, time.monotonic()
+        """Show that ``done`` of ``total`` is done; ``note`` is for rates and losses.
+
+        Whole things are counted: a run that is at nine tenths is not done.
+        """
+        now = time.monotonic()
+        self._pace.update(done, total, now)
+        count = f"{math.floor(done)}/{total:.0f}"
         if self._bar is not None and self._task is not None:
-            count, note = f"{done:.0f}/{total:.0f}", escape(texts.name(note))
+            note = escape(texts.name(note))
             self._bar.update(self._task, completed=done, total=total, count=count, note=note)
             return
-        now = time.monotonic()
         finishing = done >= total and not self._finished  # said once, however often it is heard
         if now - self._shown >= _PLAIN_SECONDS or finishing:
             self._shown = now
             self._finished = done >= total
-            said = f"{self._title}: {done:.0f}/{total:.0f} {note}".rstrip()
-            say(said + self._left(done, total, now))
-
-    def _left(self, done: float, total: float, now: float) -> str:
-        gained = done - (self._first or 0)
-        if gained <= 0 or done >= total:
-            return ""
-        return f", {(now - self._begun) / gained * (total - done):.0f} s left"
+            left = self._pace.left(now)
+            words = "" if left is None else f", {left:.0f} s left"
+            say(f"{self._title}: {count} {note}".rstrip() + words)
 
 
 @contextmanager
@@ -65,7 +108,7 @@ def meter(title: str) -> Iterator[Meter]:
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[count]} {task.fields[note]}"),
-        TimeRemainingColumn(),
+        _LeftColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield Meter(title, bar)

@@ -72,15 +72,10 @@ def read_crops(path: str | Path) -> GivenCrops:
         found.setdefault(image, []).append((box, flip))
     counts = {image: len(crops) for image, crops in found.items()}
     if len(set(counts.values())) != 1:
-        few, many = (
-            (pick(counts, key=lambda i: counts[i]) for pick in (min, max))
-            if counts
-            else (
-                "no image",
-                "",
-            )
-        )
-        held = f"{counts[few]} of {few}, {counts[many]} of {many}" if counts else "none"
+        held = "none"
+        if counts:
+            few, many = (pick(counts, key=counts.__getitem__) for pick in (min, max))
+            held = f"{counts[few]} of {few}, {counts[many]} of {many}"
         raise InputError(
             f"{path} has another number of crops for some images ({held}); give every image the "
             "same number"
@@ -97,6 +92,8 @@ def read_crops(path: str | Path) -> GivenCrops:
 def _crop(row: Any, where: str) -> tuple[str, list[int], bool]:
     if not isinstance(row, dict) or not isinstance(row.get("image"), str):
         raise InputError(f"{where}: {str(row)[:80]!r} is no crop; give {_FORM}")
+    if not _is_utf8(row["image"]):
+        raise InputError(f"{where}: the image {row['image'][:80]!a} is no UTF-8; rename it")
     box = row.get("box")
     if box is None:
         box = [row.get(side) for side in ("top", "left", "height", "width")]
@@ -112,6 +109,14 @@ def _crop(row: Any, where: str) -> tuple[str, list[int], bool]:
     return row["image"], box, flip
 
 
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON may hold
+        return False
+    return True
+
+
 def _rows(path: Path) -> Iterator[Any]:
     if path.suffix == ".parquet":
         yield from _parquet(path)
@@ -121,7 +126,8 @@ def _rows(path: Path) -> Iterator[Any]:
         if text.lstrip()[:1] == "[":
             yield from json.loads(text)
         else:
-            yield from (json.loads(line) for line in text.splitlines() if line.strip())
+            # Not splitlines: a name may hold what Unicode counts as a line's end.
+            yield from (json.loads(line) for line in text.split("\n") if line.strip())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}; check the path") from None
     except (ValueError, RecursionError) as error:

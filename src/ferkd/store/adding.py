@@ -7,22 +7,19 @@ the manifest names them, and go after it has stopped to.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from ferkd.store import manifest as manifests
 from ferkd.store.arrays import described
-from ferkd.store.claims import release
+from ferkd.store.claims import locked
 from ferkd.store.reader import MANIFEST, LabelStore
 from ferkd.store.signals import StoredSignal
-from ferkd.store.unfinished import ADDING, LOCK, PARTS, SETTINGS, settings_in
+from ferkd.store.unfinished import ADDING, PARTS, SETTINGS, settings_in
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
-from ferkd.system.files import sweep, unwritable, whole_file, write_whole, writing
+from ferkd.system.files import whole_file, write_whole, writing
 
 
 class SignalWriter(StoreWriter):
@@ -46,12 +43,10 @@ class SignalWriter(StoreWriter):
     ) -> None:
         super().__init__(path, settings, total, signal=signal, resume=resume, overwrite=overwrite)
         self.work = self.path / f"{ADDING}{self.name}"
-        self._geometry = LabelStore(self.path).manifest.geometry  # InputError where none is
-        self._class_names = self._geometry.settings.class_names
+        self._class_names = LabelStore(self.path).geometry.class_names  # InputError without one
 
     def _prepare(self) -> None:
-        for folder in (self.path, self.work, self.work / PARTS):
-            sweep(folder)
+        self._sweep()
         if self._overwrite:
             if self.work.exists():
                 shutil.rmtree(self.work)
@@ -98,8 +93,7 @@ class SignalWriter(StoreWriter):
         crops = np.arange(store.crops_per_image)
         for number in range(self.parts):
             with self._read(number) as part:
-                table, text = part["images"], part["ids"]
-                boxes, flips = part["boxes"], part["flips"]
+                table, boxes, flips = part["images"], part["boxes"], part["flips"]
             rows = np.arange(at, min(at + len(table), len(store)))
             table["id_end"] += end
             end = table["id_end"][-1] if len(table) else end
@@ -113,7 +107,6 @@ class SignalWriter(StoreWriter):
                 )
             counts.append(len(table))
             at += len(table)
-            del text
         if at != len(store):
             raise InputError(f"{at} images for the {len(store)} of {self.path}; use the same")
         return counts
@@ -121,14 +114,13 @@ class SignalWriter(StoreWriter):
 
 def drop(path: str | Path, name: str) -> None:
     """Take a signal out of a local store; its files go after the manifest that named them."""
-    store = LabelStore(path)
-    with locked(store.folder):
-        _drop(store.signal(name).store, name)
+    with locked(LabelStore(path).folder):
+        _drop(LabelStore(path), name)  # as it is now: another process may have added to it
 
 
 def _drop(store: LabelStore, name: str) -> None:
+    gone = store.signal(name).stored.every_file
     left = [other for other in store.manifest.signals if other != name]
-    gone = store.manifest.signals[name].every_file
     write_whole(store.folder / MANIFEST, manifests.to_bytes(store.manifest.only(left)))
     for file in gone:
         with writing(store.folder / file.name):
@@ -137,15 +129,16 @@ def _drop(store: LabelStore, name: str) -> None:
 
 def copy_signal(source: LabelStore, name: str, into: str | Path, new_name: str = "") -> LabelStore:
     """Add a signal of another store with the very same images and crops, byte by byte."""
-    target, new_name = LabelStore(into), manifests.check_name(new_name or name)
-    signal = source.signal(name)
-    if new_name in target.manifest.signals:
-        raise InputError(f"{into} holds a signal {new_name} already; give another name")
-    with locked(target.folder):
-        return _copied(source, signal, target, new_name)
+    new_name, signal = manifests.check_name(new_name or name), source.signal(name)
+    with locked(LabelStore(into).folder):
+        return _copied(source, signal, LabelStore(into), new_name)
 
 
 def _copied(source: LabelStore, signal: StoredSignal, target: LabelStore, name: str) -> LabelStore:
+    if name in target.manifest.signals or (target.folder / f"{ADDING}{name}").exists():
+        raise InputError(
+            f"{target.path} holds a signal {name} already, or a part of one; give another name"
+        )
     if source.manifest.geometry.content != target.manifest.geometry.content:
         raise InputError(
             f"{source.path} has other images or crops than {target.path}; a signal belongs to the "
@@ -163,7 +156,7 @@ def _copied(source: LabelStore, signal: StoredSignal, target: LabelStore, name: 
         copied = _copy(source, file, target.folder / f"{name}.{table}.npy")
         tables[table] = manifests.Table(**copied.model_dump(), dim=file.dim)
     added = manifests.Signal(settings=settings, files=files, tables=tables)
-    manifest = LabelStore(target.path).manifest.with_signal(name, added)
+    manifest = target.manifest.with_signal(name, added)
     write_whole(target.folder / MANIFEST, manifests.to_bytes(manifest))
     return LabelStore(target.path, name)
 
@@ -176,21 +169,3 @@ def _copy(source: LabelStore, file: manifests.File, to: Path) -> manifests.File:
     if copied.sha256 != file.sha256:
         raise InputError(f"{source.path}/{file.name} is damaged; fetch the store again")
     return copied
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The store's lock, as writers hold it."""
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"{folder} is being written by another process; wait for it or stop it"
-        ) from None
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    try:
-        yield
-    finally:
-        release(lock, remove=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ferkd.system.errors import InputError
+from ferkd.system.files import unwritable
 
 CLAIMS = "parts"  # the folder of the parts holds their claims too
+LOCK = "lock"  # of a store: whoever holds it may replace the manifest
 
 
 def names_of_shards(store: Path) -> list[str]:
@@ -40,6 +43,34 @@ def refuse_shared(*folders: Path) -> None:
                     f"{folder} is being written by another process ({name}); wait for it or stop "
                     "it, then continue with --resume"
                 )
+
+
+def take(lock: FileLock, folder: Path, then: str = "", patience: float = 0.0) -> None:
+    """Take the lock of a store's folder, which is made if need be, within ``patience`` seconds.
+
+    Raises InputError while another process holds it, ``then`` being what to do afterwards, and
+    Unwritable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise InputError(
+            f"{folder} is being written by another process; wait for it or stop it{then}"
+        ) from None
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+@contextmanager
+def locked(folder: Path, then: str = "") -> Iterator[None]:
+    """Hold a store's lock, as its writers do; no trace of it remains. Raises as :func:`take`."""
+    lock = FileLock(folder / LOCK)
+    take(lock, folder, then)
+    try:
+        yield
+    finally:
+        release(lock, remove=True)
 
 
 def release(lock: FileLock, *, remove: bool) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ferkd.store.remote import MANIFEST
 from ferkd.store.unfinished import PARTS, SETTINGS
 from ferkd.system import storage
 from ferkd.system.errors import InputError
@@ -32,7 +33,7 @@ class PartsMirror:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url
-        self._sent: set[str] = set()
+        self._sent: dict[str, tuple[int, ...]] = {}  # the state of each file that was sent
         self._warned = False
 
     def there(self) -> list[str]:
@@ -49,14 +50,14 @@ class PartsMirror:
 
     def begun(self) -> bool:
         """Whether labels were begun at the URL, by whatever machine."""
-        return storage.info(join(self.url, SETTINGS)) is not None
+        return storage.info(self._place(SETTINGS)) is not None
 
     def fetch(self) -> None:
         """Bring the settings and the parts at the URL that the folder lacks. Raises InputError.
 
         A part that is not whole stays away, to be labelled again.
         """
-        settings = storage.read(join(self.url, SETTINGS))
+        settings = storage.read(self._place(SETTINGS))
         if settings is None:
             return
         mine = self.folder / SETTINGS
@@ -72,26 +73,36 @@ class PartsMirror:
                 continue
             arriving = temporary(target)
             with clear_errors(f"{masked(self.url)}/{PARTS}/{name} cannot be fetched", "try again"):
-                storage.get(join(join(self.url, PARTS), name), arriving, _LARGEST)
+                storage.get(self._place(name), arriving, _LARGEST)
             if _whole(arriving):
                 arriving.replace(target)
-                self._sent.add(name)
+                self._sent[name] = _state(target)
             else:
                 arriving.unlink()
         if not mine.exists():
             write_whole(mine, settings)
 
     def send(self) -> None:
-        """Upload the settings, and the parts that were not yet. What fails is tried again later."""
+        """Upload the settings, and the parts that were not yet. What fails is tried again later.
+
+        A part that is gone or was labelled anew since it was sent goes from the URL first: nobody
+        is to continue from it.
+        """
         settings = self.folder / SETTINGS
         try:
-            if SETTINGS not in self._sent and settings.exists():
-                storage.write(join(self.url, SETTINGS), settings.read_bytes())
-                self._sent.add(SETTINGS)
-            for part in sorted((self.folder / PARTS).glob("*.npz")):
-                if part.name not in self._sent:
-                    storage.write(join(join(self.url, PARTS), part.name), part.read_bytes())
-                    self._sent.add(part.name)
+            here = {SETTINGS: settings} if settings.exists() else {}
+            here |= {part.name: part for part in sorted((self.folder / PARTS).glob("*.npz"))}
+            states = {name: _state(path) for name, path in here.items()}
+            stale = [n for n, sent in self._sent.items() if states.get(n) != sent and n != SETTINGS]
+            if stale and (self.folder / MANIFEST).exists():  # the parts were joined
+                return
+            for name in stale:
+                storage.remove(self._place(name))
+                del self._sent[name]
+            for name, path in here.items():
+                if self._sent.get(name) != states[name]:
+                    storage.write(self._place(name), path.read_bytes())
+                    self._sent[name] = states[name]
         except FileNotFoundError:  # the parts were joined at this moment
             return
         except InputError as error:
@@ -102,8 +113,12 @@ class PartsMirror:
     def clear(self) -> None:
         """Remove the settings and the parts from the URL. Raises InputError."""
         for name in self.there():
-            storage.remove(join(join(self.url, PARTS), name))
-        storage.remove(join(self.url, SETTINGS))
+            storage.remove(self._place(name))
+        storage.remove(self._place(SETTINGS))
+
+    def _place(self, name: str) -> str:
+        """The URL of the settings, or of a part."""
+        return join(self.url if name == SETTINGS else join(self.url, PARTS), name)
 
     @contextmanager
     def sending(self) -> Iterator[None]:
@@ -122,6 +137,12 @@ class PartsMirror:
             ended.set()
             thread.join()
             self.send()
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """What tells a file from another one that has taken its name."""
+    found = file.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _whole(part: Path) -> bool:

@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ferkd.store import manifest as manifests
+from ferkd.store.claims import LOCK, locked
 from ferkd.store.mirror import PartsMirror
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import LabelStore, split_signals
 from ferkd.store.remote import MANIFEST, UNFINISHED, Cache, Expected, download, read_manifest
 from ferkd.system import storage
 from ferkd.system.errors import InputError
-from ferkd.system.files import is_temporary, make_folder, temporary, write_whole
+from ferkd.system.files import is_temporary, sweep, temporary, write_whole
 from ferkd.system.storage import as_local, join, local_path, masked, open_url, reason
 
 PUT_PART = 50 << 20  # the bytes of a part when s3fs uploads a large file in parts
@@ -71,7 +70,8 @@ def publish(
         if progress:
             progress(done, sum(f.size for f in files))
     if old != data:
-        storage.write(join(url, MANIFEST), data)
+        left = old if extended else None  # what this copy knows to be there
+        storage.write(join(url, MANIFEST), _with_newer(url, left, wanted, data))
     if old != data or begun is not None:
         storage.remove(join(url, UNFINISHED))
     return where
@@ -109,11 +109,10 @@ def fetch(
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give a new or empty folder")
     contents = {p.name for p in folder.iterdir()} if folder.exists() else set()
-    others = {name for name in contents if name != "lock" and not is_temporary(name)}
+    others = {name for name in contents if name != LOCK and not is_temporary(name)}
     if others and not contents & {MANIFEST, UNFINISHED}:
         raise InputError(f"{folder} holds other files; give a new or empty folder")
-    make_folder(folder)
-    with _locked(folder):
+    with locked(folder, ", then repeat"):
         old, begun = _local(folder / MANIFEST), _local(folder / UNFINISHED)
         extended = None if overwrite else _extended(old, manifest, str(folder))
         data = manifests.to_bytes(extended or manifest)
@@ -135,10 +134,8 @@ def fetch(
                 progress(done, sum(f.size for f in files))
         if old != data:
             write_whole(folder / MANIFEST, data)
-        for left in folder.glob("*.tmp"):  # by a copy that was killed
-            left.unlink()
+        sweep(folder)  # what a copy that was killed has left
         (folder / UNFINISHED).unlink(missing_ok=True)
-    (folder / "lock").unlink(missing_ok=True)
     return LabelStore(folder)
 
 
@@ -184,8 +181,7 @@ def label_out(
             )
     with mirror.sending():
         yield folder
-    same = there is not None and resume  # what was there is what these labels continue
-    publish(folder, url, overwrite=overwrite or same, progress=progress)
+    publish(folder, url, overwrite=overwrite, progress=progress)
     mirror.clear()
     if work is None:
         shutil.rmtree(folder)
@@ -242,6 +238,21 @@ def _extended(
         update = {"tables": dict(sorted(tables.items()))}
         signals[name] = wanted.signals[name].model_copy(update=update)
     return manifests.Manifest(geometry=there.geometry, signals=signals)
+
+
+def _with_newer(url: str, left: bytes | None, wanted: manifests.Manifest, data: bytes) -> bytes:
+    """The manifest to write, ``data`` unless another copy has written one since ``left``, whose
+    signals stay. Raises InputError where that is of another store."""
+    now = read_manifest(url)
+    if now in (left, data):
+        return data
+    extended = _extended(now, wanted, masked(url))
+    if extended is None:
+        raise InputError(
+            f"{masked(url)} was changed by another upload meanwhile, of another store or by "
+            "--overwrite; publish the one that is to stay again with --overwrite"
+        )
+    return manifests.to_bytes(extended)
 
 
 def _others(one: manifests.Signal, other: manifests.Signal) -> bool:
@@ -352,14 +363,3 @@ def _md5() -> Any:
 
 def _local(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    try:
-        with FileLock(folder / "lock").acquire(timeout=0):
-            yield
-    except Timeout:
-        raise InputError(
-            f"{folder} is being written by another process; wait for it or stop it, then repeat"
-        ) from None

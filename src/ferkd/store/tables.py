@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkd.store import manifest as manifests
-from ferkd.store.adding import locked
 from ferkd.store.arrays import described, npy_file
+from ferkd.store.claims import locked
 from ferkd.store.features import MAX_DIM
 from ferkd.store.reader import MANIFEST, LabelStore
 from ferkd.store.walk import places

@@ -12,7 +12,6 @@ from ferkd.system.storage import SMALL_FILE, as_local
 
 SETTINGS = "settings.json"
 PARTS = "parts"
-LOCK = "lock"
 ADDING = "adding-"  # begins the folder in which a signal of that name is added
 
 

@@ -21,23 +21,22 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from ferkd.images import ImageSource, fingerprint
 from ferkd.store import manifest as manifests
 from ferkd.store.arrays import described, grouped, npy_file
-from ferkd.store.claims import refuse_shared, release
+from ferkd.store.claims import LOCK, refuse_shared, release, take
 from ferkd.store.ids import IMAGE, Ids
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import MANIFEST, LabelStore
-from ferkd.store.unfinished import ADDING, LOCK, PARTS, SETTINGS, settings_in
+from ferkd.store.unfinished import ADDING, PARTS, SETTINGS, settings_in
 from ferkd.system.errors import InputError
 from ferkd.system.files import (
     is_temporary,
     make_folder,
     sweep,
-    unwritable,
     whole_file,
     write_whole,
     writing,
@@ -98,16 +97,7 @@ class StoreWriter:
             raise InputError(
                 f"{self.path} holds other files; give --out a new or empty folder for the labels"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=self._patience)
-        except Timeout:
-            raise InputError(
-                f"{self.path} is being written by another process; wait for it or stop it, then "
-                "continue with --resume"
-            ) from None
-        except OSError as error:
-            raise unwritable(self.path, error) from error
+        take(self._lock, self.path, ", then continue with --resume", self._patience)
         try:
             if not self._shared:
                 refuse_shared(*self._shared_places())
@@ -130,10 +120,7 @@ class StoreWriter:
         release(self._lock, remove=(self.path / MANIFEST).exists())
 
     def _prepare(self) -> None:
-        if not self._shared:  # else others may be writing
-            sweep(self.path)
-            sweep(self.work)
-            sweep(self.work / PARTS)
+        self._sweep()
         begun = (self.path / MANIFEST).exists() or (self.work / SETTINGS).exists()
         if begun and self._overwrite:
             # In this order a kill leaves the old store, or its folder with the new settings and
@@ -153,6 +140,12 @@ class StoreWriter:
             self._write_settings()
         if not self.finished():
             make_folder(self.work / PARTS)
+
+    def _sweep(self) -> None:
+        """Remove what kills have left, where no other process may be writing it now."""
+        if not self._shared:
+            for folder in (self.path, self.work, self.work / PARTS):
+                sweep(folder)
 
     def _write_settings(self) -> None:
         text = json.dumps(self.settings.model_dump(mode="json"), indent=1, ensure_ascii=False)
@@ -191,9 +184,11 @@ class StoreWriter:
 
     def missing(self) -> list[int]:
         """The numbers of the parts still to be written."""
-        return (
-            [] if self.finished() else [p for p in range(self.parts) if not self._part(p).exists()]
-        )
+        if self.finished():
+            return []
+        absent = [number for number in range(self.parts) if not self._part(number).exists()]
+        # Another process may have joined all parts since, which are gone then.
+        return [] if absent and self.finished() else absent
 
     def claimed(self) -> Iterator[int]:
         """The parts that are this process's to write: all that are missing."""

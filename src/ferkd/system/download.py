@@ -12,11 +12,12 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
 
 from ferkd.system.errors import InputError
+from ferkd.system.files import make_folder, whole_file
 from ferkd.system.storage import cache_folder, masked
 
 _BUSY = (429, 503)
@@ -44,37 +45,37 @@ def download(
     """
     if path.is_file() and path.stat().st_size == size:
         return path
-    unfinished = path.with_name(f"{path.name}.tmp")
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest = _fetch(url, unfinished, size, progress)
-        if unfinished.stat().st_size != size or (sha256 is not None and digest != sha256):
-            raise InputError(
-                f"{masked(url)} is another file than expected ({unfinished.stat().st_size} bytes, "
-                f"sha256 {digest}); get the right one and name it with --from"
-            )
-        unfinished.replace(path)
+        # Two processes may download the same file at once: each writes one of its own.
+        with whole_file(path) as file:
+            sent, digest = _fetch(url, file, size, progress)
+            if sent != size or (sha256 is not None and digest != sha256):
+                raise InputError(
+                    f"{masked(url)} is another file than expected ({sent} bytes, sha256 {digest}); "
+                    "get the right one and name it with --from"
+                )
     except OSError as error:
         raise InputError(
             f"{masked(url)} cannot be downloaded to {path}: {error}; check the network and the "
             "disk, or get the file by other means and name it with --from"
         ) from None
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 
-def _fetch(url: str, path: Path, size: int, progress: Callable[[int, int], None] | None) -> str:
-    """Write what ``url`` sends, ``size`` bytes and one more at most; its SHA-256."""
+def _fetch(
+    url: str, file: BinaryIO, size: int, progress: Callable[[int, int], None] | None
+) -> tuple[int, str]:
+    """Write what ``url`` sends, ``size`` bytes and one more at most; its bytes and SHA-256."""
     digest, done = hashlib.sha256(), 0
-    with _opened(url) as answer, path.open("wb") as file:
+    with _opened(url) as answer:
         while done <= size and (data := answer.read(min(_CHUNK, size + 1 - done))):
             file.write(data)
             digest.update(data)
             done += len(data)
             if progress:
                 progress(done, size)
-    return digest.hexdigest()
+    return done, digest.hexdigest()
 
 
 def _opened(url: str) -> Any:
@@ -128,7 +129,7 @@ def once_a_machine(what: str, fetch: Callable[[], _T]) -> _T:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=_OTHERS)
-    except (OSError, Timeout):  # no place for a lock, or another hangs: each for itself
+    except (OSError, Timeout, NotImplementedError):  # no lock there, or another hangs: each alone
         return fetch()
     try:
         fetched = fetch()

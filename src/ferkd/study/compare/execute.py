@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -76,7 +77,8 @@ def run_suite(
     for run in waiting:
 
         def steps(share: float, done: int = done, run: WantedRun = run) -> None:
-            progress(done + share, len(wanted), f"runs, {run.name}")
+            share = min(share, 0.99)  # the last evaluation and the result are still to come
+            progress(done + share, len(wanted), f"runs, {run.name} at {math.floor(100 * share)} %")
 
         here = _Here(lambda words, run=run: say(f"{run.name}: {words}"))  # type: ignore[misc]
         failure = _one(suite, run, here, say, steps, threading.Lock(), alone=True)
