@@ -195,6 +195,7 @@ def test_evaluating_on_other_classes_is_refused_before_any_image_is_read(
 
 def test_a_student_agrees_with_the_labels_that_it_made_itself(run, folder, tmp_path):
     out, model = run
+    nn.init.normal_(model.classifier.weight, std=10.0)  # its answers tell crops apart, and flips
     teacher = Teacher(model)
     teacher_inputs = Normalise(teacher.mean, teacher.std, torch.device("cpu"))
     store = label(folder, teacher, tmp_path / "store", crops=3, top_k=None, values="f32", workers=1)
@@ -207,6 +208,8 @@ def test_a_student_agrees_with_the_labels_that_it_made_itself(run, folder, tmp_p
         image_size=teacher.image_size,
         normalise=teacher_inputs,
     )
+    flips = store.flips(np.arange(9)[:, None], np.arange(3))
+    assert 0 < flips.mean() < 1
     own = agreement(batch_size=4)
     assert own["agreement"] == 1.0 and own["kl"] == pytest.approx(0.0, abs=1e-5)
     nn.init.normal_(model.classifier.weight, std=10.0)
