@@ -201,7 +201,7 @@ class Loader:
             num_workers=count,
             worker_init_fn=one_thread,
             multiprocessing_context=self._start_method,
-            generator=torch.Generator(),  # else the seeds of workers are drawn from the caller's stream
+            generator=torch.Generator(),  # else they draw from the caller's
             pin_memory=cuda.is_available(),
         )
 
