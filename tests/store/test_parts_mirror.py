@@ -154,9 +154,7 @@ def test_repeating_a_finished_job_takes_nothing_away_at_the_url(tmp_path, there)
 
 
 @pytest.mark.parametrize("machine", ["the same", "another"])
-def test_who_continues_an_overwriting_job_replaces_that_store_alone(
-    tmp_path, monkeypatch, machine
-):
+def test_who_continues_an_overwriting_job_replaces_that_store_alone(tmp_path, monkeypatch, machine):
     monkeypatch.setenv("FERKD_CACHE", str(tmp_path / "cache"))
     url, work = f"memory://{tmp_path.name}/labels", tmp_path / "work"
     publish(write_store(tmp_path / "old", software="old"), url)
