@@ -10,17 +10,15 @@ criterion and the verdict: the store keeps whole bytes.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from reporting import parser_of, tell
 
 from ferkd.store import SoftLabels
 from ferkd.store.records import RecordFormat
@@ -65,9 +63,8 @@ def places(k: int) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=300)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -104,10 +101,7 @@ def main() -> None:
         "turns_with_more_than_5_percent": statistics.fmean(ratio > 1.05 for ratio in ratios),
         "machine": machine(),
     }
-    text = json.dumps(result, indent=1) + "\n"
-    if options.json:
-        options.json.write_text(text)
-    print(text, end="")
+    tell(result, options.json)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ sample of the images.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,28 +21,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from reporting import parser_of, tell
 
 from ferkd.calibration.regions import Regions, sampled_thresholds
 from ferkd.calibration.scores import SAMPLED, sample_rows
 from ferkd.loading.order import ImageOrder, draw_crops
 from ferkd.store import LabelStore
-from ferkd.store import manifest as manifests
-from ferkd.store.reader import IMAGE, MANIFEST
+from ferkd.store.reader import IMAGE
 from ferkd.store.records import RecordFormat
-from ferkd.study.bench.measuring import in_a_fresh_process, machine, peak_resident
-from ferkd.study.bench.store import _random_labels, _resident, _settings
+from ferkd.study.bench.measuring import in_a_fresh_process, machine, peak_resident, resident
+from ferkd.study.bench.store import MADE_UP, made_up_settings, random_labels, write_manifest
 from ferkd.system.distributed import Ranks
 
 CHUNK = 1_000_000  # images written at a time, whose ids begin alike
 DIGITS = 12  # of an id
 CLASSES = 1000
-MADE_UP = "0" * 64
 
 
 def write(path: Path, images: int, crops: int) -> None:
     """The store; ids are numbers of DIGITS digits, targets follow each other."""
     path.mkdir(parents=True)
-    settings = _settings(crops, MADE_UP, 0)
+    settings = made_up_settings(crops, MADE_UP, 0)
     form = settings.labels.format
     shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
         "images.npy": (IMAGE, (images,)),
@@ -72,21 +69,7 @@ def write(path: Path, images: int, crops: int) -> None:
     sample = sample_rows(images, crops)
     fill(maps["labels-00000.npy"], np.arange(images) if sample is None else sample, form)
 
-    def described(name: str) -> manifests.File:
-        size = (path / name).stat().st_size
-        return manifests.File(name=name, rows=shapes[name][1][0], size=size, sha256=MADE_UP)
-
-    geometry = manifests.Geometry(
-        settings=settings.geometry,
-        **{name: described(f"{name}.npy") for name in ("images", "ids", "flips")},
-        boxes=(described("boxes-00000.npy"),),
-        skipped=(),
-    )
-    signal = manifests.Signal(
-        settings=settings.signal(settings.class_names), files=(described("labels-00000.npy"),)
-    )
-    manifest = manifests.Manifest(geometry=geometry, signals={"labels": signal})
-    (path / MANIFEST).write_bytes(manifests.to_bytes(manifest))
+    write_manifest(path, settings, {name: shape[0] for name, (_, shape) in shapes.items()})
 
 
 def fill(records: np.ndarray, rows: np.ndarray, form: RecordFormat) -> None:
@@ -94,7 +77,7 @@ def fill(records: np.ndarray, rows: np.ndarray, form: RecordFormat) -> None:
     rng, crops = np.random.default_rng(0), records.shape[1]
     for some in np.array_split(rows, max(1, len(rows) * crops // (1 << 16))):
         target = np.repeat(some % CLASSES, crops)
-        labels = _random_labels(len(target), rng)
+        labels = random_labels(len(target), rng)
         right = rng.random(len(target)) < labels.log_probs[:, 0].exp().numpy()
         moved = (target + ~right) - labels.classes[:, 0].numpy()  # else to the class beside it
         classes = (labels.classes + torch.from_numpy(moved)[:, None]) % CLASSES
@@ -107,9 +90,9 @@ def fill(records: np.ndarray, rows: np.ndarray, form: RecordFormat) -> None:
 
 def measured(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What an action tells, its seconds, and the growth of this process's memory."""
-    before, begun = _resident(), time.perf_counter()
+    before, begun = resident(), time.perf_counter()
     told = action()
-    seconds, after = time.perf_counter() - begun, _resident()
+    seconds, after = time.perf_counter() - begun, resident()
     grown = {f"{key}_mb": (after[key] - before[key]) / 1e6 for key in after if before}
     return {"seconds": seconds, **grown, "peak_mb": peak_resident() / 1e6, **told}
 
@@ -163,11 +146,10 @@ def thresholds(path: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, default=100_000_000)
     parser.add_argument("--crops", type=int, default=10)
     parser.add_argument("--folder", type=Path, help="for the store; a temporary one by default")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ferkd-huge-", dir=options.folder) as folder:
         path = Path(folder) / "store"
@@ -189,10 +171,7 @@ def main() -> None:
             "thresholds": in_a_fresh_process("huge_store:thresholds", str(path)),
             "machine": machine(),
         }
-    text = json.dumps(result, indent=1) + "\n"
-    if options.json:
-        options.json.write_text(text)
-    print(text, end="")
+    tell(result, options.json)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from ferkd.store import LabelStore, SoftLabels
 from ferkd.store import manifest as manifests
 from ferkd.store.reader import IMAGE
 from ferkd.store.records import RecordFormat
-from ferkd.store.soft import TAIL_TEMPERATURES
+from ferkd.store.tails import TAIL_TEMPERATURES
 from ferkd.store.writer import StoreWriter, listing
 from ferkd.study.inspector.page import prepare, write_page
 from ferkd.study.inspector.server import Server

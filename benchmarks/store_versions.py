@@ -16,7 +16,6 @@ images: a batch as large of fresh crops, which no store has a part in: what else
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -26,6 +25,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from reporting import parser_of, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,6 +81,12 @@ def work(images: str, folder: str) -> None:
                     boxes = batch.crops.numpy()
         seconds = time.process_time() - begun
         print(seconds / len(batches), int(boxes.sum()), flush=True)
+
+
+def commit_of(name: str) -> str:
+    """The full number of the commit that git calls ``name``."""
+    command = ["git", "-C", str(ROOT), "rev-parse", name]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @contextmanager
@@ -148,12 +155,11 @@ def compare(images: str, before: str, after: str, repeats: int) -> dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("images")
     parser.add_argument("--before", default=BEFORE)
     parser.add_argument("--after", default="HEAD")
     parser.add_argument("--repeats", type=int, default=40)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
@@ -161,9 +167,7 @@ def main() -> None:
         return
     from ferkd.study.bench.measuring import machine
 
-    after = subprocess.run(
-        ["git", "-C", ROOT, "rev-parse", options.after], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    after = commit_of(options.after)
     result = {
         "command": f"python benchmarks/store_versions.py IMAGES --repeats {options.repeats}",
         "read": f"{CROPS} of 50 crops of each of {IMAGES} images, top-5 of 1000 classes",
@@ -173,10 +177,7 @@ def main() -> None:
         "measures": compare(options.images, options.before, after, options.repeats),
         "machine": machine(),
     }
-    text = json.dumps(result, indent=1) + "\n"
-    if options.json:
-        options.json.write_text(text)
-    print(text, end="")
+    tell(result, options.json)
 
 
 if __name__ == "__main__":

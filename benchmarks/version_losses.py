@@ -20,7 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from store_versions import BEFORE, ROOT, built
+from reporting import parser_of, tell
+from store_versions import BEFORE, built, commit_of
 
 CLASSES, TOP_K, CROPS = 100, 5, 2000
 
@@ -100,26 +101,17 @@ def compare(before: str, after: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--before", default=BEFORE)
     parser.add_argument("--after", default="HEAD")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         work(*options.work)
         return
-    commits = {
-        name: subprocess.run(
-            ["git", "-C", ROOT, "rev-parse", commit], check=True, capture_output=True, text=True
-        ).stdout.strip()
-        for name, commit in (("before", options.before), ("after", options.after))
-    }
+    commits = {"before": commit_of(options.before), "after": commit_of(options.after)}
     result = {"command": "python benchmarks/version_losses.py", **commits, **compare(**commits)}
-    text = json.dumps(result, indent=1) + "\n"
-    if options.json:
-        options.json.write_text(text)
-    print(text, end="")
+    tell(result, options.json)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pictures import write_noise
 
 from ferkd.cli.console import continuing, expanded
 from ferkd.system.files import require_room, unwritable, whole_file
+from ferkd.system.interrupt import NotBegun
 from ferkd.system.troubles import in_plain_words
 
 
@@ -28,6 +29,10 @@ def test_ctrl_c_names_the_command_that_goes_on(monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt), continuing():
         raise KeyboardInterrupt
     said = "to continue: ferkd train 'my recipe.yaml' --out run --resume\n"
+    assert capsys.readouterr().err.endswith(said)
+    with pytest.raises(KeyboardInterrupt), continuing():
+        raise NotBegun
+    said = "to begin again: ferkd train 'my recipe.yaml' --out run --overwrite\n"
     assert capsys.readouterr().err.endswith(said)
 
 

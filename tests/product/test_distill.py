@@ -25,6 +25,7 @@ from ferkd.product.settings import Settings, parse_budget, parse_student
 from ferkd.store import LabelStore
 from ferkd.system.errors import InputError
 from ferkd.system.files import is_temporary
+from ferkd.system.interrupt import NotBegun
 from ferkd.system.locks import LOCK, held
 from ferkd.training.finetune import FineTuning, fine_tune
 
@@ -202,7 +203,8 @@ def test_the_command_prints_its_plan_and_how_to_continue(
     monkeypatch.setattr(product, "distill", stop)
     monkeypatch.setattr("sys.argv", ["ferkd", *words])
     done = runner.invoke(app, words)
-    assert "Continue with:" in done.stderr and "--budget 10 --device cpu --resume" in done.stderr
+    assert "to continue: ferkd distill " in done.stderr
+    assert "--budget 10 --device cpu --resume" in done.stderr
     assert done.exit_code != 0
 
 
@@ -213,6 +215,17 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
     root = patches(tmp_path / "photos", 4, 0, names="a")
     with pytest.raises(InputError, match=r"has 1 class folder \(a\); a classifier needs"):
         distill(settings(root), tmp_path / "out")
+
+
+def test_a_class_that_labels_txt_cannot_hold_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    for part in ("train", "val"):
+        patches(tmp_path / "photos" / part, 2, 0)
+        (tmp_path / "photos" / part / "a").rename(tmp_path / "photos" / part / "a\nb")
+    with pytest.raises(InputError, match=r"class 'a\\nb' does not fit on a line of labels\.txt"):
+        distill(settings(tmp_path / "photos"), tmp_path / "out")
+    assert not (tmp_path / "out" / "distill.json").exists()
 
 
 def test_a_validation_folder_lacking_a_class_is_refused(images: Path, tmp_path: Path) -> None:
@@ -362,7 +375,7 @@ def test_a_refused_overwriting_loses_nothing(images: Path, tmp_path: Path) -> No
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):  # before it has a plan
+    with pytest.raises(NotBegun):  # before it has a plan
         distill(settings(images), tmp_path / "out", overwrite=True, progress=stop)
     assert files(tmp_path / "out") == before
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +23,12 @@ from ferkd.evaluating.predictions import predict
 from ferkd.images import decode, open_images
 from ferkd.labelling.run import label
 from ferkd.models.student import ModelConfig, load_run
+from ferkd.product import export as exporting
 from ferkd.product.bundle import read_record
 from ferkd.product.card import escaped
 from ferkd.product.export import export
 from ferkd.product.photograph import Photograph, squares
-from ferkd.product.predict import Predictions, load_predictor, table
+from ferkd.product.predict import Prediction, Predictions, load_predictor, table
 from ferkd.product.quantised import stored_crops
 from ferkd.store import LabelStore
 from ferkd.system.compute import Normalise
@@ -177,6 +181,20 @@ def edit_config(key, value):
     return edit
 
 
+def edit_ours(change):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        change(config["ferkd"])
+        config["label_names"] = config["ferkd"]["model"]["class_names"]  # as one who knows timm
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def rename_class(ours):
+    ours["model"]["class_names"][0] = "wasp"
+
+
 @pytest.mark.parametrize(
     ("edit", "named"),
     [
@@ -188,6 +206,10 @@ def edit_config(key, value):
         (edit_config("ferkd", {}), "was edited or is of another version"),
         (lambda folder: (folder / "labels.txt").unlink(), "lacks its labels.txt"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
+        (edit_ours(lambda ours: ours["files"].clear()), "does not list labels.txt"),
+        (edit_ours(lambda ours: ours["files"].pop("model.safetensors")), "not list model.safete"),
+        (lambda folder: (folder / "model.onnx").touch(), "does not list model.onnx"),
+        (edit_ours(rename_class), "its classes are not those of labels.txt"),
     ],
 )
 def test_a_folder_edited_by_hand_is_refused(run, tmp_path, edit, named):
@@ -216,6 +238,38 @@ def test_wrong_targets_of_an_export(run, photos, tmp_path):
     with pytest.raises(InputError, match="holds an exported model"):
         export(run, tmp_path / "m")
     assert export(run, tmp_path / "m", overwrite=True)["top1"] >= 0
+
+
+def test_an_older_export_stays_until_the_new_one_is_in_its_place(run, tmp_path, monkeypatch):
+    export(run, tmp_path / "m")
+    before = sorted(file.name for file in (tmp_path / "m").iterdir())
+    rename = os.rename
+
+    def refused(source, to):
+        if Path(source).name == "m" and Path(source).parent != tmp_path:  # the new one
+            raise OSError(errno.ENOSPC, "no space is left")
+        rename(source, to)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(InputError, match="the disk is full"):
+        export(run, tmp_path / "m", overwrite=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["m"]
+    assert sorted(file.name for file in (tmp_path / "m").iterdir()) == before
+    load_predictor(tmp_path / "m")
+
+
+def test_what_came_meanwhile_is_not_replaced(run, tmp_path, monkeypatch):
+    export(run, tmp_path / "m")
+    write = exporting._write
+
+    def slow(*arguments):
+        (tmp_path / "m" / "notes.txt").write_text("precious")
+        return write(*arguments)
+
+    monkeypatch.setattr(exporting, "_write", slow)
+    with pytest.raises(InputError, match="holds other files"):
+        export(run, tmp_path / "m", overwrite=True)
+    assert (tmp_path / "m" / "notes.txt").read_text() == "precious"
 
 
 def test_a_graph_that_takes_photographs_cuts_them_as_training_does(run, photos, tmp_path):
@@ -315,6 +369,23 @@ def test_three_wrong_inputs_for_predict(command_line, model, photos, tmp_path):
 
 def test_an_empty_table_has_its_head():
     assert table([]) == "path,rank,class,probability\n"
+
+
+def test_names_in_a_table_are_no_formulas_and_no_halves_of_characters():
+    found = [Prediction("-1\udcff.jpg", (("=1+1", 0.75), ("plain", 0.25)))]
+    assert table(found).encode().decode() == (
+        "path,rank,class,probability\n"
+        "'-1\\udcff.jpg,1,'=1+1,0.750000\n'-1\\udcff.jpg,2,plain,0.250000\n"
+    )
+
+
+def test_a_table_that_cannot_be_written_costs_no_answer(command_line, model, photos, tmp_path):
+    (tmp_path / "file").touch()
+    one = photos / "ant/0.png"
+    status, out, err = command_line("predict", model, one, "--csv", tmp_path / "file" / "t.csv")
+    assert status == 2 and out.startswith(f"{one}: ") and "file cannot be written" in err
+    status, out, _ = command_line("predict", model, one, "--csv", tmp_path / "new" / "t.csv")
+    assert status == 0 and (tmp_path / "new" / "t.csv").read_text().startswith("path,")
 
 
 def test_pillows_antialiased_resize_costs_no_more_than_stated(run, photos):

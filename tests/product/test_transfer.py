@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import fsspec
@@ -169,6 +171,33 @@ def test_another_thing_is_replaced_when_asked_for_alone(
     storage.write(f"{place}-other/config.json", b"{}")
     with pytest.raises(InputError, match=r"holds a file config\.json that no such push left"):
         push(run, f"{place}-other")
+
+
+def test_what_a_killed_pull_has_put_aside_hinders_no_other(
+    run: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at its last act, when the new one is in place and the old one not yet removed."""
+    back = tmp_path / "back"
+    pull(run, back)
+    rmtree = shutil.rmtree
+
+    def killed(path: object, **options: object) -> None:
+        if str(path).endswith(".partial"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    child = os.fork()
+    if not child:
+        pull(model, back, overwrite=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    monkeypatch.undo()
+    assert contents(back) == contents(model)
+    pull(run, back, overwrite=True)
+    pull(model, back, overwrite=True)
+    assert contents(back) == contents(model)
+    assert {p.name for p in tmp_path.iterdir()} == {"back"}
 
 
 @pytest.mark.parametrize(

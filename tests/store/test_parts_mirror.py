@@ -153,6 +153,45 @@ def test_repeating_a_finished_job_takes_nothing_away_at_the_url(tmp_path, there)
         assert LabelStore(url).settings.software == "other"
 
 
+@pytest.mark.parametrize("machine", ["the same", "another"])
+def test_who_continues_an_overwriting_job_replaces_that_store_alone(tmp_path, monkeypatch, machine):
+    monkeypatch.setenv("FERKD_CACHE", str(tmp_path / "cache"))
+    url, work = f"memory://{tmp_path.name}/labels", tmp_path / "work"
+    publish(write_store(tmp_path / "old", software="old"), url)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        label_out(url, work=work, overwrite=True) as folder,
+    ):
+        write(folder, 2)
+        raise KeyboardInterrupt
+    assert LabelStore(url).settings.software == "old"
+    there = work if machine == "the same" else tmp_path / "there"
+    with label_out(url, work=there, resume=True) as folder:
+        assert write(folder, resume=True) == [2]
+    assert LabelStore(url).settings.software == "test"
+    names = {Path(path).name for path in fsspec.filesystem("memory").find(url)}
+    assert names == {"manifest.json", *(file.name for file in LabelStore(url).files)}
+
+
+def test_who_continues_an_overwriting_job_replaces_no_store_that_came_since(tmp_path, monkeypatch):
+    monkeypatch.setenv("FERKD_CACHE", str(tmp_path / "cache"))
+    url, work = f"memory://{tmp_path.name}/labels", tmp_path / "work"
+    publish(write_store(tmp_path / "old", software="old"), url)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        label_out(url, work=work, overwrite=True) as folder,
+    ):
+        write(folder, 2)
+        raise KeyboardInterrupt
+    publish(write_store(tmp_path / "since", software="since"), url, overwrite=True)
+    with (
+        pytest.raises(InputError, match=r"holds another label store.*--overwrite"),
+        label_out(url, work=work, resume=True) as folder,
+    ):
+        write(folder, resume=True)
+    assert LabelStore(url).settings.software == "since"
+
+
 def test_parts_of_other_settings_are_not_mixed(left, tmp_path):
     work = tmp_path / "work"
     with StoreWriter(work, store_settings(software="other"), len(IDS)) as writer:

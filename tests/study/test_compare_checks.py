@@ -188,3 +188,18 @@ def test_all_that_is_missing_is_named_with_its_methods(tiny_images, tmp_path):
     assert len(lines) == 8 and "--only" in lines[-1]  # nothing of hard and fkd
     fine = suite(photos, set={"data.store": gone}, methods={"hard": {}})
     assert check_data(fine, wanted_runs(fine, tmp_path / "out")) is None
+
+
+def test_what_is_missing_for_a_later_seed_is_named(tiny_images, tmp_path):
+    photos = tiny_images({"a": 2, "b": 2})
+    label(photos, f"{TEACHER}&image_size=32", tmp_path / "labels-0", crops=2, workers=1)
+    of = suite(
+        photos,
+        seeds=[0, 1],
+        methods={"fkd": {"method": "fkd", "data.store": f"{tmp_path}/labels-{{seed}}"}},
+    )
+    with pytest.raises(InputError) as caught:
+        check_data(of, wanted_runs(of, tmp_path / "out"))
+    said = str(caught.value)
+    assert "labels-1 holds no label store" in said
+    assert "labels-0" not in said

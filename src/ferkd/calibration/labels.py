@@ -12,7 +12,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ferkd.store.soft import LOWEST, TAIL_TEMPERATURES, SoftLabels
+from ferkd.store.soft import LOWEST, SoftLabels
+from ferkd.store.tails import TAIL_TEMPERATURES
 
 
 class Region(IntEnum):

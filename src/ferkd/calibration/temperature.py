@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ferkd.store.reader import LabelStore
-from ferkd.store.soft import TAIL_TEMPERATURES, SoftLabels
+from ferkd.store.soft import SoftLabels
+from ferkd.store.tails import TAIL_TEMPERATURES
 
 _MOST_CROPS = 50_000  # read at most, spread evenly over the images
 _COLDEST, _HOTTEST = 0.05, 20.0

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from ferkd.system import text as texts
+from ferkd.system.interrupt import NotBegun
 from ferkd.system.storage import masked
 
 _PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -130,6 +131,10 @@ def continuing(*, resume: bool = True) -> Iterator[None]:
     """On Ctrl-C, say the command that goes on; ``resume``: with --resume, not as it was given."""
     try:
         yield
+    except NotBegun:
+        line = shlex.join(["ferkd", *map(masked, sys.argv[1:])])
+        say(f"interrupted before anything was replaced; to begin again: {line}")
+        raise
     except KeyboardInterrupt:
         words = [masked(word) for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
         line = shlex.join(["ferkd", *words, *["--resume"] * resume])

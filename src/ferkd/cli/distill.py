@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ferkd.cli.console import meter, say, show, table
+from ferkd.cli.console import continuing, meter, say, show, table
 from ferkd.cli.options import Device, Json, Overwrite, Precision, Resume, Workers
 
 
@@ -83,16 +81,10 @@ def distill(
         text = [*plan["look"], *plan["lines"], *(f"$ {c}" for c in plan["commands"].values())]
         show(plan, "\n".join(text), as_json)
         return
-    try:
-        with meter("distilling") as advance:
-            result = product.distill(
-                settings, out, resume=resume, overwrite=overwrite, progress=advance, say=say
-            )
-    except KeyboardInterrupt:
-        words = [word for word in sys.argv[1:] if word not in ("--overwrite", "--resume")]
-        say(f"stopped; what is finished is kept in {out}. Continue with:")
-        say("  " + shlex.join(["ferkd", *words, "--resume"]))
-        raise
+    with continuing(), meter("distilling") as advance:
+        result = product.distill(
+            settings, out, resume=resume, overwrite=overwrite, progress=advance, say=say
+        )
     show(result, _told(result, next_commands(out)), as_json)
 
 
@@ -151,7 +143,7 @@ def finetune(
         device=device,
         precision=precision,
     )
-    with meter("fine-tuning") as advance:
+    with continuing(), meter("fine-tuning") as advance:
         result = fine_tune(settings, out, resume=resume, overwrite=overwrite, progress=advance)
     rows = [(k, f"{v:.4f}" if isinstance(v, float) else v) for k, v in result.items()]
     show(result, table(rows), as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from ferkd.cli.console import meter, say, show
 from ferkd.cli.options import Device, Json, Overwrite, Workers
 from ferkd.system import text as texts
 from ferkd.system.errors import InputError
+
+if TYPE_CHECKING:
+    from ferkd.product.predict import Prediction
 
 
 def register(app: typer.Typer) -> None:
@@ -100,7 +103,7 @@ def predict(
 ) -> None:
     """Say what images show, with probabilities."""
     from ferkd.product.predict import Predictions, load_predictor, table
-    from ferkd.system.files import write_whole
+    from ferkd.system.files import make_folder, write_whole
 
     if csv is not None and csv.exists() and not overwrite:
         raise InputError(f"{csv} exists; give another file or --overwrite")
@@ -116,18 +119,15 @@ def predict(
         for prediction in predictions:
             found.append(prediction)
             advance(len(found), len(predictions), "images")
-    if csv is not None:
-        write_whole(csv, table(found).encode())
-    if as_json:
-        show([prediction.to_dict() for prediction in found], "", True)
-    else:
-        lines = [
-            f"{texts.name(p.path)}: "
-            + ", ".join(f"{texts.name(name)} {share:.1%}" for name, share in p.classes)
-            for p in found
-        ]
-        if lines:
-            show({}, "\n".join(lines), False)
+    try:
+        if csv is not None:
+            make_folder(csv.parent)
+            write_whole(csv, table(found).encode())
+    finally:  # a full disk costs the table, not the answers
+        if as_json:
+            show([prediction.to_dict() for prediction in found], "", True)
+        elif found:
+            show({}, "\n".join(map(_line, found)), False)
     for skipped in predictions.unreadable:
         say(f"left out {texts.name(skipped.id)}: {texts.name(skipped.reason)}")
     if predictions.unreadable:
@@ -135,3 +135,8 @@ def predict(
             f"{len(predictions.unreadable)} of {len(predictions)} files are no images that can be "
             "read; the others are answered"
         )
+
+
+def _line(found: Prediction) -> str:
+    classes = ", ".join(f"{texts.name(name)} {share:.1%}" for name, share in found.classes)
+    return f"{texts.name(found.path)}: {classes}"

@@ -69,7 +69,7 @@ class Pass:
         base = None if given is None else LabelStore.open(given)
         if wanted.into:
             base = LabelStore(out)
-            wanted = replace(wanted, part_images=base.manifest.geometry.settings.part_images)
+            wanted = _added(wanted, base)
         source = open_images(images, targets=wanted.targets)
         refuse_inside_images(out, source)
         if base is not None:
@@ -189,6 +189,19 @@ def check_skipped(writer: StoreWriter, wanted: Labelling) -> None:
     if not writer.finished():
         skipped = [Unreadable(s.id, s.reason) for s in writer.skipped()]
         check_unreadable_share(skipped, writer.total, wanted.unreadable_limit, option=_LIMIT)
+
+
+def _added(wanted: Labelling, base: LabelStore) -> Labelling:
+    """``wanted`` for a signal more of the store ``base``, whose parts and ground truth it has."""
+    known = base.geometry.targets
+    if wanted.kind == "features":  # of no classes
+        return replace(wanted, part_images=base.geometry.part_images, targets=known)
+    if wanted.targets and not known:
+        raise InputError(
+            f"{base.path} knows no ground truth, so its images' folders are not the classes of a "
+            "signal more either; give --no-targets"
+        )
+    return replace(wanted, part_images=base.geometry.part_images)
 
 
 def _crops(

@@ -12,7 +12,8 @@ from ferkd.methods.base import View
 from ferkd.methods.hard import HardLabels
 from ferkd.objectives import Objective
 from ferkd.objectives.kl import Kl
-from ferkd.store.soft import TAIL_TEMPERATURES, SoftLabels
+from ferkd.store.soft import SoftLabels
+from ferkd.store.tails import TAIL_TEMPERATURES
 from ferkd.system.distributed import rows_of_all
 
 if TYPE_CHECKING:

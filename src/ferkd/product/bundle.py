@@ -9,6 +9,7 @@ without a word.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def sha256(path: Path) -> str:
 def class_names(config: ModelConfig) -> tuple[str, ...]:
     """The names of a model's classes; their numbers where it has no names."""
     return config.class_names or tuple(map(str, range(config.num_classes)))
+
+
+def refuse_odd_names(names: Iterable[str]) -> None:
+    """Raise InputError for a class name that a line of labels.txt cannot hold as it is."""
+    for name in names:
+        if name != " ".join(name.split()):
+            raise InputError(
+                f"class {name!a} does not fit on a line of {LABELS}: white space in it is more "
+                "than single blanks between words; rename it"
+            )
+
+
+def labels(names: Iterable[str]) -> bytes:
+    """The bytes of labels.txt: a name a line."""
+    return "".join(f"{name}\n" for name in names).encode()
 
 
 def timm_config(config: ModelConfig, model_args: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +111,13 @@ def read_record(folder: Path) -> Record:
                     f"{folder / CONFIG} was edited by hand: its {key} is not that of the model "
                     f"that was exported; {remedy}"
                 )
+    unlisted = {WEIGHTS, LABELS} - set(record.files)
+    unlisted |= {n for n in FILES if (folder / n).is_file()} - {CONFIG, CARD, *record.files}
+    if unlisted:
+        raise InputError(
+            f"{folder / CONFIG} does not list {min(unlisted)}, so nothing tells whether it is the "
+            f"file that was exported; {remedy}"
+        )
     for name, wanted in record.files.items():
         if name not in FILES:  # a name of theirs would be opened
             raise InputError(f"{folder / CONFIG} names a file {name!a}; {remedy}")
@@ -105,6 +128,10 @@ def read_record(folder: Path) -> Record:
                 f"{folder / name} is not the file that was exported (its SHA-256 differs): it was "
                 f"edited by hand or is damaged; {remedy}"
             )
+    if (folder / LABELS).read_bytes() != labels(class_names(record.model)):
+        raise InputError(
+            f"{folder / CONFIG} was edited by hand: its classes are not those of {LABELS}; {remedy}"
+        )
     return record
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from ferkd.product.settings import Settings
 from ferkd.system.errors import InputError
 from ferkd.system.files import is_temporary, write_json
+from ferkd.system.interrupt import NotBegun
 from ferkd.system.locks import LOCK, held
 from ferkd.system.plain import read_json
 
@@ -69,7 +70,8 @@ def claimed(out: Path, settings: Settings, *, resume: bool, overwrite: bool) -> 
 
     Nothing but a distillation's own files is ever removed, and those of a distillation that is
     replaced only once the new one has a plan (:meth:`State.plan`). Raises InputError for a
-    folder that is in use, holds other files, or was begun with other settings.
+    folder that is in use, holds other files, or was begun with other settings, and NotBegun where
+    an interrupt left the older distillation in its place.
     """
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one")
@@ -98,10 +100,12 @@ def claimed(out: Path, settings: Settings, *, resume: bool, overwrite: bool) -> 
             yield state
         except BaseException as error:
             # Refused: not begun. Stopped before its plan: what it would have replaced returns.
-            refused = isinstance(error, InputError) or (out / REPLACED).is_dir()
-            if refused and not state.planned:
+            replacing = (out / REPLACED).is_dir()
+            if (isinstance(error, InputError) or replacing) and not state.planned:
                 _withdraw(out)
                 _settle_aside(out)
+                if replacing and isinstance(error, KeyboardInterrupt):
+                    raise NotBegun from error  # --resume would go on with the old one
             raise
 
 

@@ -97,13 +97,24 @@ def export(
         folder = work / to.name
         make_folder(folder)
         written = _write(run, folder, model, config, checked, takes, int8, ranges, torchscript)
-        with writing(to):
-            if to.exists():
-                shutil.rmtree(to)
-            os.rename(folder, to)
+        _check_target(to, overwrite)  # again: meanwhile others may have written there
+        _put(folder, to, work / f"{to.name}.old")
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return Exported(model=str(to), **written)
+
+
+def _put(folder: Path, to: Path, aside: Path) -> None:
+    """Rename a folder into place; an older one goes ``aside``, whole, and returns if that fails."""
+    with writing(to):
+        if to.exists():
+            os.rename(to, aside)
+        try:
+            os.rename(folder, to)
+        except BaseException:
+            if aside.exists():
+                os.rename(aside, to)
+            raise
 
 
 def _takes(onnx: bool, uint8: bool, photograph: bool, int8: bool) -> Takes | None:
@@ -187,11 +198,9 @@ def _write(
     torchscript: bool,
 ) -> dict[str, Any]:
     names = bundle.class_names(config)
-    odd = [name for name in names if name != " ".join(name.split())]
-    if odd:
-        raise InputError(f"class {odd[0]!a} does not fit on a line of labels.txt; rename it")
+    bundle.refuse_odd_names(names)
     save_weights(folder / bundle.WEIGHTS, model)
-    write_whole(folder / bundle.LABELS, "".join(f"{name}\n" for name in names).encode())
+    write_whole(folder / bundle.LABELS, bundle.labels(names))
     arguments = config.model_args
     if config.architecture.startswith("timm/"):
         arguments = bundle.timm_model_args(folder, config, model)

@@ -21,6 +21,7 @@ from ferkd.images import (
     refuse_other_sources,
 )
 from ferkd.images.decode import Unreadable
+from ferkd.product.bundle import refuse_odd_names
 from ferkd.product.settings import Settings
 from ferkd.system.errors import InputError
 from ferkd.system.threads import ahead
@@ -84,6 +85,7 @@ def look(
             f"{labelled} has {len(names)} class folder{'s' * (len(names) != 1)} "
             f"({', '.join(names)}); a classifier needs at least 2"
         )
+    refuse_odd_names(names)  # here, and not when the trained student is delivered
     lacking = [name for name in names if name not in set(held.class_names)]
     foreign = [name for name in held.class_names if name not in set(names)]
     if lacking or foreign:

@@ -20,6 +20,7 @@ from ferkd.product import bundle
 from ferkd.system.compute import Normalise, resolve_device
 from ferkd.system.errors import InputError
 from ferkd.system.storage import is_url, local_path, masked
+from ferkd.system.text import cell
 
 if TYPE_CHECKING:
     from ferkd.product.graphs import Session
@@ -157,13 +158,14 @@ class Predictions:
 
 
 def table(predictions: Sequence[Prediction]) -> str:
-    """Comma-separated values: a line an image and class, best first."""
+    """Comma-separated values: a line an image and class, best first; names as
+    `ferkd.system.text.cell` writes them, for people and spreadsheets."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "rank", "class", "probability"])
     for found in predictions:
         for rank, (name, probability) in enumerate(found.classes, 1):
-            writer.writerow([found.path, rank, name, f"{probability:.6f}"])
+            writer.writerow([cell(found.path), rank, cell(name), f"{probability:.6f}"])
     return text.getvalue()
 
 

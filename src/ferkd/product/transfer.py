@@ -198,6 +198,7 @@ def _place(
         if listed:
             write_whole(files / LISTING, parcel.data)
         if out.exists():
+            shutil.rmtree(staging / "old", ignore_errors=True)  # by a pull that was killed
             os.rename(out, staging / "old")
         os.rename(files, out)
     shutil.rmtree(staging, ignore_errors=True)  # gone where nothing was left in it

@@ -17,7 +17,8 @@ from ferkd.store import manifest as manifests
 from ferkd.store.derive import Progress, chunks, decoded, refuse_inside, rewrite
 from ferkd.store.reader import IMAGE, LabelStore
 from ferkd.store.records import RecordFormat
-from ferkd.store.soft import TAIL_TEMPERATURES, SoftLabels
+from ferkd.store.soft import SoftLabels
+from ferkd.store.tails import TAIL_TEMPERATURES
 from ferkd.system.errors import InputError
 
 Rule = Literal["probs", "logits"]

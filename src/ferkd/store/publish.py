@@ -153,7 +153,8 @@ def label_out(
     A local ``out`` is that folder itself. For a URL it is ``work``, which stays, or a folder in
     the cache, the same one each time so that ``resume`` finds it, which goes when its labels are
     published. Finished parts are sent to the URL meanwhile: with ``resume`` another machine goes on
-    from these, or from the store at the URL.
+    from these, or from the store at the URL. A store that ``overwrite`` was to replace stays until
+    the new one is there, and is replaced by whoever continues that job.
     Raises InputError before any label is made when a store is in the way.
     """
     if (local := as_local(out)) is not None:
@@ -167,12 +168,15 @@ def label_out(
             f"{masked(url)} holds a label store already; continue it with --resume, or replace it "
             "with --overwrite"
         )
-    if there is not None and resume and not (folder.is_dir() and any(folder.iterdir())):
-        fetch(url, folder)
+    if overwrite:
+        mirror.clear()
+        if there is not None:
+            mirror.replace(there)
+    elif there is not None and not mirror.replaces(there):
+        if not (folder.is_dir() and any(folder.iterdir())):
+            fetch(url, folder)
     elif mirror.begun():
-        if overwrite:
-            mirror.clear()
-        elif resume:
+        if resume:
             mirror.fetch()
         elif not folder.exists():
             raise InputError(
@@ -181,7 +185,9 @@ def label_out(
             )
     with mirror.sending():
         yield folder
-    publish(folder, url, overwrite=overwrite, progress=progress)
+    there = read_manifest(url)
+    agreed = overwrite or (there is not None and mirror.replaces(there))
+    publish(folder, url, overwrite=agreed, progress=progress)
     mirror.clear()
     if work is None:
         shutil.rmtree(folder)

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ferkd.store.soft import TAIL_TEMPERATURES, SoftLabels
+from ferkd.store.soft import SoftLabels
+from ferkd.store.tails import TAIL_TEMPERATURES
 from ferkd.system.errors import InputError
 
 Values = Literal["u8", "f16", "f32"]

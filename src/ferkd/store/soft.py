@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ferkd.store import tails
+from ferkd.store.tails import TAIL_TEMPERATURES
 from ferkd.system.errors import InputError
 from ferkd.system.trees import tree_node
 
 Tail = Literal["uniform", "renorm"]
 
-# The tail's log-sum-exp is recorded at these temperatures; between them it is interpolated.
-TAIL_TEMPERATURES = (1.0, 2.0, 4.0)
 _TAIL_GIVES = math.log(0.98)  # the largest share of a tail that one class may take out of it
 LOWEST = -80.0  # log-probabilities are kept finite: -inf marks an empty slot
 
@@ -366,47 +366,10 @@ class SoftLabels:
         return base, scaled - total[:, None]
 
     def _tail_mean(self, log_mass: Tensor) -> Tensor:
-        """exp(log_mass) spread over each row's unstored classes; 0 without any. [B]"""
-        unstored = self.num_classes - torch.isfinite(self.log_probs).sum(1)
-        return torch.where(unstored > 0, log_mass.exp() / unstored.clamp_min(1), 0.0)
+        return tails.mean(log_mass, self.log_probs, self.num_classes)
 
     def _tail_mass(self, temperature: float) -> Tensor:
-        """log of the sum of p^(1/T) over the unstored classes, [B].
-
-        Between the recorded temperatures the cubic in 1/T through the three recorded values and
-        the exact one at 1/T = 0 (the log of the number of unstored classes) is used.
-        """
-        if temperature in TAIL_TEMPERATURES:
-            mass = self.tail[:, TAIL_TEMPERATURES.index(temperature)]
-        elif temperature < 1:
-            mass = self.tail[:, 0].masked_fill(self.tail[:, 0] != -math.inf, math.nan)
-            if mass.device.type == "cpu" and bool(torch.isnan(mass).any()):
-                raise InputError(
-                    f"temperature {temperature} is below 1, where a top-{self.k} label does not "
-                    "tell its tail; use a temperature of 1 or more, or store all classes"
-                )
-        else:
-            mass = self._interpolated(1.0 / temperature)
-        # On an accelerator the question would wait for it; there a missing tail shows as a loss of
-        # NaN, and training asks of the first labels on the CPU before it begins.
-        if mass.device.type == "cpu" and bool(torch.isnan(mass).any()):
-            raise InputError(
-                f"temperature {temperature} asks for the tail of these labels at that temperature, "
-                "which their record does not hold (imported labels do not); use temperature 1, "
-                'tail "renorm", or label again'
-            )
-        return mass
-
-    def _interpolated(self, beta: float) -> Tensor:
-        unstored = self.num_classes - torch.isfinite(self.log_probs).sum(1)
-        knots = [0.0, *(1 / t for t in TAIL_TEMPERATURES)]
-        values = torch.cat([unstored.clamp_min(1).log()[:, None], self.tail], 1)
-        mass = torch.zeros_like(self.tail[:, 0])
-        for i, knot in enumerate(knots):
-            others = [other for other in knots if other != knot]
-            mass = mass + values[:, i] * math.prod((beta - o) / (knot - o) for o in others)
-        no_tail = self.tail[:, 0] == -math.inf
-        return torch.where(no_tail, torch.full_like(mass, -math.inf), mass)
+        return tails.mass(self.tail, temperature, self.log_probs, self.num_classes)
 
 
 def _kind(labels: SoftLabels) -> tuple[object, ...]:

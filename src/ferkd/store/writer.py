@@ -75,12 +75,16 @@ class StoreWriter:
             )
         self.path = local
         self.name = manifests.check_name(signal or ("labels" if settings.record else "features"))
-        self.work = self.path  # where the settings and the parts are until all is finished
         self.settings = settings
         self.total = total
         self._resume, self._overwrite = resume, overwrite
         self._lock = FileLock(self.path / LOCK)
         self._patience = 0.0  # seconds to wait for another process's lock
+        # Where the settings and the parts are until all is finished; the geometry's classes.
+        self.work, self._class_names = self._place()
+
+    def _place(self) -> tuple[Path, tuple[str, ...]]:
+        return self.path, self.settings.geometry.class_names
 
     @property
     def parts(self) -> int:
@@ -314,13 +318,10 @@ class StoreWriter:
 
     def _joined_signal(self, counts: list[int]) -> manifests.Signal:
         """The signal's files out of all parts, of ``counts`` images each."""
-        named = self.settings.class_names if self.settings.targets else ()
-        settings = self.settings.signal(self._class_names or named)
+        settings = self.settings.signal(self._class_names)
         width = settings.width(self.settings.crops.count)
         files = self._joined(self.name, "records", counts, settings.format.dtype, (width,))
         return manifests.Signal(settings=settings, files=files)
-
-    _class_names: tuple[str, ...] | None = None  # of the geometry that a signal is added to
 
     def _joined(
         self,

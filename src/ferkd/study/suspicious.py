@@ -25,7 +25,7 @@ from ferkd.calibration.regions import scores_of
 from ferkd.calibration.reliability import reliability, weights_of
 from ferkd.store import LabelStore
 from ferkd.system.files import make_folder, write_whole
-from ferkd.system.text import name as visible
+from ferkd.system.text import cell
 
 _LEAST = 1e-6  # a probability that counts: labels of some classes leave the others out
 _NUMBERS = 1 << 22  # probabilities held at a time
@@ -40,8 +40,6 @@ COLUMNS = (
     "probability_of_label",
     "crops_that_say_so",
 )
-# A spreadsheet runs a cell that begins so as a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @dataclass(frozen=True)
@@ -178,6 +176,4 @@ def write_csv(path: Path, entries: list[dict[str, Any]]) -> None:
 def _cell(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.4f}"
-    if not isinstance(value, str):
-        return value
-    return f"'{visible(value)}" if value.startswith(_FORMULA) else visible(value)
+    return cell(value) if isinstance(value, str) else value

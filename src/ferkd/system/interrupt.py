@@ -11,6 +11,10 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class NotBegun(KeyboardInterrupt):
+    """An interrupt after which all is as it was before the call: there is nothing to continue."""
+
+
 class Interrupt:
     """Within the context, SIGINT and SIGTERM set ``requested`` instead of stopping the process.
 

@@ -21,6 +21,8 @@ _UNSEEN = (
     r"\u2028\u2029\ud800-\udfff\ufeff"
 )
 _IN_NAMES = re.compile(f"[{_UNSEEN}]")
+# A spreadsheet runs a cell that begins so.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _IN_LINES = re.compile(f"(?![\\n\\t])[{_UNSEEN}]")
 
 
@@ -28,6 +30,12 @@ def name(value: object) -> str:
     r"""A name as one line of visible text: an escape character becomes ``\x1b``, a line end
     ``\n``, and so on."""
     return _IN_NAMES.sub(_escaped, str(value))
+
+
+def cell(value: object) -> str:
+    """A name as a cell of a table: as `name`, and what a spreadsheet would run as a formula gets
+    an apostrophe before it."""
+    return f"'{name(value)}" if str(value).startswith(_FORMULA) else name(value)
 
 
 def lines(value: object) -> str:

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from ferkd.store.fkd.files import DamagedLabels
-from ferkd.store.soft import TAIL_TEMPERATURES, SoftLabels
+from ferkd.store.soft import SoftLabels
+from ferkd.store.tails import TAIL_TEMPERATURES
 from ferkd.system.errors import InputError
 
 Kind = Literal["top-k", "smoothing", "hard", "full"]

@@ -158,6 +158,19 @@ def peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def resident() -> dict[str, int]:
+    """This process's resident bytes by kind, from Linux's /proc; empty elsewhere."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return {}
+    sizes = {line.split(":")[0]: line.split() for line in lines}
+    return {
+        "private": int(sizes["RssAnon"][1]) * 1024,
+        "mapped": int(sizes["RssFile"][1]) * 1024,
+    }
+
+
 def machine() -> dict[str, Any]:
     """What a figure was measured on."""
     packages = ("numpy", "torchvision", "timm", "pillow")

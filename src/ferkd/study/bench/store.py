@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from ferkd.store import manifest as manifests
 from ferkd.store.adding import SignalWriter, copy_signal
 from ferkd.store.reader import IMAGE, MANIFEST
 from ferkd.store.records import RecordFormat
-from ferkd.store.soft import TAIL_TEMPERATURES
+from ferkd.store.tails import TAIL_TEMPERATURES
 from ferkd.store.writer import StoreWriter, listing
-from ferkd.study.bench.measuring import in_a_fresh_process, machine
+from ferkd.study.bench.measuring import in_a_fresh_process, machine, resident
 from ferkd.system.errors import InputError
 
 CLASSES, TOP_K = 1000, 5
@@ -36,7 +36,7 @@ IMAGENET_IMAGES = 1_281_167
 _PART = 64  # images written at a time
 _ROUNDS = 20  # batches read from the store in a turn, so that it too runs with warm caches
 _LOOKUPS = 1000
-_MADE_UP = "0" * 64  # stands for a checksum that nobody will check
+MADE_UP = "0" * 64  # stands for a checksum that nobody will check
 
 
 def bench_store(
@@ -138,13 +138,13 @@ def imagenet_ids(count: int) -> list[str]:
 def write_store(path: Path, ids: Sequence[str], crops: int, *, seed: int = 0) -> LabelStore:
     """Write a store of synthetic top-5 labels over 1000 classes for the images ``ids``."""
     rng = np.random.default_rng(seed)
-    settings = _settings(crops, listing(ids), seed)
+    settings = made_up_settings(crops, listing(ids), seed)
     record = settings.labels.format
     with StoreWriter(path, settings, len(ids)) as writer:
         for part in writer.missing():
             places = writer.part_range(part)
             count = len(places) * crops
-            labels = _random_labels(count, rng)
+            labels = random_labels(count, rng)
             boxes = rng.integers(0, 498, (count, 4))
             boxes = (boxes // 2).reshape(-1, crops, 4) + 1  # inside images of 500 pixels
             flips, records = rng.random((len(places), crops)) < 0.5, record.encode(labels)
@@ -222,7 +222,7 @@ def write_sparse(path: Path, images: int, crops: int) -> None:
     table["target"], table["height"], table["width"] = np.arange(images) // 1300, 375, 500
     np.save(path / "images.npy", table)
     np.save(path / "ids.npy", np.frombuffer(text, "u1"))
-    settings = _settings(crops, _MADE_UP, 0)
+    settings = made_up_settings(crops, MADE_UP, 0)
     dtype = settings.labels.format.dtype
     np.save(path / "flips.npy", np.zeros((images, -(-crops // 8)), "u1"))
     shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -232,21 +232,26 @@ def write_sparse(path: Path, images: int, crops: int) -> None:
     for name, (kind, shape) in shapes.items():
         np.lib.format.open_memmap(path / name, mode="w+", dtype=kind, shape=shape)
 
-    def described(name: str, rows: int) -> manifests.File:
+    rows = {name: shape[0] for name, (_, shape) in shapes.items()}
+    rows |= {"images.npy": images, "ids.npy": len(text), "flips.npy": images}
+    write_manifest(path, settings, rows)
+
+
+def write_manifest(path: Path, settings: manifests.Settings, rows: Mapping[str, int]) -> None:
+    """A manifest for files, one of each kind, of ``rows`` rows by name; checksums are made up."""
+
+    def described(name: str) -> manifests.File:
         size = (path / name).stat().st_size
-        return manifests.File(name=name, rows=rows, size=size, sha256=_MADE_UP)
+        return manifests.File(name=name, rows=rows[name], size=size, sha256=MADE_UP)
 
     geometry = manifests.Geometry(
         settings=settings.geometry,
-        images=described("images.npy", images),
-        ids=described("ids.npy", len(text)),
-        flips=described("flips.npy", images),
-        boxes=(described("boxes-00000.npy", images),),
+        **{name: described(f"{name}.npy") for name in ("images", "ids", "flips")},
+        boxes=(described("boxes-00000.npy"),),
         skipped=(),
     )
     signal = manifests.Signal(
-        settings=settings.signal(settings.class_names),
-        files=(described("labels-00000.npy", images),),
+        settings=settings.signal(settings.class_names), files=(described("labels-00000.npy"),)
     )
     manifest = manifests.Manifest(geometry=geometry, signals={"labels": signal})
     (path / MANIFEST).write_bytes(manifests.to_bytes(manifest))
@@ -260,7 +265,7 @@ def probe(path: str, batch: int = 256, crops_per_image: int = 4) -> dict[str, An
     ``private`` is memory of the process's own, ``mapped`` are pages of files it has looked at,
     which the system may take back; None where the system does not tell.
     """
-    before = _resident()
+    before = resident()
     begun = time.perf_counter()
     store = LabelStore(path)
     store.map_all()
@@ -282,7 +287,7 @@ def probe(path: str, batch: int = 256, crops_per_image: int = 4) -> dict[str, An
     lookup = (time.perf_counter() - begun) / len(wanted)
     if [ids[row] for row in found] != wanted:
         raise RuntimeError("a lookup by id found another image")
-    after = _resident()
+    after = resident()
     grown = {key: after[key] - before[key] for key in after} if before and after else None
     return {
         "images": len(store),
@@ -301,20 +306,7 @@ def _unchecked(store: LabelStore, rows: NDArray[Any], crops: NDArray[Any]) -> ob
     return store.decode(records, np.broadcast_to(rows, crops.shape).reshape(-1))
 
 
-def _resident() -> dict[str, int]:
-    """This process's resident bytes by kind, from Linux's /proc; empty elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return {}
-    sizes = {line.split(":")[0]: line.split() for line in lines}
-    return {
-        "private": int(sizes["RssAnon"][1]) * 1024,
-        "mapped": int(sizes["RssFile"][1]) * 1024,
-    }
-
-
-def _random_labels(count: int, rng: np.random.Generator) -> SoftLabels:
+def random_labels(count: int, rng: np.random.Generator) -> SoftLabels:
     """Labels with geometrically falling probabilities and an even tail."""
     scores = -np.cumsum(rng.exponential(1.5, (count, TOP_K + 1)), 1)
     log_probs = torch.from_numpy(scores).log_softmax(1).float()
@@ -326,7 +318,7 @@ def _random_labels(count: int, rng: np.random.Generator) -> SoftLabels:
     return SoftLabels(torch.from_numpy(classes), top, tail, CLASSES, top[:, 0])
 
 
-def _settings(crops: int, images: str, seed: int) -> manifests.Settings:
+def made_up_settings(crops: int, images: str, seed: int) -> manifests.Settings:
     return manifests.Settings(
         record=manifests.Record(**vars(RecordFormat.choose(TOP_K, CLASSES))),
         crops=manifests.Crops(

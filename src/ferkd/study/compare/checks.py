@@ -26,8 +26,8 @@ def check_data(suite: Suite, wanted: Sequence[WantedRun]) -> None:
     where the method reads it.
     """
     users: dict[tuple[Any, ...], tuple[Callable[[], object], list[str]]] = {}
-    for method in dict.fromkeys(run.method for run in wanted if not run.finished):
-        recipe = suite.recipe(method, suite.seeds[0], {"steps": 1})
+    for method, seed in dict.fromkeys((run.method, run.seed) for run in wanted if not run.finished):
+        recipe = suite.recipe(method, seed, {"steps": 1})
         for key, check in _reads(recipe).items():
             users.setdefault(key, (check, []))[1].append(method)
     mistakes = []
@@ -35,7 +35,7 @@ def check_data(suite: Suite, wanted: Sequence[WantedRun]) -> None:
         try:
             check()
         except InputError as error:
-            mistakes.append(f"{', '.join(methods)}: {error}")
+            mistakes.append(f"{', '.join(dict.fromkeys(methods))}: {error}")
     if mistakes:
         advice = "\nmake what is missing, or name the methods to run with --only"
         raise InputError("\n".join(mistakes) + advice)

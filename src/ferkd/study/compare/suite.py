@@ -10,6 +10,9 @@ A suite is YAML::
     methods:
       hard: {}
       fkd: {method: fkd, data.store: labels}
+
+``{seed}`` in a text of the settings stands for the run's seed. So ``data.store: labels-{seed}``
+gives each seed its own teacher, and the spread over seeds then holds the teachers'.
 """
 
 from __future__ import annotations
@@ -87,6 +90,7 @@ class Suite(Part):
     def settings(self, method: str, seed: int, length: Mapping[str, Any]) -> Tree:
         """The settings of one run; ``length`` is {"steps": n} or {"epochs": x}."""
         tree = merge(self.base, self.set, self.methods[method], {"seed": seed})
+        tree = {key: _of_seed(value, seed) for key, value in tree.items()}
         schedule = tree.get("schedule") or {}
         if isinstance(schedule, dict):
             kept = {k: v for k, v in schedule.items() if k not in ("steps", "epochs")}
@@ -95,6 +99,17 @@ class Suite(Part):
 
     def recipe(self, method: str, seed: int, length: Mapping[str, Any]) -> Recipe:
         return make_recipe(self.settings(method, seed, length))
+
+
+def _of_seed(value: Any, seed: int) -> Any:
+    """``value`` with the run's seed in the place of every ``{seed}``."""
+    if isinstance(value, str):
+        return value.replace("{seed}", str(seed))
+    if isinstance(value, Mapping):
+        return {key: _of_seed(inner, seed) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_of_seed(inner, seed) for inner in value]
+    return value
 
 
 def images_per_batch(recipe: Recipe) -> int:
