@@ -24,7 +24,7 @@ from ferkd.labelling.verify import verify_store
 from ferkd.store import LabelStore
 from ferkd.store.adding import copy_signal
 from ferkd.store.mirror import PartsMirror
-from ferkd.store.publish import fetch, label_out, publish
+from ferkd.store.publish import fetch, label_out, publish, shard_out
 from ferkd.store.remote import read_manifest
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
@@ -190,6 +190,29 @@ def test_who_continues_an_overwriting_job_replaces_no_store_that_came_since(tmp_
     ):
         write(folder, resume=True)
     assert LabelStore(url).settings.software == "since"
+
+
+def test_a_shard_that_comes_back_after_the_others_have_finished_takes_their_store(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FERKD_CACHE", str(tmp_path / "cache"))
+    url, work = f"memory://{tmp_path.name}/labels", tmp_path / "work"
+    with shard_out(url, "0-of-2", work=work) as folder:
+        write(folder, 1)
+    whole = write_store(tmp_path / "whole")
+    publish(whole, url)
+    with shard_out(url, "0-of-2", work=work) as folder:
+        assert write(folder, resume=True) == []
+    assert bytes_of(work) == bytes_of(whole.folder)
+    other = tmp_path / "other"
+    with StoreWriter(other, store_settings(software="other"), len(IDS)) as writer:
+        write_part(writer, 0)
+    with (
+        pytest.raises(InputError, match="begun labels of other settings than the store"),
+        shard_out(url, "0-of-2", work=other),
+    ):
+        pytest.fail("they are not taken for the store's")
+    assert [part.name for part in (other / "parts").glob("*.npz")] == ["000000.npz"]
 
 
 def test_parts_of_other_settings_are_not_mixed(left, tmp_path):
