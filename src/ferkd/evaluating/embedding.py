@@ -120,12 +120,15 @@ def judge(
         found = [(embedder.features(p).float().cpu(), r) for p, r in crops.batches(batch_size)]
         if not found:
             raise InputError(f"{source.name} holds no image that can be read; check the path")
-        return torch.cat([f for f, _ in found]), torch.cat([r for _, r in found])
+        features = torch.cat([f for f, _ in found])
+        if not bool(features.isfinite().all()):
+            raise InputError(
+                f"the features of {network} for {source.name} are not finite; give precision fp32"
+            )
+        return features, torch.cat([r for _, r in found])
 
     source = open_images(images)
     features, rows = embed(source)
-    if not bool(features.isfinite().all()):
-        raise InputError(f"the features of {network} are not finite; give precision fp32")
     if reference is None:
         judged_rows = torch.from_numpy(held_out(source, HELD_OUT))[rows]
         known, judged = _labelled(source, rows, features, judged_rows)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from torch import cuda
 from torch.utils.data import DataLoader
 
@@ -197,6 +198,7 @@ class Loader:
             num_workers=count,
             worker_init_fn=one_thread,
             multiprocessing_context=self._start_method,
+            generator=torch.Generator(),  # else they draw from the caller's
             pin_memory=cuda.is_available(),
         )
 
