@@ -112,6 +112,17 @@ def test_a_line_of_json_ends_at_line_feeds_alone(tmp_path):
     assert sorted(read_crops(tmp_path / "crops.jsonl").of) == ["c/a\x85b.png", "c/a\u2028b.png"]
 
 
+def test_images_with_crops_must_be_readable_whatever_the_others_are(images, tmp_path):
+    """Of the images one is not in the file; a share is of those that are."""
+    file = written(tmp_path / "crops.json", ROWS)
+    (images / "c/1.png").write_bytes(b"broken")
+    given = {"crops_from": file, "targets": False}
+    with pytest.raises(InputError, match=r"1 of 2 images \(50.0%\) are unreadable"):
+        label(images, teacher(), tmp_path / "s", max_unreadable=0.49, **given)
+    store = label(images, teacher(), tmp_path / "t", max_unreadable=0.5, **given)
+    assert list(store.ids) == ["c/0.png"] and len(store.manifest.skipped) == 2
+
+
 def test_given_crops_exclude_drawn_ones(images, tmp_path):
     with pytest.raises(InputError, match="nothing else may"):
         label(images, teacher(), tmp_path / "s", crops_from="x.json", crops=3)

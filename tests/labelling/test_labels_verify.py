@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import pickle
 import shutil
+from functools import reduce
 from pathlib import Path
 
 import cv2
@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stores import IDS, write_store
+from stores import IDS, resigned, write_store
 
 from ferkd.images import open_images
 from ferkd.labelling import replay
@@ -138,29 +138,6 @@ def test_other_damage_is_found_in_every_file(tmp_path, monkeypatch):
     assert places(verify_store(path)) == ["labels-00009.npy", "notes.txt"]
 
 
-def files_of(body) -> list[dict]:
-    geometry = body["geometry"]
-    one = [geometry[name] for name in ("images", "ids", "flips")]
-    return [*one, *geometry["boxes"], *(f for s in body["signals"].values() for f in s["files"])]
-
-
-def resigned(path: Path, change) -> None:
-    """Damage a store and make all its checksums right again, as a hostile or faulty writer may."""
-    arrays = {p.name: np.load(p) for p in path.glob("*.npy")}
-    body = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    change(arrays, body)
-    for file in files_of(body):
-        if file["name"] in arrays:
-            np.save(path / file["name"], arrays[file["name"]])
-            data = (path / file["name"]).read_bytes()
-            file |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    del body["digest"]
-    text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    body["digest"] = hashlib.sha256(text.encode()).hexdigest()
-    text = json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    (path / "manifest.json").write_text(text, encoding="utf-8")
-
-
 def set_at(name, index, field, value):
     def change(arrays, body):
         (arrays[name][field] if field else arrays[name])[index] = value
@@ -220,6 +197,18 @@ RECORDS, BOXES = "labels-00000.npy", "boxes-00000.npy"
             lambda arrays, body: body["geometry"]["settings"].update(targets=False),
             IDS[1],
             "of 0 classes",
+        ),
+        (
+            lambda arrays, body: body["geometry"]["settings"]["crops"].update(count=10**14),
+            "manifest.json",
+            "less than or equal to 1000000",
+        ),
+        (
+            lambda arrays, body: body["signals"]["labels"]["settings"].update(
+                teacher=reduce(lambda inner, _: {"teacher": inner}, range(100), {})
+            ),
+            "manifest.json",
+            "signals.labels.settings.teacher: nested deeper than 100 levels",
         ),
         (
             lambda arrays, body: arrays.update({RECORDS: arrays[RECORDS][:, :3]}),

@@ -24,7 +24,7 @@ from ferkd.labelling.verify import verify_store
 from ferkd.store import LabelStore
 from ferkd.store.adding import copy_signal
 from ferkd.store.mirror import PartsMirror
-from ferkd.store.publish import fetch, label_out, publish
+from ferkd.store.publish import fetch, label_out, publish, shard_out
 from ferkd.store.remote import read_manifest
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
@@ -151,6 +151,68 @@ def test_repeating_a_finished_job_takes_nothing_away_at_the_url(tmp_path, there)
         ):
             write(folder, resume=True)
         assert LabelStore(url).settings.software == "other"
+
+
+@pytest.mark.parametrize("machine", ["the same", "another"])
+def test_who_continues_an_overwriting_job_replaces_that_store_alone(tmp_path, monkeypatch, machine):
+    monkeypatch.setenv("FERKD_CACHE", str(tmp_path / "cache"))
+    url, work = f"memory://{tmp_path.name}/labels", tmp_path / "work"
+    publish(write_store(tmp_path / "old", software="old"), url)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        label_out(url, work=work, overwrite=True) as folder,
+    ):
+        write(folder, 2)
+        raise KeyboardInterrupt
+    assert LabelStore(url).settings.software == "old"
+    there = work if machine == "the same" else tmp_path / "there"
+    with label_out(url, work=there, resume=True) as folder:
+        assert write(folder, resume=True) == [2]
+    assert LabelStore(url).settings.software == "test"
+    names = {Path(path).name for path in fsspec.filesystem("memory").find(url)}
+    assert names == {"manifest.json", *(file.name for file in LabelStore(url).files)}
+
+
+def test_who_continues_an_overwriting_job_replaces_no_store_that_came_since(tmp_path, monkeypatch):
+    monkeypatch.setenv("FERKD_CACHE", str(tmp_path / "cache"))
+    url, work = f"memory://{tmp_path.name}/labels", tmp_path / "work"
+    publish(write_store(tmp_path / "old", software="old"), url)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        label_out(url, work=work, overwrite=True) as folder,
+    ):
+        write(folder, 2)
+        raise KeyboardInterrupt
+    publish(write_store(tmp_path / "since", software="since"), url, overwrite=True)
+    with (
+        pytest.raises(InputError, match=r"holds another label store.*--overwrite"),
+        label_out(url, work=work, resume=True) as folder,
+    ):
+        write(folder, resume=True)
+    assert LabelStore(url).settings.software == "since"
+
+
+def test_a_shard_that_comes_back_after_the_others_have_finished_takes_their_store(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FERKD_CACHE", str(tmp_path / "cache"))
+    url, work = f"memory://{tmp_path.name}/labels", tmp_path / "work"
+    with shard_out(url, "0-of-2", work=work) as folder:
+        write(folder, 1)
+    whole = write_store(tmp_path / "whole")
+    publish(whole, url)
+    with shard_out(url, "0-of-2", work=work) as folder:
+        assert write(folder, resume=True) == []
+    assert bytes_of(work) == bytes_of(whole.folder)
+    other = tmp_path / "other"
+    with StoreWriter(other, store_settings(software="other"), len(IDS)) as writer:
+        write_part(writer, 0)
+    with (
+        pytest.raises(InputError, match="begun labels of other settings than the store"),
+        shard_out(url, "0-of-2", work=other),
+    ):
+        pytest.fail("they are not taken for the store's")
+    assert [part.name for part in (other / "parts").glob("*.npz")] == ["000000.npz"]
 
 
 def test_parts_of_other_settings_are_not_mixed(left, tmp_path):

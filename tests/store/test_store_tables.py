@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from known_stores import write_features
-from stores import bytes_of
+from stores import bytes_of, resigned
 from typer.testing import CliRunner
 
 from ferkd.cli import app
@@ -53,6 +53,24 @@ def test_a_table_comes_and_goes_without_touching_other_bytes(store):
 def test_a_mean_of_each_class_is_that_of_its_crops(store):
     # Class 0: (1 + 3 + 5 + 7) / 4 = 4 and 40; class 1: -6 and 0; the image without truth not.
     assert class_means(LabelStore(store)).tolist() == [[4, 40], [-6, 0]]
+
+
+def test_a_class_that_cannot_be_has_no_mean(store):
+    def outside(arrays, body):
+        arrays["images.npy"]["target"][1] = 2
+
+    resigned(store, outside)
+    with pytest.raises(InputError, match="target 2 of 2 classes"):
+        class_means(LabelStore(store))
+
+
+def test_vectors_that_no_record_can_hold_are_no_features(store):
+    def huge(arrays, body):
+        body["signals"]["features"]["settings"]["vectors"]["dim"] = 10**10
+
+    resigned(store, huge)
+    with pytest.raises(InputError, match=r"vectors\.dim: .*equal to 65536"):
+        LabelStore(store)
 
 
 @pytest.mark.parametrize(

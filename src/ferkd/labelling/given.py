@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from ferkd.crops import CUT_RULE
 from ferkd.store.manifest import Crops
 from ferkd.store.records import MAX_SIDE
+from ferkd.store.settings import MAX_CROPS
 from ferkd.system.errors import InputError
 from ferkd.system.files import read_plain
 from ferkd.system.storage import SMALL_FILE
 
+NO_CROP = "no crop of it is given"  # why an image is left out of whose crops none are listed
 _FORM = 'one crop an entry: {"image": "CLASS/NAME.jpg", "box": [top, left, height, width]}'
 
 
@@ -80,13 +82,15 @@ def read_crops(path: str | Path) -> GivenCrops:
             f"{path} has another number of crops for some images ({held}); give every image the "
             "same number"
         )
+    if (count := next(iter(counts.values()))) > MAX_CROPS:
+        raise InputError(f"{path} has {count} crops an image; give at most {MAX_CROPS:,}")
     digest, of = hashlib.sha256(), {}
     for image in sorted(found):
         boxes = np.array([box for box, _ in found[image]], np.int32)
         flips = np.array([flip for _, flip in found[image]], bool)
         of[image] = boxes, flips
         digest.update(image.encode() + b"\0" + boxes.astype("<i4").tobytes() + flips.tobytes())
-    return GivenCrops(str(path), of, next(iter(counts.values())), digest.hexdigest())
+    return GivenCrops(str(path), of, count, digest.hexdigest())
 
 
 def _crop(row: Any, where: str) -> tuple[str, list[int], bool]:

@@ -22,7 +22,7 @@ from ferkd.images import (
 )
 from ferkd.labelling.agreement import Agreement
 from ferkd.labelling.answering import Answers, Given, answering, batch_of, form_of
-from ferkd.labelling.given import GivenCrops, read_crops
+from ferkd.labelling.given import NO_CROP, GivenCrops, read_crops
 from ferkd.labelling.labeller import Labeller
 from ferkd.labelling.maps import MapTeacher
 from ferkd.labelling.relabelling import ShownCrops, check_same_images, extended, on_boxes_of
@@ -69,7 +69,7 @@ class Pass:
         base = None if given is None else LabelStore.open(given)
         if wanted.into:
             base = LabelStore(out)
-            wanted = replace(wanted, part_images=base.manifest.geometry.settings.part_images)
+            wanted = _added(wanted, base)
         source = open_images(images, targets=wanted.targets)
         refuse_inside_images(out, source)
         if base is not None:
@@ -166,9 +166,10 @@ class PartLabeller:
         """
         job, writer = self._job, self._writer
         part = self._labeller.label(writer.part_range(number), tell)
-        self._unreadable += part.skipped
-        limit = job.wanted.unreadable_limit
-        check_unreadable_share(self._unreadable, len(job.source), limit, option=_LIMIT)
+        self._unreadable += (skip for skip in part.skipped if skip.reason != NO_CROP)
+        limit, given = job.wanted.unreadable_limit, job.shown.given
+        shown = len(job.source if given is None else given.of)
+        check_unreadable_share(self._unreadable, shown, limit, option=_LIMIT)
         skipped = [manifests.Skipped(id=s.id, reason=s.reason) for s in part.skipped]
         of_crops = job.shown.joined(part.ids, *part.joined())
         writer.write(number, part.ids, part.table(), *of_crops, skipped)
@@ -187,8 +188,23 @@ class PartLabeller:
 def check_skipped(writer: StoreWriter, wanted: Labelling) -> None:
     """Raise InputError where the parts of all processes left out more images than ``wanted``."""
     if not writer.finished():
-        skipped = [Unreadable(s.id, s.reason) for s in writer.skipped()]
-        check_unreadable_share(skipped, writer.total, wanted.unreadable_limit, option=_LIMIT)
+        skipped = writer.skipped()
+        unreadable = [Unreadable(s.id, s.reason) for s in skipped if s.reason != NO_CROP]
+        shown = writer.total - len(skipped) + len(unreadable)
+        check_unreadable_share(unreadable, shown, wanted.unreadable_limit, option=_LIMIT)
+
+
+def _added(wanted: Labelling, base: LabelStore) -> Labelling:
+    """``wanted`` for a signal more of the store ``base``, whose parts and ground truth it has."""
+    known = base.geometry.targets
+    if wanted.kind == "features":  # of no classes
+        return replace(wanted, part_images=base.geometry.part_images, targets=known)
+    if wanted.targets and not known:
+        raise InputError(
+            f"{base.path} knows no ground truth, so its images' folders are not the classes of a "
+            "signal more either; give --no-targets"
+        )
+    return replace(wanted, part_images=base.geometry.part_images)
 
 
 def _crops(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ferkd.crops import random_boxes
 from ferkd.images import ImageSource
-from ferkd.labelling.given import GivenCrops
+from ferkd.labelling.given import NO_CROP, GivenCrops
 from ferkd.labelling.maps import grid_boxes
 from ferkd.store import manifest as manifests
 from ferkd.store.reader import LabelStore
@@ -112,7 +112,7 @@ class ShownCrops:
     def skipped(self, image_id: str) -> str | None:
         """Why this image is left out: by the base store, or without a crop; None if it is not."""
         if self.given is not None and image_id not in self.given.of:
-            return "no crop of it is given"
+            return NO_CROP
         return self._skipped.get(image_id)
 
     def check_left_out(self, image_id: str, reason: str) -> None:

@@ -162,6 +162,12 @@ def _same_teacher(
     return loaded
 
 
+def _batch(store: LabelStore) -> int:
+    """The recorded number of crops of a forward pass, with which rounding is the same."""
+    recorded = store.settings.teacher.get("batch_size")
+    return recorded if isinstance(recorded, int) and recorded > 0 else 64
+
+
 def _answers(
     store: LabelStore,
     source: ImageSource,
@@ -173,7 +179,7 @@ def _answers(
     places = {image_id: place for place, image_id in enumerate(source.ids)}
     boxes, flips = store.boxes(rows, crops), store.flips(rows, crops)
     size = teacher.image_size
-    batch = max(1, int(store.settings.teacher.get("batch_size", 64)))
+    batch = _batch(store)
     answers = [torch.zeros(0, teacher.num_classes)]
     pixels, decoded = np.zeros(0, np.uint8), -1
     for start in range(0, len(rows), batch):
@@ -209,7 +215,7 @@ def _cell_answers(
         )
     places = {image_id: place for place, image_id in enumerate(source.ids)}
     size = teacher.image_size
-    batch = max(1, int(store.settings.teacher.get("batch_size", 64)))
+    batch = _batch(store)
     several, of_several = np.unique(rows, return_inverse=True)
     answers = torch.empty(len(rows), teacher.num_classes)
     for start in range(0, len(several), batch):

@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # the command line reads the fields, and loads nothing that t
 PART_IMAGES, PART_OF_MANY, MANY = 32, 256, 65_536  # images to a part; of sets larger than MANY
 _CPU_PIXELS = 16 * 112 * 112  # of a forward pass on a CPU: larger ones leave its caches
 _LARGEST = 128
-_MOST_CROPS = 1_000_000  # of an image: what is more was not meant, and fits no memory
 
 
 def said(help: str, *, flag: str | None = None) -> dict[str, str | None]:
@@ -154,22 +153,19 @@ class Labelling:
                 boxes_from=self.boxes_from,
                 add_to=self.add_to,
             )
-        if self.crops is not None and not 1 <= self.crops <= _MOST_CROPS:
+        from ferkd.store.settings import MAX_CROPS
+
+        if self.crops is not None and not 1 <= self.crops <= MAX_CROPS:
             raise InputError(
-                f"crops is {self.crops}; label at least 1 crop per image, at most {_MOST_CROPS:,}"
+                f"crops is {self.crops}; label at least 1 crop per image, at most {MAX_CROPS:,}"
             )
-        from ferkd.system.settings import check_seed, check_share
+        from ferkd.system.settings import check_least, check_seed, check_share
 
         check_share("max_unreadable", self.max_unreadable)
         if self.seed is not None:
             check_seed(self.seed)
-        batch = 1 if self.batch_size is None else self.batch_size
-        part = 1 if self.part_images is None else self.part_images
-        if batch < 1 or self.workers < 1 or part < 1:
-            raise InputError(
-                f"batch_size {batch}, workers {self.workers} and part_images {part} "
-                "must be at least 1"
-            )
+        given = {"batch_size": self.batch_size, "part_images": self.part_images}
+        check_least(1, workers=self.workers, **{k: n for k, n in given.items() if n is not None})
         if self.boxes_from is not None and self.add_to is not None:
             raise InputError(
                 "boxes_from and add_to are both given; a pass builds on one store: give one"
@@ -187,9 +183,8 @@ class Labelling:
     @property
     def unreadable_limit(self) -> float:
         """The largest share of images left out: what another store left out was accepted when it
-        was made, and what has no given crop is left out."""
-        givers = (self.boxes_from, self.add_to, self.crops_from)
-        known = self.into or any(given is not None for given in givers)
+        was made."""
+        known = self.into or self.boxes_from is not None or self.add_to is not None
         return 1.0 if known else self.max_unreadable
 
 

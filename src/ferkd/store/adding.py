@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ferkd.store import manifest as manifests
 from ferkd.store.arrays import described
@@ -32,8 +34,8 @@ class SignalWriter(StoreWriter):
     """
 
     def _place(self) -> tuple[Path, tuple[str, ...]]:
-        store = LabelStore(self.path)  # InputError where none is
-        return self.path / f"{ADDING}{self.name}", store.geometry.class_names
+        self._store = LabelStore(self.path)  # InputError where none is
+        return self.path / f"{ADDING}{self.name}", self._store.geometry.class_names
 
     def _prepare(self) -> None:
         self._sweep()
@@ -66,6 +68,17 @@ class SignalWriter(StoreWriter):
 
     def finished(self) -> bool:
         return self.name in LabelStore(self.path).manifest.signals
+
+    def write(
+        self,
+        part: int,
+        ids: list[str],
+        images: NDArray[Any],
+        *of_crops: Any,
+    ) -> None:
+        images = images.copy()  # of which the ground truth is the store's: the labels may have none
+        images["target"] = [self._store.images["target"][self._store.ids.find(i)] for i in ids]
+        super().write(part, ids, images, *of_crops)
 
     def finish(self) -> LabelStore:
         if not self.finished():

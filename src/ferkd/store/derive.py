@@ -48,6 +48,9 @@ def subset(
     does not hold.
     """
     store = LabelStore.open(store)
+    named = [store.signal(name).settings.kind for name in store.chosen.split(",") if name]
+    if named == ["features"]:  # and not the store's labels, which nobody named
+        store = store.of_kinds("features")
     if crops is not None and store.geometry.crops.is_map:
         raise InputError(
             f"crops is {crops}, but {store.path} holds label maps, whose cells belong together; "
@@ -170,10 +173,13 @@ def rewrite(
             rows, skipped = layout.part(writer.part_range(number))
             here = slice(rows.start, rows.stop)
             numbers = np.arange(rows.start, rows.stop)
+            table = store.images[here].copy()
+            if not settings.targets:  # the labels' classes are others than the images'
+                table["target"] = -1
             boxes = store.boxes(numbers[:, None], every)
             flips = store.flips(numbers[:, None], every)
             new = records(numbers)
-            writer.write(number, store.ids[here], store.images[here], boxes, flips, new, skipped)
+            writer.write(number, store.ids[here], table, boxes, flips, new, skipped)
             if progress:
                 progress(writer.part_range(number).stop, layout.total)
         return writer.finish()

@@ -1,11 +1,14 @@
 """Parts of a store at a URL: sent as they are finished, so that another machine can go on.
 
 The settings go first and name the job, then each part by a name of its own; the manifest is for
-:func:`ferkd.store.publish.publish`, last of all. What lies there is no store until then.
+:func:`ferkd.store.publish.publish`, last of all. What lies there is no store until then, but for an
+older one that the job is to replace, which is readable until the new one comes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 import threading
@@ -22,6 +25,7 @@ from ferkd.system.files import make_folder, temporary, write_whole
 from ferkd.system.storage import clear_errors, join, masked, open_url
 
 _EVERY = 1.0  # seconds between two looks for parts that were finished
+_REPLACED = "replaced.json"  # which store at the URL the labels begun there are to replace
 _PART = re.compile(r"\d{6}\.npz")
 _LARGEST = 4 << 30  # bytes of a part that are taken from a server
 
@@ -51,6 +55,15 @@ class PartsMirror:
     def begun(self) -> bool:
         """Whether labels were begun at the URL, by whatever machine."""
         return storage.info(self._place(SETTINGS)) is not None
+
+    def replace(self, manifest: bytes) -> None:
+        """Note at the URL that its store of this manifest is to go when the new labels come: who
+        continues them need not be told again. Raises InputError."""
+        storage.write(self._place(_REPLACED), _named(manifest))
+
+    def replaces(self, manifest: bytes) -> bool:
+        """Whether the store of this manifest is the one to be replaced. Raises InputError."""
+        return storage.read(self._place(_REPLACED)) == _named(manifest)
 
     def fetch(self) -> None:
         """Bring the settings and the parts at the URL that the folder lacks. Raises InputError.
@@ -111,14 +124,13 @@ class PartsMirror:
             self._warned = True
 
     def clear(self) -> None:
-        """Remove the settings and the parts from the URL. Raises InputError."""
-        for name in self.there():
+        """Remove all that a mirror writes from the URL. Raises InputError."""
+        for name in [*self.there(), SETTINGS, _REPLACED]:
             storage.remove(self._place(name))
-        storage.remove(self._place(SETTINGS))
 
     def _place(self, name: str) -> str:
-        """The URL of the settings, or of a part."""
-        return join(self.url if name == SETTINGS else join(self.url, PARTS), name)
+        """The URL of a part, or of another file."""
+        return join(join(self.url, PARTS) if _PART.fullmatch(name) else self.url, name)
 
     @contextmanager
     def sending(self) -> Iterator[None]:
@@ -137,6 +149,10 @@ class PartsMirror:
             ended.set()
             thread.join()
             self.send()
+
+
+def _named(manifest: bytes) -> bytes:
+    return json.dumps({"manifest": hashlib.sha256(manifest).hexdigest()}).encode()
 
 
 def _state(file: Path) -> tuple[int, ...]:

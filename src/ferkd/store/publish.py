@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ferkd.store import manifest as manifests
-from ferkd.store.claims import LOCK, locked
+from ferkd.store.claims import LOCK, locked, refuse_shared
 from ferkd.store.mirror import PartsMirror
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import LabelStore, split_signals
 from ferkd.store.remote import MANIFEST, UNFINISHED, Cache, Expected, download, read_manifest
+from ferkd.store.unfinished import PARTS, SETTINGS, settings_in
 from ferkd.system import storage
 from ferkd.system.errors import InputError
 from ferkd.system.files import is_temporary, sweep, temporary, write_whole
@@ -37,8 +38,9 @@ def publish(
 ) -> str:
     """Copy a finished local store to a URL; returns the URL without secrets.
 
-    ``signals`` names those to copy, None all. A store of the same images and crops at the URL gets
-    the signals that it does not have, and can be read all the while.
+    ``signals`` names those to copy, None all; ``store#NAME`` does the same. A store of the same
+    images and crops at the URL gets the signals that it does not have, and can be read all the
+    while.
 
     The data files go first, each verified after its upload, the manifest last. Files that an
     interrupted upload of the same store left whole are not sent again. Another store at the URL
@@ -49,6 +51,8 @@ def publish(
     where, folder = masked(url), opened.folder
     if as_local(url) is not None:
         raise InputError(f"{where} is a local folder; publish to a URL like s3://bucket/labels")
+    if signals is None and opened is not store and opened.chosen:
+        signals = opened.chosen.split(",")
     wanted = opened.manifest if signals is None else opened.manifest.only(signals)
     files, old = wanted.files, read_manifest(url)
     begun = storage.read(join(url, UNFINISHED))
@@ -153,7 +157,8 @@ def label_out(
     A local ``out`` is that folder itself. For a URL it is ``work``, which stays, or a folder in
     the cache, the same one each time so that ``resume`` finds it, which goes when its labels are
     published. Finished parts are sent to the URL meanwhile: with ``resume`` another machine goes on
-    from these, or from the store at the URL.
+    from these, or from the store at the URL. A store that ``overwrite`` was to replace stays until
+    the new one is there, and is replaced by whoever continues that job.
     Raises InputError before any label is made when a store is in the way.
     """
     if (local := as_local(out)) is not None:
@@ -167,12 +172,15 @@ def label_out(
             f"{masked(url)} holds a label store already; continue it with --resume, or replace it "
             "with --overwrite"
         )
-    if there is not None and resume and not (folder.is_dir() and any(folder.iterdir())):
-        fetch(url, folder)
+    if overwrite:
+        mirror.clear()
+        if there is not None:
+            mirror.replace(there)
+    elif there is not None and not mirror.replaces(there):
+        if not (folder.is_dir() and any(folder.iterdir())):
+            fetch(url, folder)
     elif mirror.begun():
-        if overwrite:
-            mirror.clear()
-        elif resume:
+        if resume:
             mirror.fetch()
         elif not folder.exists():
             raise InputError(
@@ -181,7 +189,9 @@ def label_out(
             )
     with mirror.sending():
         yield folder
-    publish(folder, url, overwrite=overwrite, progress=progress)
+    there = read_manifest(url)
+    agreed = overwrite or (there is not None and mirror.replaces(there))
+    publish(folder, url, overwrite=agreed, progress=progress)
     mirror.clear()
     if work is None:
         shutil.rmtree(folder)
@@ -197,11 +207,10 @@ def shard_out(url: str, name: str, *, work: str | Path | None = None) -> Iterato
     """
     folder = Path(work) if work is not None else _work_folder(url, name)
     mirror = PartsMirror(folder, url)
-    if read_manifest(url) is None:
+    if (there := read_manifest(url)) is None:
         mirror.fetch()
     elif not (folder / MANIFEST).exists():
-        if work is None:
-            shutil.rmtree(folder, ignore_errors=True)
+        _remove_parts(folder, manifests.from_bytes(there, masked(url)), url)
         fetch(url, folder)
     with mirror.sending():
         yield folder
@@ -210,6 +219,24 @@ def shard_out(url: str, name: str, *, work: str | Path | None = None) -> Iterato
         mirror.clear()
         if work is None:
             shutil.rmtree(folder)
+
+
+def _remove_parts(folder: Path, store: manifests.Manifest, url: str) -> None:
+    """Remove the parts in ``folder`` of the job that has become the ``store`` at the URL.
+
+    Raises InputError for those of another one, and while another process writes them.
+    """
+    if not (folder / SETTINGS).exists():
+        return
+    begun, geometry = settings_in(folder), store.geometry.settings
+    if all(manifests.Settings.of(geometry, s.settings) != begun for s in store.signals.values()):
+        raise InputError(
+            f"{folder} holds the begun labels of other settings than the store at {masked(url)}; "
+            "remove them, or label to another URL"
+        )
+    refuse_shared(folder)
+    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    (folder / SETTINGS).unlink()
 
 
 def _work_folder(url: str, *names: str) -> Path:

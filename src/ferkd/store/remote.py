@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from ferkd.store import manifest as manifests
 from ferkd.system import storage
 from ferkd.system.errors import InputError
+from ferkd.system.files import in_words
 from ferkd.system.storage import as_local, cache_folder, get, join, masked, read, reason
 from ferkd.system.text import size
 
@@ -89,20 +90,36 @@ class Cache:
                 f"{wanted.name} has {wanted.size} bytes, but the cache {self.folder} may hold "
                 f"{self.limit}; raise FERKD_CACHE_BYTES"
             )
-        path = self.path(wanted)
-        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-        with self._lock(path.name):
-            if not self.has(wanted):
-                self._make_room(wanted.size)
-                part = path.with_name(path.name + ".part")
-                try:
-                    fetch(part)
-                    os.replace(part, path)
-                finally:
-                    part.unlink(missing_ok=True)
-                self._make_room(0)
-            os.utime(path)
+        path, lock = self.path(wanted), self._lock(wanted.sha256)
+        with self._written():
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        try:
+            with self._written():
+                if not self.has(wanted):
+                    self._make_room(wanted.size)
+                    part = path.with_name(path.name + ".part")
+                    try:
+                        fetch(part)
+                        os.replace(part, path)
+                    finally:
+                        part.unlink(missing_ok=True)
+                    self._make_room(0)
+                os.utime(path)
             yield path
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Tell what the system says to writing the cache in words."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"the cache {self.folder} cannot be written: {in_words(error)[0]}; mend that, or "
+                "name another folder by FERKD_CACHE"
+            ) from error
 
     def path(self, wanted: Expected) -> Path:
         return self.folder / wanted.sha256

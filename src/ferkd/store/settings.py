@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ferkd.crops import CropDistribution
-from ferkd.store.features import Codec, FeatureFormat
+from ferkd.store.features import MAX_DIM, Codec, FeatureFormat
 from ferkd.store.records import RecordFormat, Summary, Values
 from ferkd.system.errors import InputError
 from ferkd.system.settings import Part
 
+MAX_CROPS = 1_000_000  # of an image: what is more was not meant, and fits no memory
+_NESTED = 100  # levels of what is told of a teacher; a merge of merges has four a merge
 IMPORTED_RULE = "imported: "  # begins the crop rule of labels that were not made by ferkd
 
 
@@ -39,7 +47,7 @@ class Crops(Part):
     """
 
     kind: Literal["random", "grid", "given"] = "random"
-    count: int = Field(ge=1)
+    count: int = Field(ge=1, le=MAX_CROPS)
     distribution: CropDistribution = CropDistribution()
     seed: int = 0
     rows: int = Field(default=0, ge=0)
@@ -102,7 +110,7 @@ class Vectors(Part):
     where in the network they were taken; ``normalised`` vectors had the length 1 when stored.
     """
 
-    dim: int = Field(ge=1)
+    dim: int = Field(ge=1, le=MAX_DIM)
     codec: Codec
     per: Literal["crop", "image"] = "crop"
     layer: str = "penultimate"
@@ -114,6 +122,19 @@ class Vectors(Part):
 
 
 Kind = Literal["labels", "features"]
+
+
+def _of_bounded_depth(value: Any, left: int = _NESTED) -> Any:
+    """``value``, which is written out again and compared; ValueError where it is nested deeper."""
+    if left == 0:
+        raise ValueError(f"nested deeper than {_NESTED} levels")
+    inside = value.values() if isinstance(value, dict) else value
+    for inner in inside if isinstance(value, dict | list | tuple) else ():
+        _of_bounded_depth(inner, left - 1)
+    return value
+
+
+Told = Annotated[dict[str, Any], AfterValidator(_of_bounded_depth)]  # of a teacher
 
 
 class GeometrySettings(Part):
@@ -137,7 +158,7 @@ class SignalSettings(Part):
     kind: Kind
     record: Record | None = None
     vectors: Vectors | None = None
-    teacher: dict[str, Any]
+    teacher: Told
     class_names: tuple[str, ...] | None = None
     software: str
 
@@ -176,7 +197,7 @@ class Settings(Part):
     vectors: Vectors | None = None
     crops: Crops
     images: Images
-    teacher: dict[str, Any]
+    teacher: Told
     class_names: tuple[str, ...]
     targets: bool
     part_images: int = Field(ge=1)

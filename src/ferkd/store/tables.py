@@ -18,6 +18,7 @@ from ferkd.store.arrays import described, npy_file
 from ferkd.store.claims import locked
 from ferkd.store.features import MAX_DIM
 from ferkd.store.reader import MANIFEST, LabelStore
+from ferkd.store.structure import require_table
 from ferkd.store.walk import places
 from ferkd.system.errors import InputError
 from ferkd.system.files import write_whole, writing
@@ -80,8 +81,9 @@ def class_means(store: LabelStore) -> NDArray[np.float32]:
     """
     settings = store.geometry
     signal = store.of_kind("features")
-    if not settings.targets:
+    if not (settings.targets and settings.class_names):
         raise InputError(f"{store.path} knows no ground truth, so there are no means of classes")
+    require_table(store)
     classes = len(settings.class_names)
     sums, counts = np.zeros((classes, signal.dim)), np.zeros(classes, np.int64)
     targets = np.asarray(store.images["target"])

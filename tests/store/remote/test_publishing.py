@@ -13,6 +13,7 @@ from stores import bytes_of
 
 from ferkd.store import LabelStore, arrays
 from ferkd.store import publish as publishing
+from ferkd.store.adding import copy_signal
 from ferkd.store.publish import etags, fetch, label_out, publish
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
@@ -67,6 +68,12 @@ def test_existing_stores_are_refused_or_replaced(store, url, tmp_path, monkeypat
         *NAMES[:4],
         NAMES[6],
     }  # the former had two files more of each kind
+
+
+def test_the_signal_that_is_named_is_published_alone(store, url):
+    copy_signal(store, "labels", store.folder, "second")
+    publish(f"{store.folder}#second", url)
+    assert list(LabelStore.open(url).manifest.signals) == ["second"]
 
 
 def test_files_of_others_are_never_replaced(store, url):

@@ -154,6 +154,14 @@ def test_a_held_file_is_not_evicted(tmp_path):
     assert data_files(tmp_path) == {expected(b"cccc").sha256}
 
 
+def test_a_cache_that_cannot_be_written_is_named(store, url, tmp_path, monkeypatch):
+    publish(store, url)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FERKD_CACHE", str(tmp_path / "file/cache"))
+    with pytest.raises(InputError, match=r"the cache .*file/cache cannot be .*FERKD_CACHE"):
+        LabelStore.open(url)
+
+
 def test_half_files_of_killed_processes_go(tmp_path):
     (tmp_path / ("0" * 64 + ".part")).write_bytes(b"half")
     hold(Cache(tmp_path, 100), b"aaaa")
