@@ -36,8 +36,9 @@ D, H, K = Region.DISCARDED, Region.HARD, Region.IMPORTANT
 def test_boundaries_are_as_in_the_papers_table():
     """s < L or s > T discarded; L <= s < M hard; M <= s <= T important."""
     scores = np.array([0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.91])
-    regions = classify_scores(scores, 0.2, 0.5, 0.9)
-    assert regions.tolist() == [D, H, H, K, K, K, D]
+    for kind in (np.float64, np.float32):  # stored scores are float32; 0.2 of both is one score
+        regions = classify_scores(scores.astype(kind), 0.2, 0.5, 0.9)
+        assert regions.tolist() == [D, H, H, K, K, K, D]
 
 
 def test_equal_thresholds_leave_one_score():

@@ -63,7 +63,10 @@ def test_labels_of_some_classes_are_fitted_from_1_up():
     some = fit(*drawn(2.0, 2)[:3])
     assert some.value == pytest.approx(whole.value, rel=0.02)
     assert some.nll == pytest.approx(whole.nll, rel=0.01)
-    assert fit(*drawn(0.5, 2)[:3]).value == pytest.approx(1.0)
+    labels, targets, images, _, _ = drawn(0.5, 2)
+    found = fit(labels, targets, images)
+    assert found.value == 1.0 and found.nll == found.nll_at_1
+    assert labels.tempered(found.value) is labels  # which take no other temperature near 1
 
 
 def test_a_store_is_fitted_by_the_images_with_ground_truth(tmp_path):

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from ferkd.evaluating.embedding import Embedded, Seen, judge, linear_probe, nearest
+from ferkd.evaluating.center_crops import CenterCrops
+from ferkd.evaluating.embedding import Embedded, Embedder, Seen, judge, linear_probe, nearest
 from ferkd.images import open_images
 from ferkd.system.errors import InputError
 
@@ -71,6 +72,27 @@ def test_a_teacher_is_judged_by_its_spec(tiny_images, command_line):
         judge(TEACHER, photos, neighbours=0)
     with pytest.raises(InputError, match="no directory of a run, and no spec"):
         judge("nowhere", photos)
+
+
+@pytest.mark.parametrize("lost", ["judged", "reference"])
+def test_features_that_are_not_finite_are_named_by_their_images(
+    tiny_images, tmp_path, monkeypatch, lost
+):
+    sources = {}
+    for seed, name in enumerate(("judged", "reference")):
+        folder = tiny_images({"a": 3, "b": 3}, seed=seed).rename(tmp_path / name)
+        sources[name] = open_images(folder)
+    batches = CenterCrops.batches
+
+    def some(self, batch_size):
+        for pixels, rows in batches(self, batch_size):
+            yield pixels.float().mul(math.nan if self.images is sources[lost] else 1), rows
+
+    monkeypatch.setattr(CenterCrops, "batches", some)
+    plain = Embedder(lambda pixels: pixels.float().mean((2, 3)), 32, 1.0)
+    monkeypatch.setattr("ferkd.evaluating.embedding.embedder_of", lambda *_, **given: plain)
+    with pytest.raises(InputError, match=rf"of a net for .*{lost} are not finite; give precision"):
+        judge("a net", sources["judged"], reference=sources["reference"], workers=0)
 
 
 def test_classes_are_matched_by_name(tiny_images, tmp_path):

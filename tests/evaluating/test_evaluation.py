@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import numpy as np
@@ -169,14 +170,32 @@ def test_evaluating_a_run(run, folder):
     assert evaluate(out / "weights.safetensors", folder, workers=0)["epochs"] == 2.5
 
 
-def test_evaluating_on_other_classes_is_refused(run, tiny_images):
+def test_classes_without_names_are_told_by_a_map_and_go_by_their_numbers(run, folder):
+    """Its classes are the folders in another order: c is class 0, a class 1, b class 2."""
     out, _ = run
+    named = evaluate(out, folder, workers=0, class_map={"a": "b", "b": "c", "c": "a"})
+    config = json.loads((out / "config.json").read_text())
+    write_json(out / "config.json", {**config, "class_names": []})
+    with pytest.raises(InputError, match=r"names of its 3 classes; .* \(--class-map sorted"):
+        evaluate(out, folder, workers=0)
+    found = evaluate(out, folder, workers=0, class_map={"a": 1, "b": 2, "c": 0})
+    assert found["top1"] == named["top1"]
+    assert list(found["per_class"]) == ["0", "1", "2"]
+    assert list(found["per_class"].values()) == list(named["per_class"].values())
+
+
+def test_evaluating_on_other_classes_is_refused_before_any_image_is_read(
+    run, tiny_images, monkeypatch
+):
+    out, _ = run
+    monkeypatch.setattr(CenterCrops, "batches", None)
     with pytest.raises(InputError, match="lacks 'c'"):
         evaluate(out, tiny_images({"a": 1, "b": 1}))
 
 
 def test_a_student_agrees_with_the_labels_that_it_made_itself(run, folder, tmp_path):
     out, model = run
+    nn.init.normal_(model.classifier.weight, std=10.0)  # its answers tell crops apart, and flips
     teacher = Teacher(model)
     teacher_inputs = Normalise(teacher.mean, teacher.std, torch.device("cpu"))
     store = label(folder, teacher, tmp_path / "store", crops=3, top_k=None, values="f32", workers=1)
@@ -189,6 +208,8 @@ def test_a_student_agrees_with_the_labels_that_it_made_itself(run, folder, tmp_p
         image_size=teacher.image_size,
         normalise=teacher_inputs,
     )
+    flips = store.flips(np.arange(9)[:, None], np.arange(3))
+    assert 0 < flips.mean() < 1
     own = agreement(batch_size=4)
     assert own["agreement"] == 1.0 and own["kl"] == pytest.approx(0.0, abs=1e-5)
     nn.init.normal_(model.classifier.weight, std=10.0)

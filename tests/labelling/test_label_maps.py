@@ -12,6 +12,7 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nets import Cells
 from pictures import write_noise
 from stores import bytes_of, write_store
 
@@ -37,28 +38,8 @@ from ferkd.system.errors import InputError
 SPEC = "timm/test_resnet?random=0&num_classes=3&image_size=64"
 
 
-class Net(torch.nn.Module):
-    """A small network of timm's form: features of 16 / 4 = 4 rows and columns, a linear head."""
-
-    def __init__(self, classes: int = 3, seed: int = 0) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.convolution = torch.nn.Conv2d(3, 8, 4, stride=4)
-        self.head = torch.nn.Linear(8, classes)
-        self.head.weight.data.mul_(20)
-
-    def forward_features(self, images):
-        return self.convolution(images).relu()
-
-    def forward_head(self, features):
-        return self.head(features.mean((2, 3)))
-
-    def forward(self, images):
-        return self.forward_head(self.forward_features(images))
-
-
 def teacher(classes: int = 3, seed: int = 0, size: int = 16, spec: str = "test") -> Teacher:
-    return Teacher(Net(classes, seed), Inputs(image_size=size), spec=spec, device="cpu")
+    return Teacher(Cells(classes, seed), Inputs(image_size=size), spec=spec, device="cpu")
 
 
 @pytest.fixture
@@ -148,14 +129,14 @@ def test_teachers_without_spatial_features_are_refused():
 
 
 def test_a_network_that_is_not_its_head_on_its_features_is_refused():
-    class Other(Net):
+    class Other(Cells):
         def forward(self, images):
             return super().forward(images) + 1
 
     with pytest.raises(InputError, match="answers otherwise than its head does"):
         MapTeacher(Teacher(Other(), Inputs(image_size=16), spec="test", device="cpu"))
 
-    class Fixed(Net):
+    class Fixed(Cells):
         def forward_head(self, features):
             return self.head(features.flatten(2).matmul(torch.ones(16) / 16))
 
@@ -260,7 +241,7 @@ def test_what_reads_crops_refuses_maps(folder, tmp_path):
         subset(made, tmp_path / "s", crops=4)
     with pytest.raises(InputError, match=r"holds label maps .*method relabel"):
         store_agreement(
-            Net(), open_images(folder), made, num_classes=3, image_size=16, normalise=None
+            Cells(), open_images(folder), made, num_classes=3, image_size=16, normalise=None
         )
     assert not (tmp_path / "s").exists() and not (tmp_path / "fkd").exists()
 
@@ -292,7 +273,7 @@ def test_a_replay_finds_another_answer(folder, tmp_path):
         def describe(self):
             return teacher().describe()
 
-    liar = Liar(Net(seed=1), Inputs(image_size=16), spec="test", device="cpu")
+    liar = Liar(Cells(seed=1), Inputs(image_size=16), spec="test", device="cpu")
     made = label(folder, liar, tmp_path / "map", kind="map")
     found = verify_store(made.path, images=folder, teacher=teacher(), sample=30, device="cpu")
     assert not found.ok and "the teacher's answer lies" in str(found.problems[0])

@@ -185,8 +185,9 @@ def test_fresh_crops_differ_from_visit_to_visit(folder):
 
 @pytest.mark.parametrize("kind", ["threads", "processes"])
 def test_worker_kinds_give_the_same_batches_and_errors(folder, store, tmp_path, kind):
-    alone = list(loader(folder, store))
+    alone, random = list(loader(folder, store)), torch.get_rng_state()
     worked = list(loader(folder, store, workers=2, worker_kind=kind))
+    assert torch.equal(torch.get_rng_state(), random)  # dropout draws what it drew without workers
     for one, two in zip(alone, worked, strict=True):
         assert torch.equal(one.images, two.images) and torch.equal(one.crops, two.crops)
         assert torch.equal(one.labels.dense(), two.labels.dense())

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nets import Cells
 from pictures import write_noise
-from test_label_maps import Net
 from torchvision.ops import roi_align
 
 from ferkd.crops import CropDistribution
@@ -126,7 +126,7 @@ def folder(tmp_path) -> Path:
 
 
 def maps(folder: Path, out: Path, seed: int = 0, classes: int = 3, **options) -> LabelStore:
-    model = Teacher(Net(classes, seed), Inputs(image_size=16), spec="test", device="cpu")
+    model = Teacher(Cells(classes, seed), Inputs(image_size=16), spec="test", device="cpu")
     exact = {"top_k": None, "values": "f32", "kind": "map", "targets": classes == 3}
     return label(folder, model, out, **exact | options)
 
@@ -258,7 +258,7 @@ def test_a_crop_is_labelled_as_the_part_of_the_image_it_shows(tmp_path):
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, 32:] = 255
     cv2.imwrite(str(tmp_path / "images/a/1.png"), pixels)
-    net = Net(2)
+    net = Cells(2)
     with torch.no_grad():
         net.convolution.weight.fill_(1.0)
         net.convolution.bias.zero_()
@@ -283,7 +283,7 @@ def test_stores_that_do_not_fit_are_refused(folder, tmp_path):
     images = open_images(folder)
     crops = label(
         folder,
-        Teacher(Net(), Inputs(image_size=16), spec="test", device="cpu"),
+        Teacher(Cells(), Inputs(image_size=16), spec="test", device="cpu"),
         tmp_path / "crops",
         crops=2,
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from runs import TEACHER, changed
@@ -16,6 +19,7 @@ from views import view
 
 from ferkd.labelling.run import label
 from ferkd.methods.feature import smooth_l1
+from ferkd.methods.feature_live import LiveFeatures
 from ferkd.methods.features import FeatureLoss, cosine, mean_of, spread_of
 from ferkd.methods.fkd_ssl import centres, soft_embedding
 from ferkd.models.student import Student, build_student, load_run
@@ -47,6 +51,16 @@ def test_distances_by_hand():
     assert again.tolist() == pytest.approx([expected])
 
 
+def test_a_vector_without_direction_is_halfway():
+    """Of zeros the cosine is 0, as of vectors at right angles; such a target moves nothing."""
+    zero, some = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]], requires_grad=True)
+    assert cosine(zero, some).tolist() == [1.0]
+    (distance,) = cosine(some, zero)
+    assert distance.tolist() == 1.0
+    distance.backward()
+    assert some.grad is not None and some.grad.tolist() == [[0.0, 0.0]]
+
+
 def test_each_side_has_its_own_temperature():
     """The teacher at 0.4: (0.6, 0.8) / 0.4 differ by 1/2; the student's numbers are equal."""
     student, teacher = torch.tensor([[1.0, 1.0]]), torch.tensor([[3.0, 4.0]])
@@ -73,18 +87,36 @@ def test_gradients_by_finite_differences(distance):
 def test_a_mixed_row_is_as_far_as_its_pixels_say():
     """A quarter of the pixels are the row's own: 0.25 d(own) + 0.75 d(other), less the mean."""
     loss = FeatureLoss(nn.Identity(), torch.tensor([1.0, 1.0]), cosine, weight=2.0)
-    shown = view(targets=(0,))
-    own, other = torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 2.0]])
-    shown = shown.__class__(
-        **vars(shown)
-        | {
-            "features": own,
-            "other_features": other,
-            "shares": torch.tensor([0.25]),
-            "beside": torch.tensor([[5.0, 0.0]]),
-        }
+    shown = replace(
+        view(targets=(0,)),
+        features=torch.tensor([[2.0, 1.0]]),
+        other_features=torch.tensor([[1.0, 2.0]]),
+        shares=torch.tensor([0.25]),
+        beside=torch.tensor([[5.0, 0.0]]),
     )
     assert float(loss(torch.zeros(1, 2), shown)) == pytest.approx(2 * (0.25 * 0 + 0.75 * 1))
+
+
+def test_a_live_mean_is_that_of_all_batches_so_far():
+    """Means (2, 0) and (0, 2): the first batch is less (2, 0), the second less (1, 1), a third of
+    (1, 4) less (1, 2). A loss that continues from the state goes on from there."""
+    first, second = [[3.0, 0.0], [1.0, 0.0]], [[1.0, 2.0], [-1.0, 2.0]]
+    loss = LiveFeatures(nn.Identity(), torch.zeros(2), cosine, shown=lambda of: of, weight=1.0)
+
+    def of(loss, features):
+        beside = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        shown = replace(view(torch.tensor(features), targets=(0, 0)), beside=beside)
+        return float(loss(torch.zeros(2, 2), shown))
+
+    assert of(loss, first) == pytest.approx(1 - (1 - 1) / 2)  # (1, 0) and (-1, 0)
+    # (0, 1) and (-2, 1): cosines with (1, 0) are 0 and -2 / sqrt 5.
+    assert of(loss, second) == pytest.approx(1 + 1 / math.sqrt(5))
+    state = copy.deepcopy(loss.state_dict())
+    again = LiveFeatures(nn.Identity(), torch.zeros(2), cosine, shown=lambda of: of, weight=1.0)
+    again.load_state_dict(state)
+    third = [[2.0, 4.0], [0.0, 4.0]]  # less (1, 2): (1, 2) and (-1, 2), whose cosines cancel
+    for one in (loss, again):
+        assert of(one, third) == pytest.approx(1.0) and one.mean.tolist() == [1.0, 2.0]
 
 
 def test_centres_are_the_directions_of_the_clusters():
@@ -118,6 +150,73 @@ def test_the_mean_and_the_spread_are_those_of_all_crops(signals):
     assert torch.allclose(mean_of(store).double(), flat.mean(0), atol=1e-6)
     spread = (flat - flat.mean(0)).square().mean().sqrt()
     assert spread_of(store, mean_of(store)) == pytest.approx(float(spread), rel=1e-5)
+
+
+def by_hand(method, loss, projected, features, all_vectors):
+    """The distances of ``projected`` to ``features`` [B, d] of a store that holds ``all_vectors``
+    [N, d], by the equations of docs/methods in float64."""
+    mean = all_vectors.mean(0)
+    features = features - mean
+    if loss.get("feature_distance") == "smooth-l1":
+        far = np.abs(projected - features / np.sqrt(np.square(all_vectors - mean).mean()))
+        return np.where(far < 1, far**2 / 2, far - 0.5).mean(1)
+    ours, theirs = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (projected, features))
+    if method == "feature":
+        return 1 - (ours * theirs).sum(1)
+    temperature = 0.2 * math.sqrt(128 / len(mean))
+    if count := loss.get("prototypes"):
+        temperature = 0.1
+        found = centres((all_vectors - mean).astype(np.float32), count).double().numpy()
+        ours, theirs = ours @ found.T, theirs @ found.T
+    q = np.exp(ours / temperature)
+    p = np.exp(theirs / loss.get("teacher_embedding_temperature", temperature))
+    p, q = p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)
+    return -(p * np.log(q)).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("method", "loss"),
+    [
+        ("feature", {"feature_weight": 3.0}),
+        ("feature", {"feature_distance": "smooth-l1"}),
+        ("fkd-ssl", {}),
+        ("fkd-ssl", {"prototypes": 4, "teacher_embedding_temperature": 0.03}),
+    ],
+)
+def test_a_step_against_the_store_by_hand(settings, store, method, loss):
+    """Two crops an image, so a row's partner in SelfMix is the image's other one, and the share
+    of its pixels is that of its label."""
+    path = store("feature")
+    data = {"crops_per_image": 2, "batch_size": 8}
+    settings = {**settings, "mix": {"kind": "selfmix"}, "data": {**settings["data"], **data}}
+    recipe = changed(settings, method, lambda _: path, loss={"beside": "soft", **loss})
+    trainer, _, _ = build_trainer(recipe)
+    seen, ours = [], trainer.objective
+    trainer.objective = lambda logits, shown: seen.append((logits, shown)) or ours(logits, shown)
+    next(trainer.run())
+    ((logits, shown),) = seen
+    vectors = LabelStore(path).features(np.arange(10)[:, None], np.arange(5)).astype(float)
+    whole = vectors.reshape(50, -1)
+    own = vectors[shown.rows.numpy(), shown.crops.numpy()]
+    projected = shown.beside.detach().double().numpy()
+    partner = np.arange(8) ^ 1
+    assert shown.labels is not None and torch.equal(shown.shares, shown.labels.share)
+    share = shown.shares.double().numpy()
+    assert 0.05 < share.mean() < 0.95
+    far, other = (by_hand(method, loss, projected, f, whole) for f in (own, own[partner]))
+    expected = (share * far + (1 - share) * other).mean()
+    log_q = logits.detach().double().log_softmax(1)
+    labels = float(-(shown.labels.dense().double() * log_q).sum(1).mean())
+    weight = loss.get("feature_weight", {"feature": 4.0, "fkd-ssl": 1.0}[method])
+    assert trainer.mean_loss() == pytest.approx(weight * expected + labels, rel=1e-5)
+
+
+def test_the_projector_learns_with_the_student(settings, signals):
+    trainer, _, _ = build_trainer(relative(settings, signals, {"beside": "none"}))
+    before = copy.deepcopy(trainer.objective.layers.state_dict())
+    next(trainer.run())
+    after = trainer.objective.layers.state_dict()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_projector_is_in_the_checkpoint_and_not_in_the_weights(settings, signals, tmp_path):
@@ -211,6 +310,15 @@ def test_what_cannot_be_is_refused(settings, signals, photos, tmp_path):
     }
     with pytest.raises(InputError, match=r"differ in method \(the labels that it reads\)"):
         check_shared(recipes)
+
+
+def test_students_with_and_without_classes_share_no_data(settings, signals):
+    """Their batches are the same, but the number of classes comes with the data."""
+    one, other = (relative(settings, signals, {"beside": beside}) for beside in ("none", "hard"))
+    with pytest.raises(InputError, match=r"differ in loss\.beside \(whether there are classes\)"):
+        check_shared({"a": one, "b": other})
+    probe = relative(settings, signals, {"beside": "probe"})
+    check_shared({"a": probe, "b": other})
 
 
 def test_recipes_whose_labels_are_taken_otherwise_share_no_batches(settings, store):

@@ -33,6 +33,17 @@ def test_label_kinds_by_hand():
         assert torch.allclose(as_kind(labels, kind).dense(), torch.tensor([values]), atol=1e-6)
 
 
+def test_a_renormalised_label_is_a_distribution_in_itself():
+    """Stored .5 .3 .1 of a sum of .9; the truth is a stored class, or one that the tail holds."""
+    p = torch.tensor([[0.3, 0.5, 0.04, 0.1, 0.06]]).repeat(2, 1)
+    targets = torch.tensor([0, 2])
+    labels = as_kind(SoftLabels.from_logits(p.log(), targets, k=3), "renorm")
+    assert labels.log_probs.exp().tolist()[0] == pytest.approx([0.5 / 0.9, 0.3 / 0.9, 0.1 / 0.9])
+    assert labels.max_prob().tolist() == pytest.approx([0.5 / 0.9] * 2)
+    assert labels.prob_of(targets)[0].item() == pytest.approx(0.3 / 0.9)
+    assert labels.true_log_prob.exp()[0].item() == pytest.approx(0.3 / 0.9)
+
+
 def test_the_slot_of_the_truth_is_not_part_of_a_renormalised_label():
     p = torch.tensor([[0.3, 0.5, 0.04, 0.1, 0.06]])
     labels = SoftLabels.from_logits(p.log(), torch.tensor([2]), k=2).with_truth(torch.tensor([2]))

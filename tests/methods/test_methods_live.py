@@ -201,6 +201,21 @@ def test_another_teacher_is_noticed_on_resuming(settings, tmp_path):
                 train(recipe, tmp_path / "run", resume=True)
 
 
+def test_another_class_map_in_the_same_file_is_noticed_on_resuming(settings, tmp_path):
+    mapped = tmp_path / "map.txt"
+    recipe = make_recipe({**settings, "method": "kd", "class_map": str(mapped)})
+    for text in ("a 0\nb 2\nc 1\n", "a 1\nb 2\nc 0\n"):
+        mapped.write_text(text)
+        if text.startswith("a 0"):
+            with pytest.raises(KeyboardInterrupt):
+                train(recipe, tmp_path / "run", progress=interrupt_at(2))
+        else:
+            with pytest.raises(InputError, match="are not those that"):
+                train(recipe, tmp_path / "run", resume=True)
+    mapped.write_text("a 0\nb 2\nc 1\n")
+    assert train(recipe, tmp_path / "run", resume=True).steps == 5
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_teacher_that_is_not_finite_is_named(settings, store, precision):
     recipe = changed(settings, "kd", store, teacher_precision=precision)

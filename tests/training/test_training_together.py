@@ -11,8 +11,10 @@ from runs import changed, interrupt_at
 from safetensors.torch import load_file
 
 from ferkd.system.errors import InputError
-from ferkd.training import train, train_together
+from ferkd.training import NonFiniteLoss, Trainer, train, train_together
 from ferkd.training.metrics import read_metrics
+from ferkd.training.optim import OptimizerConfig
+from ferkd.training.together import check_shared
 
 
 @pytest.fixture
@@ -73,6 +75,45 @@ def test_all_are_saved_when_interrupted_and_go_on_together(recipes, tmp_path):
     assert list(whole) == list(recipes)
     for name in recipes:
         same(tmp_path / "halves" / name, tmp_path / "whole" / name)
+
+
+def test_a_run_behind_catches_up_before_the_others_go_on(recipes, tmp_path, monkeypatch):
+    """One batch is kept, however far apart the runs were stopped."""
+    whole = train_together(recipes, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipes["other"], tmp_path / "apart" / "other", progress=interrupt_at(4))
+    taken = []
+    given = Trainer._take
+    monkeypatch.setattr(
+        Trainer, "_take", lambda self, batch: taken.append(self.step) or given(self, batch)
+    )
+    assert train_together(recipes, tmp_path / "apart", resume=True).keys() == whole.keys()
+    assert taken == [0, 1, 2, 3, 4, 4, 5, 6]
+    for name in recipes:
+        same(tmp_path / "apart" / name, tmp_path / "whole" / name)
+
+
+def test_a_student_that_diverges_leaves_the_others_alone(recipes, tmp_path, caplog):
+    torn = recipes["small"].model_copy(update={"optimizer": OptimizerConfig(name="sgd", lr=1e30)})
+    with pytest.raises(NonFiniteLoss, match=r"^run torn: the loss became .* diverged"):
+        train_together({"torn": torn, "other": recipes["other"]}, tmp_path / "together")
+    assert "run torn has failed, and the others go on" in caplog.text
+    assert not (tmp_path / "together" / "torn" / "result.json").exists()
+    train(recipes["other"], tmp_path / "alone")
+    same(tmp_path / "together" / "other", tmp_path / "alone")
+    assert (tmp_path / "together" / "other" / "result.json").is_file()
+
+
+def test_recipes_whose_teachers_answer_otherwise_share_no_batches(settings):
+    one = changed(settings, "kd", lambda _: None)
+    for changes, differing in (
+        ({"class_map": "natural"}, "class_map"),
+        ({"precision": "bf16"}, r"teacher_precision \(unset: precision\)"),
+    ):
+        with pytest.raises(InputError, match=rf"they differ in {differing};"):
+            check_shared({"a": one, "b": changed(settings, "kd", lambda _: None, **changes)})
+    stated = [changed(settings, "kd", lambda _: None, teacher_precision="fp32") for _ in range(2)]
+    check_shared({"a": stated[0], "b": stated[1].model_copy(update={"precision": "bf16"})})
 
 
 def test_recipes_of_other_batches_are_refused_by_what_differs(settings, store, tmp_path):

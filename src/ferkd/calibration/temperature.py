@@ -85,6 +85,8 @@ def fit(labels: SoftLabels, targets: Tensor, images: Tensor) -> FittedTemperatur
         return total - b * truth, mean - truth
 
     low, high = 1 / _HOTTEST, coldest
+    if float(parts(high)[1].mean()) <= 0:  # likeliest at that end, and then exactly there
+        low = high
     for _ in range(_HALVINGS):  # the slope rises with b
         middle = (low + high) / 2
         low, high = (low, middle) if float(parts(middle)[1].mean()) > 0 else (middle, high)

@@ -26,6 +26,7 @@ from ferkd.models.student import check_input, finished_run, load_run
 from ferkd.system.compute import Normalise, Precision, autocast, resolve_device, resolve_precision
 from ferkd.system.errors import InputError
 from ferkd.system.results import Result
+from ferkd.system.settings import check_least
 
 NEIGHBOURS = 20
 SHARPNESS = 0.07  # a neighbour votes with exp(cosine / 0.07)
@@ -97,9 +98,7 @@ def judge(
     head is given for the central crop. ``seen``, an empty mapping at first, spares the decoding
     where several networks are judged on the same open sources.
     """
-    for name, value in (("neighbours", neighbours), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1")
+    check_least(1, neighbours=neighbours, batch_size=batch_size)
     if crop_fraction is not None and not 0 < crop_fraction <= 1:
         raise InputError(f"crop_fraction is {crop_fraction:g}; it must be above 0 and at most 1")
     embedder = embedder_of(network, image_size=image_size, device=device, precision=precision)
@@ -121,12 +120,15 @@ def judge(
         found = [(embedder.features(p).float().cpu(), r) for p, r in crops.batches(batch_size)]
         if not found:
             raise InputError(f"{source.name} holds no image that can be read; check the path")
-        return torch.cat([f for f, _ in found]), torch.cat([r for _, r in found])
+        features = torch.cat([f for f, _ in found])
+        if not bool(features.isfinite().all()):
+            raise InputError(
+                f"the features of {network} for {source.name} are not finite; give precision fp32"
+            )
+        return features, torch.cat([r for _, r in found])
 
     source = open_images(images)
     features, rows = embed(source)
-    if not bool(features.isfinite().all()):
-        raise InputError(f"the features of {network} are not finite; give precision fp32")
     if reference is None:
         judged_rows = torch.from_numpy(held_out(source, HELD_OUT))[rows]
         known, judged = _labelled(source, rows, features, judged_rows)

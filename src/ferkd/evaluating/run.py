@@ -101,6 +101,20 @@ def evaluate(
     normalise = Normalise(config.mean, config.std, where)
     dtype = resolve_precision(precision, where)
     source = open_images(images)
+    targets = torch.from_numpy(source.targets.astype(np.int64))
+    if not bool((targets >= 0).any()):
+        raise InputError(f"{source.name} has no ground truth; use images in class folders")
+    names = config.class_names
+    if not names:
+        if class_map is None:
+            raise InputError(
+                f"{run} does not tell the names of its {config.num_classes} classes; say which of "
+                "them each folder is by class_map (--class-map sorted: in the folders' order)"
+            )
+        names = tuple(map(str, range(config.num_classes)))
+    targets = match_classes(
+        targets, source.class_names, names, source=source.name, class_map=class_map
+    )
     crops = CenterCrops(
         source,
         image_size=size,
@@ -112,15 +126,7 @@ def evaluate(
     started = time.perf_counter()
     found = predict(model, crops, normalise=normalise, dtype=dtype, batch_size=batch_size)
     seconds = time.perf_counter() - started
-    if not bool((found.targets >= 0).any()):
-        raise InputError(f"{source.name} has no ground truth; use images in class folders")
-    targets = match_classes(
-        found.targets,
-        source.class_names,
-        config.class_names or tuple(map(str, range(config.num_classes))) * (class_map is not None),
-        source=source.name,
-        class_map=class_map,
-    )
+    targets = targets[found.rows]
     known = targets >= 0
     accuracy = per_class_accuracy(found.logits[known], targets[known])
     agreement: dict[str, float] = {}
@@ -140,7 +146,7 @@ def evaluate(
         **measure(found.logits, targets),
         per_class={
             name: None if np.isnan(value) else float(value)
-            for name, value in zip(config.class_names, accuracy, strict=True)
+            for name, value in zip(names, accuracy, strict=True)
         },
         images=len(targets),
         unreadable=[skipped.id for skipped in crops.unreadable],

@@ -18,9 +18,7 @@ from ferkd.methods.features import (
     FeatureLoss,
     FeatureSettings,
     cosine,
-    loss_beside,
     mean_of,
-    projector,
     spread_of,
 )
 
@@ -46,14 +44,7 @@ def _make(settings: Settings, setup: Setup) -> FeatureLoss:
     distance: Distance = cosine
     if settings.feature_distance == "smooth-l1":
         distance = smooth_l1(max(spread_of(setup.store, mean), torch.finfo(torch.float32).tiny))
-    return FeatureLoss(
-        projector(settings.projector, len(mean), setup),
-        mean.to(setup.device),
-        distance,
-        weight=settings.feature_weight,
-        beside=loss_beside(settings, setup),
-        head_alone=settings.beside == "probe",
-    )
+    return FeatureLoss.made(settings, setup, mean, distance)
 
 
 METHOD = Method(

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ferkd.labelling.features import FeatureTeacher
 from ferkd.methods.base import ONE_CROP, Loss, Method, Setup, View
-from ferkd.methods.features import FeatureLoss, FeatureSettings, cosine, loss_beside, projector
+from ferkd.methods.features import Distance, FeatureLoss, FeatureSettings, cosine
 from ferkd.methods.live import Shown
 from ferkd.system.distributed import rows_of_all
 
@@ -34,8 +34,10 @@ class LiveFeatures(FeatureLoss):
 
     whole_batch = True  # type: ignore[assignment]  # its mean is moved once a step, by all rows
 
-    def __init__(self, layers: torch.nn.Module, mean: Tensor, shown: Shown, **options: Any) -> None:
-        super().__init__(layers, mean, cosine, **options)
+    def __init__(
+        self, layers: nn.Module, mean: Tensor, distance: Distance, *, shown: Shown, **options: Any
+    ) -> None:
+        super().__init__(layers, mean, distance, **options)
         self.shown, self.steps = shown, 0
 
     def __call__(self, logits: Tensor, view: View) -> Tensor:
@@ -60,14 +62,8 @@ class LiveFeatures(FeatureLoss):
 def _make(settings: Settings, setup: Setup) -> Loss:
     assert setup.teacher is not None
     features = FeatureTeacher(setup.teacher)
-    return LiveFeatures(
-        projector(settings.projector, features.dim, setup),
-        torch.zeros(features.dim, device=setup.device),
-        Shown(setup.teacher, features.of_pixels, mean=setup.mean, std=setup.std),
-        weight=settings.feature_weight,
-        beside=loss_beside(settings, setup),
-        head_alone=settings.beside == "probe",
-    )
+    shown = Shown(setup.teacher, features.of_pixels, mean=setup.mean, std=setup.std)
+    return LiveFeatures.made(settings, setup, torch.zeros(features.dim), cosine, shown=shown)
 
 
 METHOD = Method(

@@ -8,7 +8,7 @@ train the student beside, or its head alone, or be absent: then the student has 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -83,6 +83,22 @@ class FeatureLoss:
     ) -> None:
         self.layers, self.mean, self.distance = projector, mean, distance
         self.weight, self.beside, self.head_alone = weight, beside, head_alone
+
+    @classmethod
+    def made(
+        cls, settings: FeatureSettings, setup: Setup, mean: Tensor, distance: Distance, **more: Any
+    ) -> Self:
+        """The loss that ``settings`` ask for, of features of the ``mean`` [d]; ``more`` is what a
+        class of its own takes besides. Raises InputError as :func:`loss_beside` does."""
+        return cls(
+            projector(settings.projector, len(mean), setup),
+            mean.to(setup.device),
+            distance,
+            weight=settings.feature_weight,
+            beside=loss_beside(settings, setup),
+            head_alone=settings.beside == "probe",
+            **more,
+        )
 
     @property
     def whole_batch(self) -> bool:

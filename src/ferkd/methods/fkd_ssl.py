@@ -8,6 +8,7 @@ prototypes in place of the embedding's numbers: Fang et al., "SEED", ICLR 2021.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,7 @@ from ferkd.methods.features import (
     Distance,
     FeatureLoss,
     FeatureSettings,
-    loss_beside,
     mean_of,
-    projector,
     vectors_of,
 )
 from ferkd.system.errors import InputError
@@ -88,7 +87,9 @@ def centres(vectors: np.ndarray, count: int) -> Tensor:
 class SslLoss(FeatureLoss):
     """A :class:`FeatureLoss` whose state holds its prototypes too, [0, d] without any."""
 
-    prototypes: Tensor
+    def __init__(self, *parts: Any, prototypes: Tensor, **options: Any) -> None:
+        super().__init__(*parts, **options)
+        self.prototypes = prototypes
 
     def state_dict(self) -> dict[str, Tensor]:
         return {**super().state_dict(), "prototypes": self.prototypes}
@@ -108,20 +109,12 @@ def _make(settings: Settings, setup: Setup) -> SslLoss:
     of_clusters = of_clusters.to(setup.device)
     usual = _OF_PROTOTYPES if count else _OF_S2BNN * math.sqrt(_ITS_NUMBERS / width)
     temperature = settings.embedding_temperature or usual
-    loss = SslLoss(
-        projector(settings.projector, width, setup),
-        mean.to(setup.device),
-        soft_embedding(
-            temperature,
-            settings.teacher_embedding_temperature or temperature,
-            of_clusters if count else None,
-        ),
-        weight=settings.feature_weight,
-        beside=loss_beside(settings, setup),
-        head_alone=settings.beside == "probe",
+    distance = soft_embedding(
+        temperature,
+        settings.teacher_embedding_temperature or temperature,
+        of_clusters if count else None,
     )
-    loss.prototypes = of_clusters
-    return loss
+    return SslLoss.made(settings, setup, mean, distance, prototypes=of_clusters)
 
 
 METHOD = Method(

@@ -138,7 +138,7 @@ def _from_images(recipe: Recipe) -> Found:
         names,
         len(names),
         targets,
-        labels=teacher.fingerprint if teacher else "",
+        labels=_answers_of(teacher) if teacher else "",
         teacher=teacher,
     )
 
@@ -164,6 +164,12 @@ def _live_teacher(recipe: Recipe, images: ImageSource) -> Teacher:
     if found := probe(teacher, images):
         found.warn()
     return teacher
+
+
+def _answers_of(teacher: Teacher) -> str:
+    """What a live teacher answers, in a line: its weights, and of its classes the folders'."""
+    taken = () if teacher.matching is None else teacher.matching.columns
+    return " ".join([teacher.fingerprint, *map(str, taken)])
 
 
 def check_live(spec: str, recipe: Recipe) -> None:

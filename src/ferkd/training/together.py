@@ -6,13 +6,13 @@ its recipe gives alone, to the bit on the CPU, and can be continued alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ferkd.evaluating.predictions import NonFiniteOutputs
 from ferkd.methods import METHODS
 from ferkd.system.compute import resolve_device
 from ferkd.system.distributed import process_group
@@ -23,10 +23,13 @@ from ferkd.training.checkpoint import random_state, restore_random_state
 from ferkd.training.course import Progress, Run
 from ferkd.training.result import RunResult
 from ferkd.training.run import begin
+from ferkd.training.trainer import NonFiniteLoss
 
 if TYPE_CHECKING:
     from ferkd.loading.batch import Batch
     from ferkd.training.recipe import Recipe
+
+log = logging.getLogger("ferkd")
 
 
 def train_together(
@@ -41,7 +44,8 @@ def train_together(
 
     Returns their results by name. ``progress`` is called with the lines of the first run, to which
     the others keep pace. Raises InputError for recipes whose batches differ, naming the keys, and
-    else as :func:`ferkd.training.train` does.
+    else as :func:`ferkd.training.train` does. A run whose training diverges leaves the others
+    alone: they are finished before its RuntimeError is raised.
     """
     check_shared(recipes)
     device = next(iter(recipes.values())).device
@@ -62,10 +66,18 @@ def train_together(
             begun[name] = run
             if isinstance(run, Run):
                 holding.callback(run.close)
-                apart[name] = _Apart(run)
+                apart[name] = _Apart(name, run)
         if apart:
             _go(list(apart.values()))
-        return {name: run.finish() if isinstance(run, Run) else run for name, run in begun.items()}
+        failures = {name: one.failure for name, one in apart.items() if one.failure is not None}
+        results = {
+            name: run.finish() if isinstance(run, Run) else run
+            for name, run in begun.items()
+            if name not in failures
+        }
+        for name, failure in failures.items():
+            raise type(failure)(f"run {name}: {failure}") from failure
+        return results
 
 
 def check_shared(recipes: Mapping[str, Recipe]) -> None:
@@ -102,36 +114,57 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
             recipe.loss.reads_labels,
             recipe.loss.learns_labels,
         ),
-        "loss.label_temperature": settings["loss"].get("label_temperature"),
-        "loss.truth_share": settings["loss"].get("truth_share"),
+        # Not of the batches, but the runs share what says how many classes there are.
+        "loss.beside (whether there are classes)": recipe.loss.has_classes,
+        "loss.label_temperature": settings["loss"].get("label_temperature", 1.0),
+        "loss.truth_share": settings["loss"].get("truth_share", 0.0),
         "regions": settings["regions"] if method.regions or recipe.loss.mined else None,
-        "teacher": (settings["teacher"], settings["teacher_precision"]) if method.teacher else None,
+        **{key: value if method.teacher else None for key, value in _teacher(recipe).items()},
     }
 
 
-@dataclass
-class _Branch:
-    """A trainer's own view of the shared stream of batches, which begins at step ``first``."""
+def _teacher(recipe: Recipe) -> dict[str, Any]:
+    """What decides the answers of a live teacher."""
+    return {
+        "teacher": recipe.teacher,
+        "teacher_precision (unset: precision)": recipe.teacher_precision or recipe.precision,
+        "class_map": recipe.class_map,
+    }
 
-    stream: Iterator[Batch]
-    first: int
+
+class _Shared:
+    """A stream of batches for several trainers, whose steps from ``first`` on none asks back for:
+    the last batch alone is kept."""
+
+    def __init__(self, stream: Iterator[Batch], first: int) -> None:
+        self._stream, self._taken = stream, first
+        self._last: Batch | None = None
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        yield from islice(self.stream, start - self.first, stop - self.first)
+        for step in range(start, stop):
+            while self._taken <= step:
+                self._last = next(self._stream)
+                self._taken += 1
+            assert self._last is not None and self._taken == step + 1
+            yield self._last
 
 
 class _Apart:
-    """A run whose random numbers are its own, though others take steps between its steps."""
+    """A run whose random numbers are its own, though others take steps between its steps.
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.interrupted = run, False
+    ``failure`` is what ended it, where its student diverged: that is no matter of the others.
+    """
+
+    def __init__(self, name: str, run: Run) -> None:
+        self.name, self.run, self.interrupted = name, run, False
+        self.failure: NonFiniteLoss | NonFiniteOutputs | None = None
         self._random = random_state()
 
     def begin(self, interrupt: Interrupt) -> None:
         self._steps = self.run.steps(interrupt)
 
     def step(self) -> bool:
-        """Take a step; False where there is none left, or the run was interrupted and saved."""
+        """Take a step; False where there is none left, or the run failed or was interrupted."""
         restore_random_state(self._random)
         try:
             next(self._steps)
@@ -140,23 +173,31 @@ class _Apart:
         except KeyboardInterrupt:
             self.interrupted = True
             return False
+        except (NonFiniteLoss, NonFiniteOutputs) as error:
+            log.warning("run %s has failed, and the others go on: %s", self.name, error)
+            self.failure = error
+            return False
         self._random = random_state()
         return True
 
 
 def _go(runs: list[_Apart]) -> None:
-    """Take the steps of all runs in turn: none is more than one ahead, so one batch is kept."""
+    """Take the steps of all runs in turn: none is more than one ahead.
+
+    Of runs that were stopped at different steps those behind catch up first.
+    """
     trainers = [one.run.trainer for one in runs]
     first = min(trainer.step for trainer in trainers)
     last = max(trainer.steps for trainer in trainers)
     stream = trainers[0].loader.batches(first, last)
     with closing(cast(Any, stream)), Interrupt() as interrupt:
-        for trainer, branch in zip(trainers, tee(stream, len(trainers)), strict=True):
-            trainer.loader = _Branch(branch, first)
-        left = runs
-        for one in left:
+        shared = _Shared(stream, first)
+        for one in runs:
+            one.run.trainer.loader = shared
             one.begin(interrupt)
+        left = runs
         while left:
-            left = [one for one in left if one.step()]
+            behind = min(one.run.trainer.step for one in left)
+            left = [one for one in left if one.run.trainer.step > behind or one.step()]
     if any(one.interrupted for one in runs):
         raise KeyboardInterrupt
