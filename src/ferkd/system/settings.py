@@ -68,6 +68,13 @@ def explained(error: InputError) -> PydanticCustomError:
     return PydanticCustomError("explained", "{lines}", {"lines": str(error)})
 
 
+def rule(message: str) -> str:
+    """A message of pydantic as the rule that was broken: "must be a valid integer"."""
+    words = message.removeprefix("Value error, ")  # of a ValueError that a validator raised
+    must = words.removeprefix("Input should be ")
+    return words if must == words else f"must be {must}"
+
+
 def explain(error: ValidationError, model: type[BaseModel], root: str) -> list[str]:
     """One readable line for each mistake, in the order of the keys."""
     lines: dict[str, list[str]] = {}
