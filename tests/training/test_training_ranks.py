@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.evaluating.predictions import predict
+from ferkd.evaluating.run import evaluate
 from ferkd.images import open_images
 from ferkd.labelling.run import label
 from ferkd.system.compute import Normalise
@@ -33,6 +34,7 @@ from ferkd.training.trainer import whole_batch
 
 HERE = Path(__file__).parent
 STEPS, STOP, MANY = 6, 3, 729
+NORMALISED = {"student": {"name": "timm/test_efficientnet"}}  # by the crops of a process
 
 
 def torchrun(processes: int, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess:
@@ -126,6 +128,7 @@ def done(given) -> Path:
     shared = {name: kinds[name] for name in ("fkd", "dist")}
     first += [
         {"do": "together", "recipes": shared, "out": str(root / "together")},
+        {"do": "train", "recipe": kinds["fkd"] | NORMALISED, "out": str(root / "normalised")},
         {"do": "train", "recipe": kinds["fkd"], "out": str(root / "stopped"), "stop": STOP},
         {"do": "predict", "images": str(many), "out": str(root / "many-2")},
     ]
@@ -185,6 +188,14 @@ def test_several_processes_take_the_steps_of_one(done, name, ranks):
         assert one[key] == several[key], key
     crops = [read_metrics(run / "metrics.jsonl")[-1]["crops"] for run in (alone, together)]
     assert crops == [STEPS * 8] * 2
+
+
+def test_figures_are_those_of_the_weights_that_are_kept(done):
+    """Batch normalisation's averages differ among the processes: the first one's count for all."""
+    result = json.loads((done / "normalised" / "result.json").read_text())
+    found = evaluate(done / "normalised", done / "val", workers=0)
+    for figure in ("nll", "brier", "ece"):
+        assert result[figure] == pytest.approx(found[figure], rel=1e-5), figure
 
 
 @pytest.mark.parametrize("name", ["fkd", "dist"])
