@@ -2,7 +2,7 @@
 
 A row names a regime, a result and two of its methods, chosen before the result was seen or by the
 criteria of the lab log. ``tables.py`` writes the rows where a page has the mark
-``<!-- regimes photographs -->`` (real photographs alone), ``<!-- regimes all -->``,
+``<!-- regimes photographs -->`` (a row of each regime of photographs), ``<!-- regimes all -->``,
 ``<!-- regimes discards -->`` (FerKD beside random discard and beside FKD on larger crops),
 ``<!-- regimes methods -->`` (every method beside unsmoothed hard labels on the flowers) or
 ``<!-- regimes cost -->`` (stored labels beside timm's live distillation, benchmarks/timm_peer.py).
@@ -26,8 +26,8 @@ HERE = Path(__file__).parent
 class Row:
     """``ours`` against ``base``, two methods of one budget of the result ``file``.
 
-    ``images`` says what was trained on, ``signal`` what ``ours`` learns from; ``photographs`` is
-    False for drawn scenes and for Fashion-MNIST.
+    ``images`` says what was trained on, ``signal`` what ``ours`` learns from; ``first`` rows stand
+    for a regime of real photographs in README.md.
     """
 
     regime: str
@@ -37,7 +37,7 @@ class Row:
     budget: str
     ours: str
     base: str = "hard-plain"
-    photographs: bool = True
+    first: bool = False
 
 
 ROWS = (
@@ -48,14 +48,43 @@ ROWS = (
         "flowers-few-labels",
         "one",
         "fkd-all",
+        first=True,
     ),
     Row(
         "the same",
-        "the same",
+        "flowers, 48 px, 290 of 2930 with a class, 275 steps",
         "soft labels of the tenth alone (`fkd`)",
         "flowers-few-labels",
         "one",
         "fkd-tenth",
+    ),
+    Row(
+        "1 % has a class, start from features of all",
+        "flowers, 48 px, 28 with a class, 100 steps",
+        "those classes, from a student that learnt stored features first (`feature`)",
+        "flowers-label-free",
+        "main",
+        "feature-1",
+        "scratch-1",
+        first=True,
+    ),
+    Row(
+        "a tenth has a class, the same start",
+        "flowers, 48 px, 290 with a class, 100 steps",
+        "the same",
+        "flowers-label-free",
+        "main",
+        "feature-10",
+        "scratch-10",
+    ),
+    Row(
+        "all have a class, the same start",
+        "flowers, 48 px, 2930 with a class, 100 steps",
+        "the same",
+        "flowers-label-free",
+        "main",
+        "feature-100",
+        "scratch-100",
     ),
     Row(
         "many classes, a teacher wrong on half of the crops",
@@ -64,10 +93,11 @@ ROWS = (
         "many-classes",
         "one",
         "fkd",
+        first=True,
     ),
     Row(
         "the same",
-        "the same",
+        "100 classes of Tiny-ImageNet, 32 px, 8 epochs",
         "soft labels, doubtful crops discarded (`ferkd`)",
         "many-classes",
         "one",
@@ -75,7 +105,7 @@ ROWS = (
     ),
     Row(
         "the same",
-        "the same",
+        "100 classes of Tiny-ImageNet, 32 px, 8 epochs",
         "half truth, half soft label at temperature 2 (`fkd`, `kl`)",
         "many-classes",
         "one",
@@ -89,33 +119,16 @@ ROWS = (
         "main",
         "feature-hard",
         "hard-same",
+        first=True,
     ),
     Row(
         "the same, no labels",
-        "the same",
+        "flowers, 48 px, 8 epochs, the same stored crops",
         "stored features alone (`feature`)",
         "flowers-features",
         "main",
         "feature",
         "hard-same",
-    ),
-    Row(
-        "1 % has a class, start from features of all",
-        "flowers, 48 px, 28 with a class, 100 steps",
-        "those classes, from a student that learnt stored features first (`feature`)",
-        "flowers-label-free",
-        "main",
-        "feature-1",
-        "scratch-1",
-    ),
-    Row(
-        "a tenth has a class, the same",
-        "flowers, 48 px, 290 with a class, 100 steps",
-        "the same",
-        "flowers-label-free",
-        "main",
-        "feature-10",
-        "scratch-10",
     ),
     Row(
         "every label, few classes, short",
@@ -135,11 +148,12 @@ ROWS = (
     ),
     Row(
         "every label, few classes, longer",
-        "flowers, 48 px, 18 epochs",
+        "flowers, 5 classes, 48 px, 18 epochs",
         "soft labels (`fkd`)",
         "flowers-small",
         "long",
         "fkd",
+        first=True,
     ),
     Row(
         "the same",
@@ -156,16 +170,14 @@ ROWS = (
         "scenes-baselines",
         "short",
         "fkd-wide",
-        photographs=False,
     ),
     Row(
         "the same",
-        "the same",
+        "drawn scenes, 64 px, 375 steps",
         "soft labels of crops of 8 to 100 %, doubtful ones discarded (`ferkd`)",
         "scenes-baselines",
         "short",
         "ferkd",
-        photographs=False,
     ),
     Row(
         "40 % wrong labels",
@@ -175,7 +187,6 @@ ROWS = (
         "one",
         "fkd-40",
         "hard-plain-40",
-        photographs=False,
     ),
     Row(
         "the same",
@@ -185,7 +196,6 @@ ROWS = (
         "one",
         "fkd-40",
         "hard-plain-40",
-        photographs=False,
     ),
 )
 
@@ -253,7 +263,7 @@ def table(kind: str) -> list[str]:
             for row in DISCARDS
         ]
         return [head, "|---|---|---|---|---|", *rows]
-    chosen = [row for row in ROWS if row.photographs or kind == "all"]
+    chosen = [row for row in ROWS if row.first or kind == "all"]
     head = (
         "| regime | images | learns from | hard labels / these, top-1 % | "
         "gain, points [95 %] | NLL | seeds | does it pay? |"
@@ -269,8 +279,8 @@ def table(kind: str) -> list[str]:
 def _cost(peer: dict[str, Any]) -> list[str]:
     """Stored labels beside timm's live distillation: top-1 and CPU seconds."""
     lines = [
-        "| side | top-1, % | labels, CPU s | a student, CPU s | 1 student, all | 3 students, all |",
-        "|---|---|---|---|---|---|",
+        "| side | top-1, % | labels, CPU s | a student, CPU s | all of 1 | of 3 | of 10 |",
+        "|---|---|---|---|---|---|---|",
     ]
     for side, name in (("timm", "timm, teacher in the loop"), ("stored", "ferkd, stored labels")):
         top1, each = peer["top1"][side], peer["train_seconds"][side]
@@ -278,7 +288,7 @@ def _cost(peer: dict[str, Any]) -> list[str]:
         shown = f"{100 * mean(top1):.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
         cells = [name, shown]
         cells += [f"{peer['label_seconds']:.0f}" if side == "stored" else "–", f"{mean(each):.0f}"]
-        cells += [f"{peer['students'][count][side]:.0f}" for count in ("1", "3")]
+        cells += [f"{peer['students'][count][side]:.0f}" for count in ("1", "3", "10")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -64,6 +64,18 @@ def test_time_left_runs_down_between_two_updates_of_a_bar(clock):
     assert pace.left(220.0) is None
 
 
+def test_other_work_has_a_pace_of_its_own(clock, capsys):
+    """100 images at 10 a second, then 3 of 10 steps at 1 in 10 s: 70 s, whatever came before."""
+    meter = console.Meter("work", None)
+    for done in range(0, 101, 10):
+        meter(done, 100, "images")
+        clock[0] += 1
+    for done in range(4):
+        meter(done, 10, "steps")
+        clock[0] += 10
+    assert capsys.readouterr().err.splitlines()[-1] == "work: 3/10 steps, 70 s left"
+
+
 def test_a_bar_shows_the_time_left(clock, monkeypatch, capsys):
     monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True, raising=False)
     with console.meter("work") as advance:

@@ -143,6 +143,9 @@ def test_the_doctors_findings_by_hand(command_line):
     said = "\n".join(doctor.problems(ill, 2))
     for words in ("OMP_NUM_THREADS=2", "7.0 processes want 2 cores", "ulimit -n", "64 MiB free"):
         assert words in said
+    ill["threads"] = {"torch": 1, "load": 7.0}  # which is as few as can be
+    said = "\n".join(doctor.problems(ill, 2))
+    assert "7.0 processes want 2 cores; everything takes" in said and "OMP_NUM" not in said
     assert doctor.missing(("json", "no_such_module")) == ["no_such_module"]
     status, text, _ = command_line("doctor")
     assert status == 0 and all(word in text for word in ("torch", "extras", "problems", "cores"))

@@ -105,7 +105,7 @@ def test_wrong_inputs_are_named(folder, tmp_path):
         label(folder, teacher(classes=7), tmp_path / "s")
     with pytest.raises(InputError, match="crops is 0"):
         label(folder, teacher(), tmp_path / "s", crops=0)
-    with pytest.raises(InputError, match="must be at least 1"):
+    with pytest.raises(InputError, match=r"^batch_size is 0; it must be at least 1$"):
         label(folder, teacher(), tmp_path / "s", batch_size=0)
     assert not (tmp_path / "s").exists()
     label(folder, teacher(), tmp_path / "s", crops=2)

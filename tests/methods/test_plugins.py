@@ -164,7 +164,7 @@ def test_an_objective_of_another_package(extras):
     for name in ("brier", "extras.brier:OBJECTIVE"):
         loss = objectives.build(name, weight=2.0)(torch.zeros(1, 2), labels)
         assert float(loss) == pytest.approx(0.25)
-    with pytest.raises(InputError, match="option weight of brier: Input should be greater than 0"):
+    with pytest.raises(InputError, match="option weight of brier: must be greater than 0"):
         objectives.build("brier", weight=0.0)
 
 

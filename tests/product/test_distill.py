@@ -8,6 +8,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from ferkd.models.student import Student, load_run
 from ferkd.product import distill as product
 from ferkd.product.claim import _settle_aside, claimed
 from ferkd.product.distill import distill, dry_run
+from ferkd.product.phases import _commonest
 from ferkd.product.planning import Rates, spoken
 from ferkd.product.rule import Facts, choose
 from ferkd.product.settings import Settings, parse_budget, parse_student
@@ -72,7 +74,7 @@ def test_five_phases_a_report_and_the_promised_keys(images: Path, tmp_path: Path
         settings(images, baseline=True),
         out,
         say=said.append,
-        progress=lambda done, total, note: shown.append((done, total)),
+        progress=lambda done, total, note: shown.append((done, total, note)),
     )
     assert {"spec", "top1", "probe_top1", "seconds"} <= set(result["teacher"])
     assert {"crops_per_image", "agreement", "seconds"} <= set(result["labels"])
@@ -90,7 +92,9 @@ def test_five_phases_a_report_and_the_promised_keys(images: Path, tmp_path: Path
         "baseline": "ferkd train",
     }.items():
         assert f"{words} " in result["commands"][phase] and result["commands"][phase] in text
-    assert all(done <= total * 1.0001 for done, total in shown[-20:])
+    planned = [(done, total) for done, total, note in shown if "as planned" in note]
+    assert all(done <= total * 1.0001 for done, total in planned)
+    assert planned == sorted(planned)  # the time goes on, never back
     page = (out / "report.html").read_text()
     assert "<script" not in page and "http" not in page.replace("http://www.w3.org", "")
     assert f"{result['student']['top1']:.1%}" in page
@@ -152,6 +156,15 @@ def test_killed_in_each_phase_and_resumed_to_the_same_result(images: Path, tmp_p
             (tmp_path / n / folder / "weights.safetensors").read_bytes() for n in ("whole", "cut")
         )
         assert ours == theirs
+    (out / "model" / "notes.txt").write_text("precious")
+    with pytest.raises(InputError, match="model holds other files"):
+        distill(wanted, out, resume=True, say=lambda line: None)
+    assert (out / "model" / "notes.txt").read_text() == "precious"
+
+
+def test_the_commonest_class_by_hand() -> None:
+    images = SimpleNamespace(class_names=("a", "b"), targets=np.array([0, 1, 1, -1]))
+    assert _commonest(images) == ("b", pytest.approx(2 / 3))
 
 
 def test_unlabelled_images_are_labelled_and_learnt_from(images: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -54,9 +55,11 @@ def images(tmp_path) -> Path:
     return tmp_path / "images"
 
 
-def add(images: Path, path: Path, name: str, seed: int = 1, **options) -> LabelStore:
+def add(
+    images: Path, path: Path, name: str, seed: int = 1, classes: int = 4, **options
+) -> LabelStore:
     given = {**OPTIONS, "into": True, "signal": name, **options}
-    return label(images, teacher(seed), path, **given)
+    return label(images, teacher(seed, classes), path, **given)
 
 
 @pytest.fixture
@@ -170,8 +173,21 @@ def test_labels_of_other_classes_are_added_to_a_store_with_ground_truth(images, 
     for derived in (subset(wide[0], tmp_path / "sub", crops=2), merge(wide, tmp_path / "merged")):
         assert derived.images["target"].tolist() == [-1] * 5 and derived.class_names == ()
         assert verify_store(derived.folder, images=images).ok
+    add(images, known, "two", seed=3, classes=2, top_k=1)
+    with pytest.raises(InputError, match="its classes are the images' folders: False, not True"):
+        merge([f"{known}#labels", f"{known}#two"], tmp_path / "mixed")
     merge(wide, known, signal="both", into=True)
     assert LabelStore(f"{known}#both").images["target"].tolist() == [0, 0, 0, 1, 1]
+    assert verify_store(known, images=images).ok
+
+
+def test_a_merge_is_added_to_a_store_whose_own_labels_are_of_other_classes(images, known, tmp_path):
+    """Wide labels of two stores of the same crops, into one that has none of them."""
+    for name in ("a", "b"):
+        shutil.copytree(known, tmp_path / name)
+        add(images, tmp_path / name, "wide", seed=ord(name), top_k=2)
+    made = merge([f"{tmp_path}/a#wide", f"{tmp_path}/b#wide"], known, signal="wide", into=True)
+    assert made.num_classes == 4 and LabelStore(f"{known}#labels").num_classes == 2
     assert verify_store(known, images=images).ok
 
 

@@ -315,6 +315,7 @@ def test_the_peer_pays_for_its_teacher_with_every_student():
     assert result["students"] == {
         "1": {"stored": 13.0, "timm": 8.0},
         "3": {"stored": 19.0, "timm": 24.0},
+        "10": {"stored": 40.0, "timm": 80.0},
     }
     assert result["difference"]["mean"] == pytest.approx(5.0)
     assert result["difference"]["low"] < 0 < result["difference"]["high"]

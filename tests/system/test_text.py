@@ -22,6 +22,21 @@ def test_bytes_that_are_no_utf8_are_shown():
     assert text.name(b"caf\xe9".decode("utf-8", "surrogateescape")) == r"caf\udce9"
 
 
+def test_a_formula_is_text_in_a_table():
+    assert text.cell("=1+1") == "'=1+1" and text.cell("1=1\n") == "1=1\\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        *((0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (23_680, "23.7 kB"), (999_940, "999.9 kB")),
+        *((999_960, "1.0 MB"), (6.2e6, "6.2 MB"), (1.4e11, "140.0 GB"), (5e12, "5.0 TB")),
+    ],
+)
+def test_bytes_for_people(count, shown):
+    assert text.size(count) == shown
+
+
 @pytest.mark.parametrize("word", ["café", "مرحبا", "猫", "👩\u200d🔬", "a b", "T_L ≤ 1 − ε"])
 def test_letters_of_every_script_stay(word):
     assert text.name(word) == word == text.lines(word)

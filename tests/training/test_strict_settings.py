@@ -71,7 +71,7 @@ def test_a_truth_value_is_true_or_false(mistake, override):
 
 
 def test_options_of_an_objective_are_strict_too(mistake):
-    assert "temperature of soft_ce: Input should be a valid number" in mistake(
+    assert "temperature of soft_ce: must be a valid number" in mistake(
         "loss.options.temperature=yes"
     )
 

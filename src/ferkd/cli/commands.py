@@ -79,7 +79,11 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     log = logging.StreamHandler(sys.stderr)
     log.setFormatter(texts.Lines("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[log])
+    # A library that has a handler of its own has said it; what others tell of their work in detail
+    # concerns nobody here.
+    log.addFilter(lambda record: not logging.getLogger(record.name.partition(".")[0]).handlers)
+    logging.basicConfig(level=logging.WARNING, handlers=[log])
+    logging.getLogger("ferkd").setLevel(logging.INFO)
     try:
         status = app(arguments, prog_name="ferkd", standalone_mode=False)
     except SaidByTheFirst:

@@ -37,6 +37,8 @@ class _Pace:
         self._begun = self._now = self._done = self._total = 0.0
 
     def update(self, done: float, total: float, now: float) -> None:
+        if total != self._total or done < self._done:  # other work: its pace is its own
+            self._seen.clear()
         self._done, self._total, self._now = done, total, now
         if not self._seen:
             self._begun = now
@@ -160,4 +162,4 @@ def table(rows: list[tuple[str, Any]]) -> str:
     """Names and values as two aligned columns, each pair a line whatever the names hold."""
     shown = [(texts.name(name), texts.name(value)) for name, value in rows]
     width = max((len(name) for name, _ in shown), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in shown)
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in shown)

@@ -9,6 +9,7 @@ import typer
 
 from ferkd.cli.console import show, table
 from ferkd.cli.options import Json
+from ferkd.system import text as texts
 
 
 def register(app: typer.Typer) -> None:
@@ -24,10 +25,18 @@ def doctor(as_json: Json = False) -> None:
     show(found, _text(found), as_json)
 
 
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is not None and name == "shared_memory":
+        return f"{texts.size(value)} free"
+    return "-" if value is None else value
+
+
 def _text(found: Mapping[str, Any]) -> str:
     parts = []
     for title in ("versions", "devices", "threads", "limits"):
-        rows = [(f"  {name}", "-" if v is None else v) for name, v in found[title].items()]
+        rows = [(f"  {name}", _value(name, v)) for name, v in found[title].items()]
         parts.append(f"{title}\n{table(rows)}")
     extras = [
         (

@@ -71,9 +71,15 @@ def evaluate(
     if features:
         result |= judge(run, images, reference=reference, knn=knn, probe=probe, **common)
     rows = [(k, _short(v)) for k, v in result.items() if k != "per_class"]
-    rows += [(f"  {name}", _short(v)) for name, v in result.get("per_class", {}).items()]
+    if per_class := result.get("per_class"):
+        rows.append(("right, by class", ""))
+        rows += [(f"  {name}", _short(v)) for name, v in per_class.items()]
     show(result, table(rows), as_json)
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
     return f"{value:.4f}" if isinstance(value, float) else str(value)

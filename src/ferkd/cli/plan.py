@@ -11,6 +11,7 @@ import typer
 
 from ferkd.cli.console import say, show, table
 from ferkd.cli.options import Json, ObjectScale, Overwrite, RecipeName, TopK
+from ferkd.system import text as texts
 from ferkd.system.errors import InputError
 
 
@@ -191,7 +192,7 @@ def _plan_text(result: dict[str, Any]) -> str:
             for name, rate in result["rates"].items()
         ),
         ("record", f"{result['bytes_per_crop']} bytes per crop"),
-        ("label store", f"{result['storage_bytes'] / 1e9:.3f} GB, image ids not counted"),
+        ("label store", f"{texts.size(result['storage_bytes'])}, image ids not counted"),
         ("memory a worker", f"about {result['worker_memory_bytes'] / 1e6:.0f} MB"),
         ("labelling", _spent(result["labelling"], "hours", "cost")),
         *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +63,7 @@ def export(
         images=images,
         overwrite=overwrite,
     )
-    lines = [f"{', '.join(result['files'])} in {to} ({result['bytes'] / 1e6:.1f} MB of weights)"]
+    lines = [f"{', '.join(result['files'])} in {to} ({texts.size(result['bytes'])} of weights)"]
     lines += [
         f"{name} against torch on {result['compared_on']['images']} images: largest difference "
         f"{result[key]['difference']:.1e}"
@@ -84,9 +85,9 @@ def export(
         lines.append(
             f"int8, calibrated on {found['calibrated_on']}: {top1}the same answer in "
             f"{found['agreement']:.2%} of {found['images']} images, "
-            f"{found['bytes'] / 1e6:.1f} MB against {found['bytes_before'] / 1e6:.1f}"
+            f"{texts.size(found['bytes'])} against {texts.size(found['bytes_before'])}"
         )
-    lines.append(f"next: ferkd predict {to} PHOTO.jpg")
+    lines.append(f"next: ferkd predict {shlex.quote(str(to))} PHOTO.jpg")
     show(result, "\n".join(lines), as_json)
 
 

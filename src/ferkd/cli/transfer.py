@@ -10,6 +10,7 @@ import typer
 
 from ferkd.cli.console import continuing, meter, show
 from ferkd.cli.options import Json, Overwrite
+from ferkd.system import text as texts
 
 
 def register(app: typer.Typer) -> None:
@@ -54,5 +55,5 @@ def pull(
 
 
 def _show(found: Mapping[str, Any], how: str, as_json: bool) -> None:
-    size = f"{found['files']} files, {found['bytes'] / 1e6:.1f} MB"
+    size = f"{found['files']} files, {texts.size(found['bytes'])}"
     show(found, f"{found['kind']} {how} {found['place']} ({size})", as_json)

@@ -26,6 +26,7 @@ from ferkd.models.student import check_input, finished_run, load_run
 from ferkd.system.compute import Normalise, Precision, autocast, resolve_device, resolve_precision
 from ferkd.system.errors import InputError
 from ferkd.system.results import Result
+from ferkd.system.settings import check_least
 
 NEIGHBOURS = 20
 SHARPNESS = 0.07  # a neighbour votes with exp(cosine / 0.07)
@@ -97,9 +98,7 @@ def judge(
     head is given for the central crop. ``seen``, an empty mapping at first, spares the decoding
     where several networks are judged on the same open sources.
     """
-    for name, value in (("neighbours", neighbours), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1")
+    check_least(1, neighbours=neighbours, batch_size=batch_size)
     if crop_fraction is not None and not 0 < crop_fraction <= 1:
         raise InputError(f"crop_fraction is {crop_fraction:g}; it must be above 0 and at most 1")
     embedder = embedder_of(network, image_size=image_size, device=device, precision=precision)

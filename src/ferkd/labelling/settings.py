@@ -159,18 +159,13 @@ class Labelling:
             raise InputError(
                 f"crops is {self.crops}; label at least 1 crop per image, at most {MAX_CROPS:,}"
             )
-        from ferkd.system.settings import check_seed, check_share
+        from ferkd.system.settings import check_least, check_seed, check_share
 
         check_share("max_unreadable", self.max_unreadable)
         if self.seed is not None:
             check_seed(self.seed)
-        batch = 1 if self.batch_size is None else self.batch_size
-        part = 1 if self.part_images is None else self.part_images
-        if batch < 1 or self.workers < 1 or part < 1:
-            raise InputError(
-                f"batch_size {batch}, workers {self.workers} and part_images {part} "
-                "must be at least 1"
-            )
+        given = {"batch_size": self.batch_size, "part_images": self.part_images}
+        check_least(1, workers=self.workers, **{k: n for k, n in given.items() if n is not None})
         if self.boxes_from is not None and self.add_to is not None:
             raise InputError(
                 "boxes_from and add_to are both given; a pass builds on one store: give one"

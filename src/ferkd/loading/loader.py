@@ -36,6 +36,7 @@ from ferkd.loading.steps import CutOn, Failure, Steps
 from ferkd.store import LabelStore
 from ferkd.system.distributed import Ranks, find_ranks
 from ferkd.system.errors import InputError
+from ferkd.system.settings import check_least
 from ferkd.system.threads import ahead, workers
 
 logger = logging.getLogger("ferkd")
@@ -83,13 +84,9 @@ class Loader:
         world_size: int | None = None,
         order: ImageOrder | None = None,
     ) -> None:
-        for name, value in (
-            ("batch_size", batch_size),
-            ("crops_per_image", crops_per_image),
-            ("image_size", image_size),
-        ):
-            if value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1")
+        check_least(
+            1, batch_size=batch_size, crops_per_image=crops_per_image, image_size=image_size
+        )
         if workers < 0:
             raise InputError(f"workers is {workers}; it must be at least 0 (0: this process)")
         if cut_on not in get_args(CutOn):

@@ -50,6 +50,7 @@ from ferkd.models.architectures import (
 from ferkd.models.student import finished_run, load_run
 from ferkd.models.weights import head_classes, load_strict, read_state_dict
 from ferkd.system.errors import InputError
+from ferkd.system.settings import rule
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _OLD_INCEPTIONS = ("torchvision/inception_v3", "torchvision/googlenet")
@@ -356,4 +357,4 @@ def _complaint(error: ValidationError) -> str:
     """The first mistake in one line: where, what was given, and the rule."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return f"{where}={first['input']}: {first['msg']}"
+    return f"{where}={first['input']}: {rule(first['msg'])}"

@@ -18,6 +18,7 @@ from ferkd.objectives.soft_ce import soft_cross_entropy, sparse_cross_entropy
 from ferkd.store.soft import SoftLabels
 from ferkd.system.errors import InputError
 from ferkd.system.plugins import Table
+from ferkd.system.settings import rule
 
 Objective = Callable[[Tensor, SoftLabels, Tensor | None], Tensor]
 
@@ -40,7 +41,7 @@ def build(name: str, **options: Any) -> Objective:
     except ValidationError as error:
         mistakes = (
             f"option {'.'.join(map(str, item['loc']))} of {name}: "
-            + item["msg"].replace("Extra inputs are not permitted", "unknown")
+            + rule(item["msg"]).replace("Extra inputs are not permitted", "unknown")
             for item in error.errors()
         )
         raise InputError("; ".join(mistakes)) from None

@@ -21,7 +21,7 @@ from ferkd.models.student import ModelConfig, Student, build_student
 from ferkd.models.weights import load_strict, read_state_dict
 from ferkd.system.errors import InputError
 from ferkd.system.plain import read_json
-from ferkd.system.settings import Part
+from ferkd.system.settings import Part, rule
 
 CONFIG, WEIGHTS, LABELS, CARD = "config.json", "model.safetensors", "labels.txt", "README.md"
 ONNX, INT8, TORCHSCRIPT = "model.onnx", "model.int8.onnx", "model.torchscript.pt"
@@ -101,7 +101,7 @@ def read_record(folder: Path) -> Record:
     except ValidationError as error:
         raise InputError(
             f"{folder / CONFIG} was edited or is of another version "
-            f"({error.errors()[0]['msg']}); {remedy}"
+            f"({rule(error.errors()[0]['msg'])}); {remedy}"
         ) from None
     ours = timm_config(record.model, config.get("model_args", {}))
     if record.model.architecture.startswith("timm/"):

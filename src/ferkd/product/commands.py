@@ -10,6 +10,7 @@ from ferkd.models.student import Student
 from ferkd.product.look import Look
 from ferkd.product.planning import Plan, spoken
 from ferkd.product.settings import Settings
+from ferkd.system.text import size
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def plan_lines(plan: Plan) -> list[str]:
     total = sum(plan.seconds.values())
     phases = ", ".join(f"{name} {spoken(s)}" for name, s in plan.seconds.items())
     return [
-        f"plan   about {spoken(total)}: {phases}; labels of {plan.label_bytes / 1e6:.1f} MB",
+        f"plan   about {spoken(total)}: {phases}; labels of {size(plan.label_bytes)}",
         *(f"       {reason}" for reason in plan.reasons),
     ]
 

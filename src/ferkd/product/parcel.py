@@ -21,7 +21,7 @@ from ferkd.product.claim import MARKER
 from ferkd.store.reader import LabelStore
 from ferkd.store.remote import MANIFEST, Expected
 from ferkd.system.errors import InputError
-from ferkd.system.settings import Part
+from ferkd.system.settings import Part, rule
 
 LISTING = "ferkd.json"
 MOST_LISTING = 1 << 20  # bytes
@@ -122,7 +122,7 @@ def unpack(data: bytes, where: str) -> Parcel:
     except ValidationError as error:
         raise InputError(
             f"{LISTING} of {where} is damaged or of another version "
-            f"({error.errors()[0]['msg']}); push it again"
+            f"({rule(error.errors()[0]['msg'])}); push it again"
         ) from None
     names = [file.name for file in found.files]
     odd = [name for name in names if name not in FILES[found.kind] or names.count(name) > 1]

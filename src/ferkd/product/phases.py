@@ -6,15 +6,16 @@ Each is an ordinary command's work in a folder of its own, and is passed over wh
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
+from ferkd.images import ImageSource, open_images
 from ferkd.labelling.agreement import agreement_of
 from ferkd.labelling.run import label
 from ferkd.models.student import load_run
@@ -32,7 +33,7 @@ from ferkd.product.settings import Settings, parse_student
 from ferkd.system.files import write_json, write_whole
 from ferkd.system.plain import read_json
 from ferkd.training import train
-from ferkd.training.finetune import FineTuning, fine_tune
+from ferkd.training.finetune import PROBING, FineTuning, fine_tune
 from ferkd.training.recipe import load_recipe
 
 PHASES = ("look", "teacher", "labels", "student", "baseline", "deliver")
@@ -94,6 +95,14 @@ class Work:
             self.show.finished("teacher")
             return TeacherResult(spec=self.settings.teacher, top1=found.top1, probe_top1=None)
         self.say(f"teacher $ {self.commands['teacher']}")
+        rates = plan.rates
+        probing = rates.answer / (rates.answer + plan.teacher_epochs * rates.teacher)
+
+        def progress(done: int, total: int, note: str) -> None:
+            share = done / max(total, 1)
+            share = probing * share if note == PROBING else probing + (1 - probing) * share
+            self.show("teacher", share, f"{done}/{total} {note}")
+
         with self.state.timed("teacher"):
             result = fine_tune(
                 FineTuning(
@@ -107,9 +116,7 @@ class Work:
                 ),
                 self.out / "teacher",
                 resume=True,
-                progress=lambda done, total, note: self.show(
-                    "teacher", done / max(total, 1), f"{done}/{total} {note}"
-                ),
+                progress=progress,
             )
         kept = f"the best after {result.kept_step} steps" if result.kept_step else "the probe"
         if 0 < result.kept_share < 1:
@@ -268,6 +275,12 @@ class Work:
             f"{name} {mean['top1']:.1%} on val, {parameters / 1e6:.2f} M parameters, "
             f"{speed:.1f} ms an image on this machine's CPU"
         )
+        answer, share = _commonest(open_images(self.seen.val))
+        if mean["top1"] <= share:
+            self.say(
+                f"note    {name} is right no more often than who always answers {answer} "
+                f"({share:.1%}); give a larger --budget"
+            )
         return StudentResult(
             name=config.architecture,
             **mean,
@@ -284,7 +297,12 @@ class Work:
     def _export(self) -> Path:
         self.say(f"deliver $ {self.commands['deliver']}")
         folder = self.out / "model"
-        if folder.exists():
-            shutil.rmtree(folder)
-        export(self.out / "student", folder)
+        export(self.out / "student", folder, overwrite=True)  # what a user put there stays
         return folder
+
+
+def _commonest(images: ImageSource) -> tuple[str, float]:
+    """The class that most of the images have, and their share."""
+    counts = np.bincount(images.targets[images.targets >= 0], minlength=len(images.class_names))
+    most = int(counts.argmax())
+    return images.class_names[most], float(counts[most] / counts.sum())

@@ -19,6 +19,7 @@ from ferkd.models.student import ModelConfig, check_input, load_run
 from ferkd.product import bundle
 from ferkd.system.compute import Normalise, resolve_device
 from ferkd.system.errors import InputError
+from ferkd.system.settings import check_least
 from ferkd.system.storage import is_url, local_path, masked
 from ferkd.system.text import cell
 
@@ -106,11 +107,8 @@ class Predictions:
         batch_size: int = 32,
         workers: int = 2,
     ) -> None:
-        if top_k < 1 or batch_size < 1 or workers < 0:
-            raise InputError(
-                f"top_k {top_k} and batch_size {batch_size} must be at least 1, workers {workers} "
-                "at least 0"
-            )
+        check_least(1, top_k=top_k, batch_size=batch_size)
+        check_least(0, workers=workers)
         self._predictor, self._top_k, self._batch_size = predictor, top_k, batch_size
         self._source = _Images(images)
         config = predictor.config

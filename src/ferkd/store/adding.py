@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ferkd.store import manifest as manifests
 from ferkd.store.arrays import described
 from ferkd.store.claims import locked
+from ferkd.store.parts import table_of
 from ferkd.store.reader import MANIFEST, LabelStore
 from ferkd.store.signals import StoredSignal
 from ferkd.store.unfinished import ADDING, PARTS, SETTINGS, settings_in
@@ -96,7 +97,8 @@ class SignalWriter(StoreWriter):
         crops = np.arange(store.crops_per_image)
         for number in range(self.parts):
             with self._read(number) as part:
-                table, boxes, flips = part["images"], part["boxes"], part["flips"]
+                table, _, flips = table_of(part, store.crops_per_image)
+                boxes = part["boxes"]
             rows = np.arange(at, min(at + len(table), len(store)))
             table["id_end"] += end
             end = table["id_end"][-1] if len(table) else end

@@ -9,6 +9,7 @@ from ferkd.store.manifest import checksum
 from ferkd.store.reader import LabelStore
 from ferkd.store.remote import Expected, RemoteFolder
 from ferkd.system.errors import InputError
+from ferkd.system.text import size
 
 logger = logging.getLogger("ferkd")
 
@@ -30,9 +31,9 @@ class ChecksumCheck:
             self._ended.set()
             return
         logger.info(
-            "checking the checksums of %s beside the work (%.1f MB)",
+            "checking the checksums of %s beside the work (%s)",
             store.path,
-            store.bytes_on_disk / 1e6,
+            size(store.bytes_on_disk),
         )
         threading.Thread(target=self._run, daemon=True, name="checksums").start()
 

@@ -20,6 +20,7 @@ from pydantic import (
 from ferkd.store.features import MAX_DIM
 from ferkd.store.records import MAX_CLASSES
 from ferkd.store.settings import IMPORTED_RULE as IMPORTED_RULE
+from ferkd.store.settings import MAX_CROPS as MAX_CROPS
 from ferkd.store.settings import Crops as Crops
 from ferkd.store.settings import GeometrySettings, SignalSettings
 from ferkd.store.settings import Images as Images
@@ -29,7 +30,7 @@ from ferkd.store.settings import Settings as Settings
 from ferkd.store.settings import Vectors as Vectors
 from ferkd.store.settings import check_kind as check_kind
 from ferkd.system.errors import InputError
-from ferkd.system.settings import Part
+from ferkd.system.settings import Part, rule
 
 FORMAT = "ferkd-labels"
 VERSION = 2
@@ -251,7 +252,7 @@ def from_bytes(data: bytes, where: Path | str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
+        what = rule(first["msg"])
         raise InputError(
             f"{where} does not follow the format: {f'{place}: ' if place else ''}{what}; fetch the "
             "store again"

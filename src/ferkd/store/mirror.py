@@ -12,11 +12,11 @@ import json
 import logging
 import re
 import threading
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ferkd.store.parts import is_whole
 from ferkd.store.remote import MANIFEST
 from ferkd.store.unfinished import PARTS, SETTINGS
 from ferkd.system import storage
@@ -87,7 +87,7 @@ class PartsMirror:
             arriving = temporary(target)
             with clear_errors(f"{masked(self.url)}/{PARTS}/{name} cannot be fetched", "try again"):
                 storage.get(self._place(name), arriving, _LARGEST)
-            if _whole(arriving):
+            if is_whole(arriving):
                 arriving.replace(target)
                 self._sent[name] = _state(target)
             else:
@@ -159,11 +159,3 @@ def _state(file: Path) -> tuple[int, ...]:
     """What tells a file from another one that has taken its name."""
     found = file.stat()
     return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _whole(part: Path) -> bool:
-    try:
-        with zipfile.ZipFile(part) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError):
-        return False

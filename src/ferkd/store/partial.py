@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from ferkd.store import manifest as manifests
 from ferkd.store.derive import Layout
+from ferkd.store.parts import part_members
 from ferkd.store.reader import MANIFEST, LabelStore
 from ferkd.store.signals import split_signals
 from ferkd.store.unfinished import PARTS, begun_settings
-from ferkd.store.writer import StoreWriter, listing, part_members
+from ferkd.store.writer import StoreWriter, listing
 from ferkd.system.errors import InputError
 from ferkd.system.storage import as_local, masked
 
@@ -88,8 +89,7 @@ class _Snapshot(StoreWriter):
         return []
 
     def skipped(self) -> list[manifests.Skipped]:
-        listed = [s for number in range(self.parts) for s in self._skipped_of(number)]
-        return [manifests.Skipped(**s) for s in listed]
+        return [skip for number in range(self.parts) for skip in self._skipped_of(number)]
 
     def _part(self, number: int) -> Path:
         return self._source.path / PARTS / f"{self._numbers[number]:06d}.npz"

@@ -23,6 +23,7 @@ from ferkd.system import storage
 from ferkd.system.errors import InputError
 from ferkd.system.files import in_words
 from ferkd.system.storage import as_local, cache_folder, get, join, masked, read, reason
+from ferkd.system.text import size
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"  # there while a store is copied to this place
@@ -221,7 +222,7 @@ class RemoteFolder:
     @contextmanager
     def _hold(self, wanted: Expected) -> Iterator[Path]:
         def fetch(path: Path) -> None:
-            logger.info("fetching %s of %s (%.1f MB)", wanted.name, self, wanted.size / 1e6)
+            logger.info("fetching %s of %s (%s)", wanted.name, self, size(wanted.size))
             download(self.url, wanted, path)
 
         with self.cache.hold(wanted, fetch) as path:

@@ -13,8 +13,6 @@ import json
 import math
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +27,7 @@ from ferkd.store import manifest as manifests
 from ferkd.store.arrays import described, grouped, npy_file
 from ferkd.store.claims import LOCK, refuse_shared, release, take
 from ferkd.store.ids import IMAGE, Ids
+from ferkd.store.parts import opened, part_members, skipped_of, table_of
 from ferkd.store.place import refuse_inside_store
 from ferkd.store.reader import MANIFEST, LabelStore
 from ferkd.store.unfinished import ADDING, PARTS, SETTINGS, settings_in
@@ -221,16 +220,12 @@ class StoreWriter:
 
     def skipped(self) -> list[manifests.Skipped]:
         """The images left out so far, of all parts written."""
-        listed = []
-        for number in range(self.parts):
-            if self._part(number).exists():
-                listed += self._skipped_of(number)
-        return [manifests.Skipped(**s) for s in listed]
+        there = (number for number in range(self.parts) if self._part(number).exists())
+        return [skip for number in there for skip in self._skipped_of(number)]
 
-    def _skipped_of(self, number: int) -> list[dict[str, str]]:
+    def _skipped_of(self, number: int) -> list[manifests.Skipped]:
         with self._read(number) as part:
-            listed: list[dict[str, str]] = json.loads(part["skipped"].tobytes())
-        return listed
+            return skipped_of(part)
 
     def drop_changed(self, source: ImageSource) -> list[str]:
         """Remove the parts whose images are not, or no longer, what was labelled.
@@ -243,7 +238,7 @@ class StoreWriter:
             if not self._part(number).exists():
                 continue
             with self._read(number) as part:
-                table, text = part["images"], part["ids"]
+                table, text, _ = table_of(part, self.settings.crops.count)
             ids = Ids(table["id_end"], text)
             labelled = {ids[row]: int(table["fingerprint"][row]) for row in range(len(ids))}
             differing = [
@@ -261,13 +256,8 @@ class StoreWriter:
     @contextmanager
     def _read(self, number: int) -> Iterator[Any]:
         """An open part; its members are checked against their CRC-32 as they are read."""
-        try:
-            with np.load(self._part(number), allow_pickle=False) as part:
-                yield part
-        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError) as error:
-            raise InputError(
-                f"{self._part(number)} is damaged ({error}); delete it and continue with --resume"
-            ) from None
+        with opened(self._part(number)) as part:
+            yield part
 
     def finish(self) -> LabelStore:
         """Join the parts into the finished store. Safe to repeat after a kill at any instant."""
@@ -288,12 +278,12 @@ class StoreWriter:
         flips.append(np.zeros((0, -(-crops // 8)), "u1"))
         for number in range(self.parts):
             with self._read(number) as part:
-                table, text = part["images"], part["ids"]
-                flips.append(part["flips"])
+                table, text, packed = table_of(part, crops)
             table["id_end"] += end
             end = table["id_end"][-1] if len(table) else end
             tables.append(table)
             texts.append(text)
+            flips.append(packed)
         counts = [len(table) for table in tables[1:]]
         boxes = self._joined("boxes", "boxes", counts, np.dtype("<u2"), (crops, 4))
         signal = self._joined_signal(counts)
@@ -357,29 +347,6 @@ class StoreWriter:
             if _OF_SIGNALS.fullmatch(file.name) and file.name not in current:
                 with writing(file):
                     file.unlink()
-
-
-def part_members(
-    ids: Sequence[str],
-    images: NDArray[Any],
-    boxes: NDArray[np.integer],
-    flips: NDArray[np.bool_],
-    records: NDArray[Any],
-    skipped: Sequence[manifests.Skipped],
-) -> dict[str, NDArray[Any]]:
-    """The arrays of a part, by name; the arguments are those of :meth:`StoreWriter.write`."""
-    encoded = [i.encode() for i in ids]
-    images = images.copy()
-    images["id_end"] = np.cumsum([len(i) for i in encoded], dtype=np.uint64)
-    reasons = json.dumps([s.model_dump() for s in skipped], ensure_ascii=False).encode()
-    return {
-        "ids": np.frombuffer(b"".join(encoded), "u1"),
-        "images": images,
-        "boxes": np.asarray(boxes, "<u2"),
-        "flips": np.packbits(flips, axis=1, bitorder="little"),
-        "records": records,
-        "skipped": np.frombuffer(reasons, "u1"),
-    }
 
 
 def listing(ids: Sequence[str]) -> str:

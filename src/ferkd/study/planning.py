@@ -15,6 +15,7 @@ from typing import Literal
 from ferkd.store.reader import IMAGE
 from ferkd.store.records import BOX_BYTES, RecordFormat
 from ferkd.system.errors import InputError
+from ferkd.system.settings import check_least
 
 Bound = Literal["loading", "stepping"]
 
@@ -52,11 +53,8 @@ class Cores:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        if min(self.count, self.threads) < 1 or self.workers < 0:
-            raise InputError(
-                f"{self.count} cores, {self.threads} threads and {self.workers} workers: cores and "
-                "threads must be at least 1, workers at least 0"
-            )
+        check_least(1, cores=self.count, threads=self.threads)
+        check_least(0, workers=self.workers)
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,12 @@ def problems(found: Mapping[str, Any], cores: int) -> list[str]:
             f"torch uses {threads['torch']} threads on {cores} cores; set OMP_NUM_THREADS={cores}"
         )
     if threads["load"] is not None and threads["load"] > cores + 0.5:
-        lines.append(
-            f"{threads['load']} processes want {cores} cores; OMP_NUM_THREADS=1 often is quicker"
+        remedy = (
+            "OMP_NUM_THREADS=1 often is quicker"
+            if threads["torch"] > 1
+            else "everything takes longer until others end"
         )
+        lines.append(f"{threads['load']} processes want {cores} cores; {remedy}")
     if limits["open_files"] is not None and limits["open_files"] < _FEW_FILES:
         lines.append(
             f"only {limits['open_files']} files may be open; raise it with ulimit -n 1024, or "

@@ -56,9 +56,23 @@ def check_seed(value: int) -> None:
         raise InputError(f"seed is {value}; it must be at least 0 and below 2^63")
 
 
+def check_least(least: int, **values: int) -> None:
+    """Raise InputError for the first of ``values``, by name, that is below ``least``."""
+    for name, value in values.items():
+        if value < least:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
+
+
 def explained(error: InputError) -> PydanticCustomError:
     """A mistake that is said already, line by line, for a validator to raise."""
     return PydanticCustomError("explained", "{lines}", {"lines": str(error)})
+
+
+def rule(message: str) -> str:
+    """A message of pydantic as the rule that was broken: "must be a valid integer"."""
+    words = message.removeprefix("Value error, ")  # of a ValueError that a validator raised
+    must = words.removeprefix("Input should be ")
+    return words if must == words else f"must be {must}"
 
 
 def explain(error: ValidationError, model: type[BaseModel], root: str) -> list[str]:

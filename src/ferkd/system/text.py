@@ -38,6 +38,17 @@ def cell(value: object) -> str:
     return f"'{name(value)}" if str(value).startswith(_FORMULA) else name(value)
 
 
+def size(count: float) -> str:
+    """Bytes for people: "980 B", "23.7 kB", "6.2 MB"."""
+    if count < 999.5:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.95:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:.1f} TB"
+
+
 def lines(value: object) -> str:
     """Text of several lines, as a message or a page: as `name`, but line ends and tabs stay."""
     return _IN_LINES.sub(_escaped, str(value))

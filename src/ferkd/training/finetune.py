@@ -45,6 +45,7 @@ from ferkd.training.trainer import Trainer
 
 _LEAST_STEPS = 20  # between two evaluations
 BLENDS = (0.25, 0.5, 0.75)  # shares of the last weights beside the probe's
+PROBING = "images seen by the frozen network"  # what is counted before the steps
 PROBE, PROBE_WEIGHTS, BEST = "probe.json", "probe.safetensors", "best.safetensors"
 
 log = logging.getLogger("ferkd")
@@ -258,7 +259,7 @@ def _probe(
         done = 0
         for batch in judge.train_crops.batches(32):
             done += len(batch[1])
-            tell(done, total, "images seen by the frozen network")
+            tell(done, total, PROBING)
             yield batch
 
     crops = _Heard(judge.train_crops, counted)

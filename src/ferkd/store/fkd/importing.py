@@ -46,7 +46,7 @@ from ferkd.store.records import MAX_SIDE, RecordFormat
 from ferkd.store.soft import SoftLabels
 from ferkd.store.writer import StoreWriter, listing
 from ferkd.system.errors import InputError
-from ferkd.system.settings import check_share
+from ferkd.system.settings import check_least, check_share
 from ferkd.system.storage import local_path
 from ferkd.system.text import name as visible
 
@@ -139,8 +139,7 @@ def import_fkd(
     """
     if kind not in KINDS:
         raise InputError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
-    if workers < 1 or (crops is not None and crops < 1):
-        raise InputError(f"workers {workers} and crops {crops} must be at least 1")
+    check_least(1, workers=workers, crops=1 if crops is None else crops)
     check_share("max_skipped", max_skipped)
     source = open_images(images, targets=targets)
     refuse_inside_images(out, source)
@@ -242,9 +241,13 @@ class _Layout(NamedTuple):
             raise InputError(
                 f"{path} holds {held} crops, fewer than the {crops} asked for; ask for fewer"
             )
+        if (used := crops or held) > manifests.MAX_CROPS:
+            raise InputError(
+                f"{path} holds {held} crops; give crops (--crops), at most {manifests.MAX_CROPS:,}"
+            )
         k = {"full": shape[-1], "top-k": shape[-1]}.get(found, 1)
         types = (str(file.coords.dtype), str(file.labels.dtype))
-        return _Layout(found, k, num_classes, crops or held, *types)
+        return _Layout(found, k, num_classes, used, *types)
 
 
 def _probe(

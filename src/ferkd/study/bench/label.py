@@ -26,7 +26,7 @@ from ferkd.study.bench.measuring import (
 )
 from ferkd.study.bench.photos import PHOTO_SIDES, copy_photos, write_photos
 from ferkd.system.compute import Normalise, autocast, resolve_precision
-from ferkd.system.errors import InputError
+from ferkd.system.settings import check_least
 
 PASS, FORWARD, CALL = "labelling pass", "bare forward pass", "forward pass from uint8"
 _FLAT = 1.05  # peak memory with twice the work, at most
@@ -56,11 +56,8 @@ def bench_label(
     of fresh processes that label half of the images, all of them, and half with twice the crops.
     ``value`` is the pass's. Raises InputError for counts out of range.
     """
-    if min(batch_size, crops, workers, repeats) < 1 or photos < 2:
-        raise InputError(
-            f"batch size {batch_size}, {crops} crops, {workers} workers and {repeats} repeats "
-            f"must be at least 1, and {photos} photos at least 2"
-        )
+    check_least(1, batch_size=batch_size, crops=crops, workers=workers, repeats=repeats)
+    check_least(2, photos=photos)
     with tempfile.TemporaryDirectory(prefix="ferkd-bench-") as place:
         folder = _photos(Path(place) / "photos", images, photos)
         options = {"image_size": image_size, "device": device, "precision": precision}

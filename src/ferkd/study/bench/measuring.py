@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ferkd import __version__
-from ferkd.system.errors import InputError
+from ferkd.system.settings import check_least
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ def in_turns(
     A side is called with the number of the turn and returns its figure. Every turn begins with
     another side, so that none always follows the same one. Raises InputError for no repeats.
     """
-    if repeats < 1:
-        raise InputError(f"repeats is {repeats}; it must be at least 1")
+    check_least(1, repeats=repeats)
     names = list(sides)
     found: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(uncounted + repeats):

@@ -27,6 +27,7 @@ from ferkd.study.bench.measuring import Target, described, in_turns, machine, se
 from ferkd.study.bench.photos import PHOTO_SIDES, link_photos, write_photos
 from ferkd.system.compute import autocast
 from ferkd.system.errors import InputError
+from ferkd.system.settings import check_least
 from ferkd.system.tables import markdown as table
 from ferkd.training.data import TrainingData
 from ferkd.training.recipe import make_recipe
@@ -125,11 +126,8 @@ def bench_step(
     the device already. ``value`` is FerKD's. Raises InputError for counts out of range.
     """
     setting = setting or Setting()
-    if min(classes - 5, photos, stored_crops, steps, repeats) < 1:
-        raise InputError(
-            f"{photos} photos, {stored_crops} stored crops, {steps} steps and {repeats} repeats "
-            f"must be at least 1, and {classes} classes at least 6"
-        )
+    check_least(1, photos=photos, stored_crops=stored_crops, steps=steps, repeats=repeats)
+    check_least(6, classes=classes)
     with tempfile.TemporaryDirectory(prefix="ferkd-bench-") as place:
         root = Path(images) if images is not None else Path(place) / "photos"
         if images is None:
