@@ -157,10 +157,10 @@ def merge(
     shares = _shares(opened, rule, weights)
     if not into:
         refuse_inside(out, opened)
+    largest = max(store.record.k for store in opened)  # InputError where a signal is to be chosen
     # What ``out`` has of its own labels does not matter: they may be of other classes.
     check_same_crops([*opened, LabelStore(out).of_kinds("features")] if into else opened)
     first = opened[0]
-    largest = max(store.record.k for store in opened)
     if top_k is not None and not 1 <= top_k <= largest:
         raise InputError(
             f"top_k is {top_k}; the stores hold at most {largest}: give 1 to {largest}"
