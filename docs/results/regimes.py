@@ -259,7 +259,26 @@ DISCARDS = (
         "random-all",
     ),
     Row("", "Tiny-ImageNet, 100 classes", "the score", "many-classes", "one", "ferkd", "random"),
+    Row("", "flowers, 290, long", "the score", "flowers-long", "one", "ferkd", "random"),
     Row("", "flowers, 48 px", "larger crops", "flowers-baselines", "short", "ferkd", "fkd-wide"),
+    Row(
+        "",
+        "flowers, few labels",
+        "larger crops",
+        "flowers-few-labels",
+        "one",
+        "ferkd-all",
+        "fkd-all-wide",
+    ),
+    Row(
+        "",
+        "Tiny-ImageNet, 100 classes",
+        "larger crops",
+        "many-classes",
+        "one",
+        "ferkd",
+        "fkd-wide",
+    ),
 )
 
 # Every method that was run beside unsmoothed hard labels on the flowers, and whether to pick it.
