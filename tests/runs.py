@@ -17,17 +17,17 @@ STEPS = 5
 Settings = dict[str, Any]
 
 
+def data_on(photos: Path, **changes: Any) -> Settings:
+    """The part data of a recipe: small batches of small crops, validation on the same images."""
+    usual = {"image_size": 32, "batch_size": 4, "workers": 0}
+    return {"images": str(photos), "val": str(photos), **usual, **changes}
+
+
 def settings_on(photos: Path) -> Settings:
     """Dropout and EMA: the most that can go wrong when a run continues."""
     return {
         "teacher": TEACHER,
-        "data": {
-            "images": str(photos),
-            "val": str(photos),
-            "image_size": 32,
-            "batch_size": 4,
-            "workers": 0,
-        },
+        "data": data_on(photos),
         "student": {
             "name": "timm/test_efficientnet",
             "pretrained": False,

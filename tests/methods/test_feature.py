@@ -278,7 +278,7 @@ def test_labels_that_are_not_read_decide_nothing(settings, signals, photos):
 def test_regions_choose_the_crops_of_a_student_that_learns_no_label(settings, store):
     """By the labels' scores crops are discarded; beside the features stands the truth alone."""
     path = store("feature")
-    loss = {"beside": "hard", "by_regions": True}
+    loss = {"beside": "hard", "by_regions": True, "label_temperature": 3.0}  # of no label
     regions = {"thresholds": [0.5, 0.5, 1.0], "scale": "image_quantile"}
     data = open_data(relative(settings, path, loss, regions=regions))
     found = data.mining.regions

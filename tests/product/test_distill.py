@@ -80,6 +80,8 @@ def test_five_phases_a_report_and_the_promised_keys(images: Path, tmp_path: Path
     assert {"crops_per_image", "agreement", "seconds"} <= set(result["labels"])
     keys = {"name", "top1", "nll", "ece", "parameters", "ms_per_image", "seconds"}
     assert keys <= set(result["student"]) and "top1" in result["baseline"]
+    ahead = 100 * (result["student"]["top1"] - result["baseline"]["top1"])
+    assert result["difference"]["points"] == pytest.approx(ahead)
     assert result["teacher"]["top1"] >= result["teacher"]["probe_top1"]
     assert json.loads((out / "result.json").read_text())["student"] == result["student"]
     assert load_run(out / "student")[1].class_names == ("a", "b", "c")

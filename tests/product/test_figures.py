@@ -1,44 +1,32 @@
-"""Figures of a delivered model: the images as its labels had them."""
+"""Figures of delivered models: what two of them differ by, image by image."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from ferkd.evaluating.run import evaluate
-from ferkd.models.student import ModelConfig, Student, build_student
-from ferkd.product.figures import figures_of
-from ferkd.system.files import write_json
-from ferkd.training.checkpoint import save_weights
+from ferkd.product.figures import Figures, compared
+from ferkd.product.result import told
 
 
-@pytest.mark.parametrize("exif", [True, False])
-def test_turned_images_are_seen_as_in_training(tmp_path: Path, exif: bool) -> None:
-    turned = Image.Exif()
-    turned[0x0112] = 6  # shown turned by a quarter
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (tmp_path / "val" / name).mkdir(parents=True)
-        for i in range(4):
-            coarse = Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8))
-            coarse.resize((90, 60)).save(tmp_path / "val" / name / f"{i}.jpg", exif=turned)
-    torch.manual_seed(0)
-    run, name = tmp_path / "run", "timm/test_resnet"
-    run.mkdir()
-    model = build_student(Student(name=name), 2)
-    torch.nn.init.normal_(model.get_classifier().weight)
-    save_weights(run / "weights.safetensors", model)
-    config = ModelConfig(
-        architecture=name, num_classes=2, class_names=("a", "b"), image_size=32, exif=exif
-    )
-    write_json(run / "config.json", config.model_dump(mode="json"))
-    found = figures_of(run, str(tmp_path / "val"), 0, "cpu")
-    wanted = evaluate(run, tmp_path / "val", device="cpu")
-    assert found.nll == pytest.approx(wanted["nll"], abs=1e-6)
-    write_json(run / "config.json", config.model_copy(update={"exif": not exif}).model_dump())
-    other = figures_of(run, str(tmp_path / "val"), 0, "cpu")
-    assert abs(other.nll - found.nll) > 1e-3  # turned, it is another image
+def figures(right: dict[str, bool]) -> Figures:
+    return Figures(0.5, 1.0, 0.1, (0.5,), np.zeros((1, 1), np.int64), (), (), right)
+
+
+def test_two_models_are_compared_on_the_images_of_both() -> None:
+    """By hand: differences 1, 1, 0, -1 of four images: mean 25 points, sample deviation of 100 x
+    (1, 1, 0, -1) 95.743; half a width t(0.975, 3) 3.18245 x 95.743 / 2 = 152.35."""
+    ours = figures({"a": True, "b": True, "c": True, "d": False, "only ours": True})
+    theirs = figures({"a": False, "b": False, "c": True, "d": True, "only theirs": False})
+    found = compared(ours, theirs)
+    assert found is not None and found.images == 4
+    assert found.points == pytest.approx(25.0)
+    assert found.low == pytest.approx(25 - 152.35, abs=0.01)
+    assert found.high == pytest.approx(25 + 152.35, abs=0.01)
+    assert compared(ours, figures({"a": True})) is None
+
+
+def test_what_the_interval_says_is_said() -> None:
+    unsure = {"points": -1.37, "low": -3.96, "high": 1.22, "images": 1729}
+    assert told(unsure) == "-1.4 points [-4.0, +1.2] on 1,729 images: not told apart"
+    assert told({**unsure, "high": -0.4}) == "-1.4 points [-4.0, -0.4] on 1,729 images"

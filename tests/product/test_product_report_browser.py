@@ -59,6 +59,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = {
         "teacher": {"spec": spec, "probe_top1": 0.877},
         "student": {"name": "timm/mobilenetv3_small_050", "method": "ferkd", "reason": "why"},
+        "difference": {"points": 1.0, "low": -1.2, "high": 3.2, "images": 900},
         "commands": {
             name: f"ferkd {word} {where} --val {where} --teacher {spec} --image-size 112 --out out"
             for name, word in (("teacher", "finetune"), ("labels", "label"), ("student", "train"))

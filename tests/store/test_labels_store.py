@@ -23,8 +23,10 @@ from known_stores import (
 )
 from stores import bytes_of
 
-from ferkd.store import LabelStore, arrays
+from ferkd.store import LabelStore, arrays, writer
 from ferkd.store import manifest as manifests
+from ferkd.store.claims import release
+from ferkd.store.sharing import Shard, SharedWriter
 from ferkd.store.writer import StoreWriter
 from ferkd.system.errors import InputError
 from ferkd.system.files import temporary
@@ -261,3 +263,21 @@ def test_an_image_without_ground_truth_has_no_probability_of_it(tmp_path):
     assert true.isnan().any() and not true.isnan().all()
     every = store.record.decode(store.records(rows, np.zeros_like(rows))).true_log_prob
     assert every is not None and not every.isnan().any()
+
+
+def test_a_shard_is_claimed_before_a_process_that_wants_to_be_alone_comes_in(tmp_path, monkeypatch):
+    """It comes at the first moment at which the shard has left the store's lock."""
+    refused = []
+
+    def released(lock, *, remove):
+        monkeypatch.undo()
+        release(lock, remove=remove)
+        alone = StoreWriter(tmp_path / "s", store_settings(), len(IDS), resume=True)
+        with pytest.raises(InputError, match="written by another process \\(shard-0-of-2\\)"):
+            alone.__enter__()
+        refused.append(True)
+
+    monkeypatch.setattr(writer, "release", released)
+    shared = SharedWriter(tmp_path / "s", store_settings(), len(IDS), shard=Shard(0, 2))
+    with shared:
+        assert refused and shared.missing() == [0, 1, 2]

@@ -1,6 +1,7 @@
 """What each process of a group does in tests: ranks.py TASKS.json, a list of tasks one by one.
 
-A task trains a recipe, stops it at a step, or predicts the central crops of images.
+A task trains a recipe, stops it at a step, trains recipes on one loader, or predicts the central
+crops of images.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ def trained(recipe: dict[str, Any], out: str, stop: int = 0, resume: bool = Fals
         assert result["world_size"] == distributed.get_world_size()
 
 
+def together(recipes: dict[str, dict[str, Any]], out: str) -> None:
+    from ferkd.training import train_together
+    from ferkd.training.recipe import make_recipe
+
+    results = train_together({name: make_recipe(one) for name, one in recipes.items()}, out)
+    assert {result["world_size"] for result in results.values()} == {distributed.get_world_size()}
+
+
 def predicted(images: str, out: str) -> None:
     from nets import small_convnet
 
@@ -51,5 +60,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     for task in json.loads(Path(sys.argv[1]).read_text()):
-        {"train": trained, "predict": predicted}[task.pop("do")](**task)
+        {"train": trained, "together": together, "predict": predicted}[task.pop("do")](**task)
     distributed.destroy_process_group()

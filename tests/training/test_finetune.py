@@ -16,7 +16,7 @@ from ferkd.system.errors import InputError
 from ferkd.training import finetune
 from ferkd.training.finetune import FineTuning, fine_tune
 from ferkd.training.optim import OptimizerConfig, build_optimizer
-from ferkd.training.probe import fit, head_of
+from ferkd.training.probe import PENALTIES, choose_penalty, fit, head_of
 
 
 def patches(root: Path, each: int, seed: int, names: str = "abc") -> Path:
@@ -63,6 +63,43 @@ def test_the_probe_is_the_minimum_of_its_loss() -> None:
     gradient = error.T @ scaled / len(values) + penalty * on_scaled
     assert gradient.abs().max() < 1e-3
     assert (error.mean(0).abs() < 1e-3).all()  # the biases are not penalised
+
+
+def test_the_penalty_is_chosen_on_every_image_once() -> None:
+    """Against scikit-learn's regression, whose C is 1 / (N penalty), and the rule by hand."""
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(45, 12, generator=generator)
+    targets = torch.arange(45) % 3
+    values[:, 0] += 3 * targets
+    values = (values - values.mean(0)) / values.std(0, correction=0)
+    fold = torch.arange(45) // 3 % 5  # an image's place in its class
+    losses = torch.zeros(len(PENALTIES), 45)
+    for row, penalty in enumerate(PENALTIES):
+        for turn in range(5):
+            out = fold == turn
+            model = LogisticRegression(C=1 / (36 * penalty), tol=1e-8, max_iter=10_000)
+            model.fit(values[~out].numpy(), targets[~out].numpy())
+            sure = torch.from_numpy(model.predict_log_proba(values[out].numpy())).float()
+            losses[row, out] = -sure.gather(1, targets[out, None])[:, 0]
+    excess = losses - losses[losses.mean(1).argmin()]
+    fits = excess.mean(1) <= excess.std(1, correction=0) / 45**0.5
+    expected = max(p for p, fit_ in zip(PENALTIES, fits.tolist(), strict=True) if fit_)
+    assert PENALTIES[0] < expected < PENALTIES[-1]  # else the case tells nothing
+    assert choose_penalty(values, targets, 3) == expected
+
+
+def test_of_penalties_that_cannot_be_told_apart_the_largest_is_taken() -> None:
+    """Features without information: every probe answers with the shares of the classes."""
+    assert choose_penalty(torch.zeros(40, 3), torch.arange(40) % 4, 4) == PENALTIES[-1]
+
+
+def test_a_class_of_one_image_is_no_obstacle() -> None:
+    values = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, -1.0]])
+    assert choose_penalty(values, torch.arange(3), 3) == PENALTIES[-2]
+    weight, bias, _ = fit(values, torch.arange(3), 3)
+    assert ((values @ weight.T + bias).argmax(1) == torch.arange(3)).all()
 
 
 def test_what_is_kept_is_never_below_the_probe(folders, tmp_path: Path, monkeypatch) -> None:

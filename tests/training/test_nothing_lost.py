@@ -12,6 +12,7 @@ import threading
 import pytest
 import torch
 from PIL import Image
+from runs import data_on
 
 from ferkd.evaluating.run import evaluate
 from ferkd.system.errors import InputError
@@ -34,13 +35,7 @@ def photos(tiny_images):
 def settings(photos):
     return {
         "method": "hard",
-        "data": {
-            "images": str(photos),
-            "val": str(photos),
-            "image_size": 32,
-            "batch_size": 4,
-            "workers": 0,
-        },
+        "data": data_on(photos),
         "student": {"name": "timm/test_efficientnet"},
         "schedule": {"steps": STEPS},
         "evaluation": {"every_epochs": None},

@@ -16,11 +16,12 @@ import torch
 import yaml
 from nets import small_convnet
 from PIL import Image
-from runs import TEACHER
+from runs import TEACHER, data_on
 from safetensors.torch import load_file
 
 from ferkd.evaluating.center_crops import CenterCrops
 from ferkd.evaluating.predictions import predict
+from ferkd.evaluating.run import evaluate
 from ferkd.images import open_images
 from ferkd.labelling.run import label
 from ferkd.system.compute import Normalise
@@ -33,6 +34,7 @@ from ferkd.training.trainer import whole_batch
 
 HERE = Path(__file__).parent
 STEPS, STOP, MANY = 6, 3, 729
+NORMALISED = {"student": {"name": "timm/test_efficientnet"}}  # by the crops of a process
 
 
 def torchrun(processes: int, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess:
@@ -59,15 +61,9 @@ def noise(root: Path, classes: dict[str, int], size: tuple[int, int]) -> Path:
 
 def recipe(photos: Path, val: Path, store: Path | None = None, **changes: Any) -> dict[str, Any]:
     """Without batch normalisation and dropout, and with momentum: nothing enlarges rounding."""
-    data = {
-        "images": str(photos),
-        "val": str(val),
-        "store": None if store is None else str(store),
-        "image_size": 32,
-        "batch_size": 8,
-        "crops_per_image": 1 if store is None else 2,
-        "workers": 0,
-    }
+    data = data_on(photos, val=str(val), batch_size=8, crops_per_image=1)
+    if store is not None:
+        data |= {"store": str(store), "crops_per_image": 2}
     base = {
         "method": "hard",
         "data": data,
@@ -113,6 +109,8 @@ def given(tmp_path_factory) -> tuple[Path, dict[str, dict[str, Any]]]:
         ),
         "pskd": recipe(photos, val, method="pskd"),
         "kd": recipe(photos, val, method="kd", teacher=TEACHER, loss={"objective": "dist"}),
+        "feature-live": recipe(photos, val, method="feature-live", teacher=TEACHER),
+        "parts": recipe(*stored, method="fkd", accumulate=2),
     }
     return root, kinds
 
@@ -127,7 +125,10 @@ def done(given) -> Path:
     first = [
         {"do": "train", "recipe": kinds[name], "out": str(root / f"{name}-2")} for name in kinds
     ]
+    shared = {name: kinds[name] for name in ("fkd", "dist")}
     first += [
+        {"do": "together", "recipes": shared, "out": str(root / "together")},
+        {"do": "train", "recipe": kinds["fkd"] | NORMALISED, "out": str(root / "normalised")},
         {"do": "train", "recipe": kinds["fkd"], "out": str(root / "stopped"), "stop": STOP},
         {"do": "predict", "images": str(many), "out": str(root / "many-2")},
     ]
@@ -169,7 +170,7 @@ def close(one: Path, other: Path) -> None:
     ("name", "ranks"),
     [
         *((name, 2) for name in ("hard", "fkd", "dist", "meal_v2", "pskd", "kd")),
-        *((name, 2) for name in ("feature", "features")),
+        *((name, 2) for name in ("feature", "features", "feature-live", "parts")),
         ("fkd", 4),
         ("pskd", 4),
     ],
@@ -187,6 +188,22 @@ def test_several_processes_take_the_steps_of_one(done, name, ranks):
         assert one[key] == several[key], key
     crops = [read_metrics(run / "metrics.jsonl")[-1]["crops"] for run in (alone, together)]
     assert crops == [STEPS * 8] * 2
+
+
+def test_figures_are_those_of_the_weights_that_are_kept(done):
+    """Batch normalisation's averages differ among the processes: the first one's count for all."""
+    result = json.loads((done / "normalised" / "result.json").read_text())
+    found = evaluate(done / "normalised", done / "val", workers=0)
+    for figure in ("nll", "brier", "ece"):
+        assert result[figure] == pytest.approx(found[figure], rel=1e-5), figure
+
+
+@pytest.mark.parametrize("name", ["fkd", "dist"])
+def test_recipes_on_one_loader_of_two_processes_are_the_runs_that_they_are_alone(done, name):
+    ours, theirs = done / "together" / name, done / f"{name}-2"
+    assert losses(ours) == losses(theirs)
+    ours, theirs = (load_file(run / "weights.safetensors") for run in (ours, theirs))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

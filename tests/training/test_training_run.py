@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 import yaml
 from PIL import Image
-from runs import interrupt_at
+from runs import data_on, interrupt_at
 
 from ferkd.evaluating.run import evaluate
 from ferkd.labelling.run import label
@@ -34,14 +34,7 @@ def settings(photos):
     """One-step log and checkpoint intervals, dropout and EMA: the most that can go wrong."""
     return {
         "method": "hard",
-        "data": {
-            "images": str(photos),
-            "val": str(photos),
-            "image_size": 32,
-            "batch_size": 4,
-            "crops_per_image": 2,
-            "workers": 0,
-        },
+        "data": data_on(photos, crops_per_image=2),
         "student": {"name": "timm/test_efficientnet", "model_args": {"drop_rate": 0.5}},
         "schedule": {"steps": STEPS},
         "evaluation": {"every_epochs": 0.67},

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import yaml
+from PIL import Image
 from runs import changed, interrupt_at
 from safetensors.torch import load_file
 
@@ -128,6 +129,16 @@ def test_recipes_of_other_batches_are_refused_by_what_differs(settings, store, t
     with pytest.raises(InputError, match="they differ in regions"):
         train_together({"a": one, "b": other}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_of_any_run_where_one_is_refused(recipes, tmp_path):
+    (tmp_path / "val" / "z").mkdir(parents=True)
+    Image.new("RGB", (40, 40)).save(tmp_path / "val" / "z" / "1.jpg")
+    data = recipes["other"].data.model_copy(update={"val": str(tmp_path / "val")})
+    last = recipes["other"].model_copy(update={"data": data})
+    with pytest.raises(InputError, match="the classes do not match"):
+        train_together({"small": recipes["small"], "last": last}, tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_the_command_names_runs_by_their_recipes(recipes, tmp_path, command_line):

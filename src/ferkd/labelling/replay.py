@@ -24,6 +24,7 @@ from ferkd.models.teacher import Teacher, load_teacher
 from ferkd.store.reader import LabelStore
 from ferkd.store.records import RecordFormat
 from ferkd.store.soft import SoftLabels
+from ferkd.store.structure import REMEDY
 from ferkd.system.errors import InputError
 
 # How far a logit may move by rounding, as a share of the spread of its crop's logits (at least 1):
@@ -142,15 +143,17 @@ def _same_teacher(
             f"the labels of {store.path} were made with the crop rule {rule!r}, this release cuts "
             f"by {CUT_RULE!r}; replay them with the release that made them"
         )
+    size = recorded.get("image_size")
+    if size is not None and type(size) is not int:
+        raise InputError(f"{store.path} records the image_size {str(size)[:80]!r}; {REMEDY}")
     loaded = load_teacher(
         teacher,
-        image_size=recorded.get("image_size"),
+        image_size=size,
         device=device,
         precision=recorded.get("precision", "auto"),
     )
     if matched := recorded.get("class_map"):
-        matching = Matching(tuple(matched["classes"]), matched["by"])
-        loaded = loaded.matched(matching, store.class_names)
+        loaded = loaded.matched(_matching(matched, store), store.class_names)
     given = loaded.describe()
     for key in _SAME:
         if given[key] != recorded.get(key):
@@ -160,6 +163,14 @@ def _same_teacher(
                 f"{recorded.get('spec')}"
             )
     return loaded
+
+
+def _matching(told: Any, store: LabelStore) -> Matching:
+    """The recorded class map; InputError for what is none."""
+    classes = told.get("classes") if isinstance(told, dict) else None
+    if not isinstance(classes, list) or not all(type(number) is int for number in classes):
+        raise InputError(f"{store.path} records a class map without class numbers; {REMEDY}")
+    return Matching(tuple(classes), str(told.get("by")))
 
 
 def _batch(store: LabelStore) -> int:

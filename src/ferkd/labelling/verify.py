@@ -19,7 +19,7 @@ from ferkd.images import ImageSource, decode, fingerprint, open_images
 from ferkd.labelling.maps import grid_boxes
 from ferkd.models.teacher import Teacher
 from ferkd.store import manifest as manifests
-from ferkd.store.reader import MANIFEST, LabelStore
+from ferkd.store.reader import MANIFEST, LabelStore, split_signals
 from ferkd.store.structure import OUTSIDE, Problem, outside, table_problems
 from ferkd.store.walk import places
 from ferkd.system.errors import InputError
@@ -56,10 +56,11 @@ def verify_store(
     Always: the manifest's digest, the folder's files and no others, their sizes, SHA-256 and
     shapes, and that ids, targets, boxes and labels are possible ones (the boxes of label maps: the
     cells of their grid). With ``images``: every id, content and decoded size. With ``teacher``
-    (which needs ``images``): ``sample`` random crops or cells are labelled again, see
-    :mod:`ferkd.labelling.replay`. A stage runs only if the ones before found nothing. Nothing
-    pickled is executed and no link is followed. Raises InputError where there is no finished store,
-    and for images or a teacher that cannot be compared with it.
+    (which needs ``images``): ``sample`` random crops or cells are labelled again, those of the
+    signal NAME for a ``path#NAME``, see :mod:`ferkd.labelling.replay`. A stage runs only if the
+    ones before found nothing. Nothing pickled is executed and no link is followed. Raises
+    InputError where there is no finished store, and for images or a teacher that cannot be compared
+    with it.
     """
     if teacher is not None and images is None:
         raise InputError(
@@ -69,9 +70,12 @@ def verify_store(
     if sample < 1:
         raise InputError(f"sample is {sample}; replay at least 1 crop")
     check_seed(seed)
-    store = _open(Path(path))
+    place, named = split_signals(path)
+    store = _open(Path(place))
     if isinstance(store, Problem):
         return Verification((store,))
+    if named:
+        store = LabelStore(store.path, named)
     figures: dict[str, Any] = {
         "images": len(store),
         "crops_per_image": store.crops_per_image,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from ferkd.evaluating.predictions import match_classes, predict
 from ferkd.images import open_images
 from ferkd.models.student import load_run
 from ferkd.models.teacher import Teacher
+from ferkd.product.result import Difference
 from ferkd.system.compute import Normalise, resolve_device
+from ferkd.system.statistics import mean, mean_interval
 
 BINS = 10
 _TIMED = 20
@@ -30,7 +33,7 @@ class Figures:
 
     ``confusion`` int64 [C, C]: images of class i answered as j. ``reliability``: mean confidence,
     accuracy and images of each of :data:`BINS` equal bins. ``worst``: ids, answers, probabilities
-    of the most confident errors, worst first.
+    of the most confident errors, worst first. ``right``: by id, whether the answer is.
     """
 
     top1: float
@@ -40,6 +43,21 @@ class Figures:
     confusion: NDArray[np.int64]
     reliability: tuple[tuple[float, float, int], ...]
     worst: tuple[tuple[str, int, int, float], ...]  # id, true class, answer, its probability
+    right: Mapping[str, bool] = field(default_factory=dict)
+
+
+def compared(ours: Figures, theirs: Figures) -> Difference | None:
+    """``ours`` less ``theirs`` in top-1, paired by image; None for fewer than two images in both.
+
+    The interval is Student's of the mean of the images' differences (1, 0 or -1): of these two
+    models on such images. It does not hold what another seed of training would change.
+    """
+    both = ours.right.keys() & theirs.right.keys()
+    differences = [100.0 * (ours.right[one] - theirs.right[one]) for one in both]
+    interval = mean_interval(differences)
+    if interval is None:
+        return None
+    return Difference(mean(differences), *interval, len(both))
 
 
 def figures_of(run: Path, val: str, workers: int, device: str) -> Figures:
@@ -126,4 +144,5 @@ def _figures(logits: Tensor, targets: Tensor, ids: list[str]) -> Figures:
         worst=tuple(
             (ids[i], int(targets[i]), int(answers[i]), float(confidence[i])) for i in worst
         ),
+        right=dict(zip(ids, (answers == targets).tolist(), strict=True)),
     )

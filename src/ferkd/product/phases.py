@@ -23,7 +23,7 @@ from ferkd.models.teacher import Teacher, load_teacher
 from ferkd.product.claim import REPORT, RESULT, State
 from ferkd.product.commands import Prepared, commands, next_commands, plan_lines
 from ferkd.product.export import export
-from ferkd.product.figures import Figures, figures_of, milliseconds, teacher_figures
+from ferkd.product.figures import Figures, compared, figures_of, milliseconds, teacher_figures
 from ferkd.product.planning import Plan
 from ferkd.product.recipe import student_recipe
 from ferkd.product.report import write_report
@@ -208,11 +208,13 @@ class Work:
             name: self.state.seconds(name)
             for name in ("look", "teacher", "labels", "student", "baseline", "deliver")
         }
+        difference = baseline and compared(figures["student"], figures["baseline"])
         result = Distilled(
             teacher=replace(teacher, seconds=spent["teacher"]),
             labels=replace(labels, seconds=spent["labels"]),
             student=replace(student, seconds=spent["student"]),
             baseline=None if baseline is None else replace(baseline, seconds=spent["baseline"]),
+            difference=difference or None,
             model=str(model),
             run=str(self.out / "student"),
             report=str(self.out / REPORT),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,24 @@ class StudentResult(Result):
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class Difference(Result):
+    """A difference in top-1 in points, with its 95 % interval over so many images."""
+
+    points: float
+    low: float
+    high: float
+    images: int
+
+
+def told(found: Mapping[str, Any]) -> str:
+    """A :class:`Difference` in words; whether its interval leaves 0 out is said too."""
+    low, high = found["low"], found["high"]
+    end = "" if low > 0 or high < 0 else ": not told apart"
+    points, images = found["points"], found["images"]
+    return f"{points:+.1f} points [{low:+.1f}, {high:+.1f}] on {images:,} images{end}"
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Distilled(Result):
     """What a distillation leaves in result.json."""
@@ -51,6 +70,7 @@ class Distilled(Result):
     labels: LabelsResult
     student: StudentResult
     baseline: StudentResult | None
+    difference: Difference | None = None  # the first student less the first baseline
     model: str
     run: str
     report: str

@@ -20,6 +20,7 @@ from pydantic import (
 from ferkd.store.features import MAX_DIM
 from ferkd.store.records import MAX_CLASSES
 from ferkd.store.settings import IMPORTED_RULE as IMPORTED_RULE
+from ferkd.store.settings import MAX_CROPS as MAX_CROPS
 from ferkd.store.settings import Crops as Crops
 from ferkd.store.settings import GeometrySettings, SignalSettings
 from ferkd.store.settings import Images as Images

@@ -157,9 +157,10 @@ def merge(
     shares = _shares(opened, rule, weights)
     if not into:
         refuse_inside(out, opened)
-    check_same_crops([*opened, LabelStore(out)] if into else opened)
+    largest = max(store.record.k for store in opened)  # InputError where a signal is to be chosen
+    # What ``out`` has of its own labels does not matter: they may be of other classes.
+    check_same_crops([*opened, LabelStore(out).of_kinds("features")] if into else opened)
     first = opened[0]
-    largest = max(store.record.k for store in opened)
     if top_k is not None and not 1 <= top_k <= largest:
         raise InputError(
             f"top_k is {top_k}; the stores hold at most {largest}: give 1 to {largest}"
@@ -262,8 +263,9 @@ def _provenance(
 def check_same_crops(stores: Sequence[LabelStore]) -> None:
     """Raise InputError, naming the first difference, unless all label the same crops.
 
-    Compared: the number of classes and their names, the images (ids, content, ground truth,
-    sizes), and each crop's box, flip and resize rule; imported labels fit any rule.
+    Compared: the number of classes, their names and whether they are the folders, the images (ids,
+    content, ground truth, sizes), and each crop's box, flip and resize rule; imported labels fit
+    any rule.
     """
     first = stores[0]
     for other in stores[1:]:
@@ -285,6 +287,9 @@ def _difference(a: LabelStore, b: LabelStore) -> str | None:
     if not (_imported(a) or _imported(b)):
         pairs.append(("the resize rule", a.geometry.crops.rule, b.geometry.crops.rule))
     own, others = (s.class_names if s.has("labels") else () for s in (a, b))
+    if a.has("labels") and b.has("labels"):
+        what = "whether its classes are the images' folders"
+        pairs.append((what, a.settings.targets, b.settings.targets))
     if own and others:
         names = zip(own, others, strict=False)
         pairs += [(f"class {i}", x, y) for i, (x, y) in enumerate(names)]

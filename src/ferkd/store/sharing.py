@@ -84,16 +84,23 @@ class SharedWriter(StoreWriter):
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self._unlock()  # the others are to come in; the settings are the same for all
-        if self.shard is not None and not self.finished():
-            mine = self._claim(f"shard-{self.shard.index}-of-{self.shard.count}")
-            if mine is None and not self.finished():
-                raise InputError(
-                    f"shard {self.shard.index}/{self.shard.count} of {self.path} is being written "
-                    "by another process; give each process a shard of its own"
-                )
-            self._mine = mine
+        try:
+            if self.shard is not None and not self.finished():
+                self._mine = self._claim_own(self.shard)
+        finally:
+            # The others are to come in, for the settings are the same for all; a process that
+            # wants to be alone sees the claim.
+            self._unlock()
         return self
+
+    def _claim_own(self, shard: Shard) -> FileLock | None:
+        mine = self._claim(f"shard-{shard.index}-of-{shard.count}")
+        if mine is None and not self.finished():
+            raise InputError(
+                f"shard {shard.index}/{shard.count} of {self.path} is being written by another "
+                "process; give each process a shard of its own"
+            )
+        return mine
 
     def __exit__(self, *exception: object) -> None:
         if self._mine is not None:

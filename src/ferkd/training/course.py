@@ -10,7 +10,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -81,7 +81,7 @@ def check_room(out: Path, trainer: Trainer, *, ema: bool, kept: bool) -> None:
 
 
 class Run:
-    """The outer loop of the run in ``out``, which ``holding`` holds until it is closed."""
+    """The outer loop of the run in ``out``."""
 
     def __init__(
         self,
@@ -91,9 +91,7 @@ class Run:
         trainer: Trainer,
         evaluate: Validation | None,
         progress: Progress | None,
-        holding: ExitStack,
     ) -> None:
-        self.holding = holding
         self.recipe, self.out, self.data, self.trainer = recipe, out, data, trainer
         self.evaluate = evaluate
         store = data.store if is_first_here() else None  # once a machine
@@ -144,10 +142,6 @@ class Run:
     def finish(self) -> RunResult:
         """Write the result, and return it."""
         return by_first(self._written)
-
-    def close(self) -> None:
-        """Let go of the folder."""
-        self.holding.close()
 
     def _train(self, interrupt: Interrupt) -> Iterator[int]:
         trainer, recipe = self.trainer, self.recipe

@@ -281,7 +281,7 @@ def _label_temperature(recipe: Recipe, store: LabelStore) -> tuple[float, Fitted
     """The temperature of the stored labels that the loss asks for, and how it was fitted."""
     wanted = getattr(recipe.loss, "label_temperature", 1.0)
     fitted = None
-    if not recipe.loss.reads_labels:
+    if not recipe.loss.learns_labels:
         return 1.0, None
     if wanted == "fit":
         fitted = fit_temperature(store)

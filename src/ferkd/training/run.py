@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from ferkd.system.launch import restarts
 from ferkd.system.locks import held
 from ferkd.system.storage import local_path
 from ferkd.training import folder as folders
-from ferkd.training.checkpoint import load_checkpoint
+from ferkd.training.checkpoint import load_checkpoint, random_state, restore_random_state
 from ferkd.training.course import Progress, Run, Validation, check_room
 from ferkd.training.data import TrainingData, open_data
 from ferkd.training.metrics import require_tensorboard
@@ -75,16 +76,55 @@ def train(
     a step is that of all, the first one writes and calls ``progress``, all return the result.
     """
     with process_group(resolve_device(recipe.device).type == "cuda"):
-        run = begin(recipe, out, resume=resume, overwrite=overwrite, progress=progress)
-        if not isinstance(run, Run):
-            return run
-        with closing(run), Interrupt() as interrupt:
+        found = ready(recipe, out, resume=resume, overwrite=overwrite, progress=progress)
+        if not isinstance(found, Ready):
+            return found
+        with closing(found), Interrupt() as interrupt:
+            run = found.begin()
             for _ in run.steps(interrupt):
                 pass
             return run.finish()
 
 
-def begin(
+@dataclass
+class Ready:
+    """A run of which all is checked and nothing written; ``holding`` has its folder until it is
+    closed. ``state`` is what it goes on from, ``random`` that of torch's generators."""
+
+    recipe: Recipe
+    out: Path
+    overwrite: bool
+    progress: Progress | None
+    trainer: Trainer
+    data: TrainingData
+    config: ModelConfig
+    validation: Validation | None
+    state: dict[str, Any] | None
+    random: dict[str, Any]
+    holding: ExitStack
+
+    def begin(self) -> Run:
+        """The run before its next step, its folder written."""
+
+        def written() -> None:
+            if self.overwrite:
+                folders.clear(self.out)
+            folders.write_recipe(self.out, self.recipe.to_dict())
+            write_json(self.out / folders.CONFIG, self.config.model_dump(mode="json"))
+
+        by_first(written)
+        run = Run(self.recipe, self.out, self.data, self.trainer, self.validation, self.progress)
+        restore_random_state(self.random)
+        run.restore(self.state)
+        self.state = None  # its room is needed
+        return run
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self.holding.close()
+
+
+def ready(
     recipe: Recipe,
     out: str | Path,
     *,
@@ -92,17 +132,17 @@ def begin(
     overwrite: bool,
     progress: Progress | None,
     data: TrainingData | None = None,
-) -> Run | RunResult:
-    """A run before its next step, its folder made and held; the result of one that is finished.
+) -> Ready | RunResult:
+    """A run that may begin, its folder held; the result of one that is finished.
 
     ``data`` is what another recipe opened, where the two share it. Raises as :func:`train` does.
     """
     out = local_path(out, "folder for the run")
     with ExitStack() as holding:  # of the folder, in the first process
-        return _begin(recipe, out, resume, overwrite, progress, data, holding)
+        return _ready(recipe, out, resume, overwrite, progress, data, holding)
 
 
-def _begin(
+def _ready(
     recipe: Recipe,
     out: Path,
     resume: bool,
@@ -110,7 +150,7 @@ def _begin(
     progress: Progress | None,
     data: TrainingData | None,
     holding: ExitStack,
-) -> Run | RunResult:
+) -> Ready | RunResult:
     settings = recipe.to_dict()
 
     def prepared() -> RunResult | None:
@@ -132,27 +172,32 @@ def _begin(
     trainer, data, config = build_trainer(recipe, data)
     _check_same_data(data.identity)
     validation = _validation(recipe, trainer, config)
+    if validation is not None:
+        validation.check()
 
-    def begun() -> dict[str, Any] | None:
+    def checked() -> dict[str, Any] | None:
         checkpoint = out / folders.CHECKPOINT
         state = load_checkpoint(checkpoint) if resume and checkpoint.is_file() else None
         if state is not None:
             _check_same(state, folders.recipe_hash(settings), data.identity, checkpoint)
         sweep(out)
         check_room(out, trainer, ema=recipe.ema is not None, kept=state is not None)
-        if overwrite:
-            folders.clear(out)
-        folders.write_recipe(out, settings)
-        write_json(out / folders.CONFIG, config.model_dump(mode="json"))
         return state
 
-    if validation is not None:
-        validation.check()
-    state = by_first(begun)
-    run = Run(recipe, out, data, trainer, validation, progress, holding)
-    run.restore(state)
-    run.holding = holding.pop_all()  # the folder is the run's from here on
-    return run
+    state = by_first(checked)
+    return Ready(
+        recipe,
+        out,
+        overwrite,
+        progress,
+        trainer,
+        data,
+        config,
+        validation,
+        state,
+        random_state(),
+        holding.pop_all(),  # the folder is the run's from here on
+    )
 
 
 def check_restart(resume: bool) -> None:

@@ -22,7 +22,7 @@ from ferkd.system.storage import local_path
 from ferkd.training.checkpoint import random_state, restore_random_state
 from ferkd.training.course import Progress, Run
 from ferkd.training.result import RunResult
-from ferkd.training.run import begin
+from ferkd.training.run import Ready, ready
 from ferkd.training.trainer import NonFiniteLoss
 
 if TYPE_CHECKING:
@@ -50,34 +50,31 @@ def train_together(
     check_shared(recipes)
     device = next(iter(recipes.values())).device
     with process_group(resolve_device(device).type == "cuda"), ExitStack() as holding:
-        begun: dict[str, Run | RunResult] = {}
-        apart: dict[str, _Apart] = {}
+        results: dict[str, RunResult] = {}
+        waiting: dict[str, Ready] = {}
         for name, recipe in recipes.items():
-            shared = next((one.run.data for one in apart.values()), None)
-            told = None if apart else progress
-            run = begin(
+            shared = next((one.data for one in waiting.values()), None)
+            found = ready(
                 recipe,
                 local_path(out) / name,
                 resume=resume,
                 overwrite=overwrite,
-                progress=told,
+                progress=None if waiting else progress,
                 data=shared,
             )
-            begun[name] = run
-            if isinstance(run, Run):
-                holding.callback(run.close)
-                apart[name] = _Apart(name, run)
+            if isinstance(found, Ready):
+                holding.callback(found.close)
+                waiting[name] = found
+            else:
+                results[name] = found
+        apart = {name: _Apart(name, one.begin()) for name, one in waiting.items()}
         if apart:
             _go(list(apart.values()))
         failures = {name: one.failure for name, one in apart.items() if one.failure is not None}
-        results = {
-            name: run.finish() if isinstance(run, Run) else run
-            for name, run in begun.items()
-            if name not in failures
-        }
+        results |= {name: one.run.finish() for name, one in apart.items() if name not in failures}
         for name, failure in failures.items():
             raise type(failure)(f"run {name}: {failure}") from failure
-        return results
+        return {name: results[name] for name in recipes}
 
 
 def check_shared(recipes: Mapping[str, Recipe]) -> None:

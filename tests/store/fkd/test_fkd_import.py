@@ -214,6 +214,13 @@ def test_the_number_of_crops_is_the_same_or_asked_for(fkd):
         fkd.run(crops=5, overwrite=True)
 
 
+def test_more_crops_than_a_store_may_have_are_refused(fkd):
+    many = np.broadcast_to(np.float16(0), (1_000_001, 4))
+    saved(fkd.file("a/0.png"), [many, np.zeros(1_000_001, bool), np.zeros((1_000_001, 2, 1))])
+    with pytest.raises(InputError, match="holds 1000001 crops; give crops"):
+        fkd.run()
+
+
 def test_class_numbers_that_half_precision_cannot_hold_are_refused(fkd):
     """Mistake 2: 2049 is not a half precision number; with 21,841 classes it would be 2048."""
     for i, name in enumerate(fkd.names):

@@ -241,9 +241,13 @@ class _Layout(NamedTuple):
             raise InputError(
                 f"{path} holds {held} crops, fewer than the {crops} asked for; ask for fewer"
             )
+        if (used := crops or held) > manifests.MAX_CROPS:
+            raise InputError(
+                f"{path} holds {held} crops; give crops (--crops), at most {manifests.MAX_CROPS:,}"
+            )
         k = {"full": shape[-1], "top-k": shape[-1]}.get(found, 1)
         types = (str(file.coords.dtype), str(file.labels.dtype))
-        return _Layout(found, k, num_classes, crops or held, *types)
+        return _Layout(found, k, num_classes, used, *types)
 
 
 def _probe(

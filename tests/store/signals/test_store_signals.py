@@ -2,67 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import cv2
 import fsspec
 import numpy as np
 import pytest
 import torch
+from signals import OPTIONS, add, teacher
 from stores import bytes_of, write_store
 
 from ferkd.labelling.run import label
 from ferkd.labelling.verify import verify_store
-from ferkd.models.teacher import Inputs, Teacher
 from ferkd.store import LabelStore, adding
 from ferkd.store.adding import copy_signal, drop
 from ferkd.store.claims import locked
-from ferkd.store.derive import subset
 from ferkd.store.features import FeatureFormat
 from ferkd.store.merge import combine, merge
 from ferkd.store.publish import fetch, publish
 from ferkd.store.sharing import Shard, SharedSignalWriter
 from ferkd.system.errors import InputError
-
-OPTIONS = {"targets": False, "part_images": 2, "batch_size": 5, "workers": 1}
-
-
-class Features(torch.nn.Module):
-    """A network whose head is a linear layer; its features are the means of the colours."""
-
-    def __init__(self, seed: int, classes: int = 4) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.head = torch.nn.Linear(3, classes)
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.head(pixels.mean((2, 3)))
-
-
-def teacher(seed: int = 0, classes: int = 4) -> Teacher:
-    network = Features(seed, classes)
-    return Teacher(network, Inputs(image_size=8), spec=f"seed {seed}", device="cpu")
-
-
-@pytest.fixture
-def images(tmp_path) -> Path:
-    for i in range(5):
-        path = tmp_path / f"images/c/{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(i).integers(0, 256, (20 + i, 33, 3), dtype=np.uint8)
-        cv2.imwrite(str(path), pixels)
-    return tmp_path / "images"
-
-
-def add(images: Path, path: Path, name: str, seed: int = 1, **options) -> LabelStore:
-    given = {**OPTIONS, "into": True, "signal": name, **options}
-    return label(images, teacher(seed), path, **given)
-
-
-@pytest.fixture
-def store(images, tmp_path) -> Path:
-    label(images, teacher(), tmp_path / "s", crops=3, top_k=2, **OPTIONS)
-    return tmp_path / "s"
 
 
 def test_a_signal_is_added_without_touching_other_bytes(images, store, tmp_path):
@@ -144,51 +100,6 @@ def test_a_replaced_signal_is_the_new_one(images, store):
     add(images, store, "second", seed=2, top_k=1, overwrite=True)
     assert LabelStore(f"{store}#second").settings.teacher["spec"] == "seed 2"
     assert verify_store(store).ok
-
-
-@pytest.fixture
-def known(images, tmp_path) -> Path:
-    """A store whose images' folders are the classes: three of c, two of d."""
-    for i in (3, 4):
-        (images / "d").mkdir(exist_ok=True)
-        (images / f"c/{i}.png").rename(images / f"d/{i}.png")
-    options = {**OPTIONS, "targets": True, "check_agreement": False}
-    label(images, teacher(classes=2), tmp_path / "known", crops=3, top_k=1, **options)
-    return tmp_path / "known"
-
-
-def test_labels_of_other_classes_are_added_to_a_store_with_ground_truth(images, known, tmp_path):
-    for seed in (1, 2):
-        add(images, known, f"wide-{seed}", seed=seed, top_k=2)
-    wide = [f"{known}#wide-{seed}" for seed in (1, 2)]
-    assert LabelStore(f"{known}#labels").targets.tolist() == [0, 0, 0, 1, 1]
-    assert LabelStore(wide[0]).targets.tolist() == [-1] * 5
-    assert verify_store(known, images=images).ok
-    alone = label(images, teacher(1), tmp_path / "alone", crops=3, top_k=2, **OPTIONS)
-    assert bytes_of(known)["wide-1-00000.npy"] == bytes_of(alone.folder)["labels-00000.npy"]
-    # What is derived from them has no truth either: theirs are other classes than the folders.
-    for derived in (subset(wide[0], tmp_path / "sub", crops=2), merge(wide, tmp_path / "merged")):
-        assert derived.images["target"].tolist() == [-1] * 5 and derived.class_names == ()
-        assert verify_store(derived.folder, images=images).ok
-    merge(wide, known, signal="both", into=True)
-    assert LabelStore(f"{known}#both").images["target"].tolist() == [0, 0, 0, 1, 1]
-    assert verify_store(known, images=images).ok
-
-
-def test_a_store_without_ground_truth_takes_features_and_no_labels_of_its_folders(images, store):
-    add(images, store, "features", kind="features", targets=True)
-    assert verify_store(store, images=images).ok
-    with pytest.raises(InputError, match=r"knows no ground truth.*--no-targets"):
-        add(images, store, "second", targets=True)
-    assert not list(store.glob("adding-*"))
-
-
-def test_a_subset_is_of_the_signal_that_is_named(images, store, tmp_path):
-    add(images, store, "features", kind="features")
-    fewer = subset(f"{store}#features", tmp_path / "fewer", crops=2)
-    assert list(fewer.manifest.signals) == ["features"] and fewer.crops_per_image == 2
-    rows, crops = np.arange(5)[:, None], np.arange(2)
-    assert (fewer.features(rows, crops) == LabelStore(store).features(rows, crops)).all()
 
 
 def test_a_committee_is_a_signal_computed_from_others(images, store):
