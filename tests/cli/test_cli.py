@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,7 @@ def test_names_do_not_reach_the_terminal_or_the_page_raw(ferkd, hostile, tmp_pat
     said += "".join(ferkd(*label, "--max-unreadable", 0.5, "--overwrite")[1:])
     assert r"left out dog\x1b[2J\u202e/x\n\x1b]0;t\x07.jpg: the file is empty" in said
     said += "".join(ferkd("inspect", store, "--images", hostile, "--html", page)[1:])
+    assert re.search(f"written to +{re.escape(str(page))}\n", said)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.replace("IMAGES", str(hostile)).replace("STORE", str(store)))
     (hostile / EVIL / "x\n\x1b]0;t\x07.jpg").unlink()

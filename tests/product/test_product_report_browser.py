@@ -20,7 +20,7 @@ from ferkd.product.figures import Figures
 from ferkd.product.look import Look
 from ferkd.product.report import write_report
 
-NAMES = ("<script>alert(1)</script>", "زهرة", "🌻 sunflower", 'quo"te', "a" * 60)
+NAMES = ("<script>alert(1)</script>", "زهرة", "🌻 sunflower", 'quo"te\u202e\x1b[2J', "a" * 60)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         speeds={"teacher": 9.0, "student": 2.0, "baseline": 2.1},
         next_commands=[f"ferkd predict {root}/out/model PHOTO.jpg"],
     )
+    assert "\u202e" not in page and "\x1b" not in page
     path = root / "report.html"
     path.write_text(page, encoding="utf-8")
     return path

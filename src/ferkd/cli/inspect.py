@@ -92,6 +92,7 @@ def inspect(
             )
             for s in result["suspicious"]
         ),
+        *(("written to", result[key]) for key in ("html", "suspicious_csv") if key in result),
     ]
     show(result, table(rows), as_json)
 

@@ -214,8 +214,9 @@ def agreement_of(store: LabelStore, seed: int = 0) -> float | None:
     if not len(known):
         return None
     total = len(known) * store.crops_per_image
-    chosen = np.arange(total)
-    if total > _SAMPLED:
+    if total <= _SAMPLED:
+        chosen = np.arange(total)
+    else:
         chosen = np.sort(np.random.default_rng(seed).choice(total, _SAMPLED, replace=False))
     places, crops = np.divmod(chosen, store.crops_per_image)
     answers = store.labels(known[places], crops).top1().numpy()

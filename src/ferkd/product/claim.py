@@ -106,6 +106,10 @@ def claimed(out: Path, settings: Settings, *, resume: bool, overwrite: bool) -> 
                 _settle_aside(out)
                 if replacing and isinstance(error, KeyboardInterrupt):
                     raise NotBegun from error  # --resume would go on with the old one
+            elif isinstance(error, InputError):
+                raise InputError(
+                    f"{error}. What is finished is kept in {out}; go on with --resume"
+                ) from error
             raise
 
 

@@ -142,7 +142,9 @@ def _what_teacher(settings: Settings, seen: Look) -> tuple[Teacher | None, Stude
         return matched, None, loaded.image_size
     except InputError as error:
         if not settings.fine_tune:
+            cause = str(error).partition("; ")[0]  # its remedies are those of ferkd label
             raise InputError(
-                f"{error}. --no-fine-tune was given: leave it out, and its head is fine-tuned"
+                f"{cause}; leave out --no-fine-tune, and a head of these classes is fine-tuned, or "
+                "give a teacher of these classes"
             ) from None
     return None, network_of(settings.teacher), loaded.image_size

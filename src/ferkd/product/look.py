@@ -23,6 +23,7 @@ from ferkd.images import (
 from ferkd.images.decode import Unreadable
 from ferkd.product.bundle import refuse_odd_names
 from ferkd.product.settings import Settings
+from ferkd.system import text as texts
 from ferkd.system.errors import InputError
 from ferkd.system.threads import ahead
 from ferkd.system.threads import workers as worker_threads
@@ -89,7 +90,7 @@ def look(
     lacking = [name for name in names if name not in set(held.class_names)]
     foreign = [name for name in held.class_names if name not in set(names)]
     if lacking or foreign:
-        what = f"lacks the class {lacking[0]!r}" if lacking else f"has a class {foreign[0]!r} more"
+        what = f"lack the class {lacking[0]!r}" if lacking else f"have a class {foreign[0]!r} more"
         raise InputError(
             f"the validation images {val} {what} ({len(names)} classes in {labelled}); give both "
             "the same class folders"
@@ -221,7 +222,8 @@ def _warnings(
             f"{names[int(counts.argmin())]} has {counts.min()}"
         )
     if unreadable:
-        yield f"{len(unreadable)} images cannot be read, such as {unreadable[0].id}: left out"
+        shown = texts.name(unreadable[0].id)
+        yield f"{len(unreadable)} images cannot be read, such as {shown}: left out"
 
 
 def _absolute(path: Path) -> Path:

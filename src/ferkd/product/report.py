@@ -19,6 +19,7 @@ from ferkd.product.figures import Figures
 from ferkd.product.look import Look
 from ferkd.product.planning import spoken
 from ferkd.product.result import told
+from ferkd.system import text as texts
 from ferkd.system.errors import InputError
 
 _SHOWN = 30  # classes of a confusion matrix that is drawn whole
@@ -73,7 +74,7 @@ def write_report(
     student = figures["student"]
     name = str(result["student"]["name"])
     parts = [
-        f"<h1>{escape(name)}: {student.top1:.1%} right on {seen.val_images:,} validation images, "
+        f"<h1>{_text(name)}: {student.top1:.1%} right on {seen.val_images:,} validation images, "
         f"{sizes['student'] / 1e6:.2f} M parameters, {speeds['student']:.1f} ms an image</h1>",
         _pairs(line.partition(" ")[::2] for line in seen.lines()),
         "<h2>Teacher, student, baseline</h2>",
@@ -81,11 +82,11 @@ def write_report(
         _difference(result.get("difference")),
         _trade(figures, sizes, speeds),
         "<h2>Use it</h2>",
-        f"<pre>{escape(chr(10).join(next_commands))}</pre>",
+        f"<pre>{_text(chr(10).join(next_commands))}</pre>",
         "<h2>What was done</h2>",
         _done(result, spent),
         _pairs([("plan", plan_lines[0].removeprefix("plan").strip())]),
-        *(f"<p class=soft>{escape(line.strip())}</p>" for line in plan_lines[1:]),
+        *(f"<p class=soft>{_text(line.strip())}</p>" for line in plan_lines[1:]),
         "<h2>By class</h2>",
         _by_class(seen, figures),
         "<h2>Answers</h2>",
@@ -95,7 +96,7 @@ def write_report(
         "<h2>The most confident errors</h2>",
         _errors(seen, student),
     ]
-    title = escape(f"ferkd distill: {name}")
+    title = _text(f"ferkd distill: {name}")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -116,15 +117,20 @@ def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
     """Words and what they stand for; a word that says the same as the one above is left out."""
     shown, before = [], ""
     for word, text in pairs:
-        shown.append(f"<dt>{escape(word) if word != before else ''}</dt>")
-        shown.append(f"<dd>{escape(text.strip())}</dd>")
+        shown.append(f"<dt>{_text(word) if word != before else ''}</dt>")
+        shown.append(f"<dd>{_text(text.strip())}</dd>")
         before = word
     return f"<dl>{''.join(shown)}</dl>"
 
 
+def _text(text: str) -> str:
+    """Text of a page: names in it show what they hold and turn nothing round."""
+    return escape(texts.lines(text))
+
+
 def _name(text: str) -> str:
     """A name from outside: text, whose direction of writing is its own."""
-    return f"<bdi>{escape(text)}</bdi>"
+    return f"<bdi>{_text(texts.name(text))}</bdi>"
 
 
 def _table(
@@ -140,7 +146,7 @@ def _table(
     }
     rows = [
         [
-            escape(words[name]),
+            _text(words[name]),
             f"{figures[name].top1:.1%}",
             f"{figures[name].nll:.3f}",
             f"{figures[name].ece:.1%}",
@@ -205,12 +211,12 @@ def _done(result: Mapping[str, Any], spent: Mapping[str, float]) -> str:
             time = spoken(spent.get(name, 0.0))
             blocks.append(
                 f"<p>{name} <span class=soft>{time}</span></p>"
-                f"<pre>{escape(result['commands'][name])}</pre>"
+                f"<pre>{_text(result['commands'][name])}</pre>"
             )
     if reason := result["student"].get("reason"):
         blocks.append(
-            f"<p class=soft>The student learns by method {escape(result['student']['method'])}: "
-            f"{escape(reason)}.</p>"
+            f"<p class=soft>The student learns by method {_text(result['student']['method'])}: "
+            f"{_text(reason)}.</p>"
         )
     return "".join(blocks)
 

@@ -36,6 +36,11 @@ class SignalWriter(StoreWriter):
 
     def _place(self) -> tuple[Path, tuple[str, ...]]:
         self._store = LabelStore(self.path)  # InputError where none is
+        if self._store.chosen:
+            raise InputError(
+                f"{self.path} names a signal, but another one is added to the whole store; leave "
+                f"out #{self._store.chosen}, and name the new one by --signal"
+            )
         return self.path / f"{ADDING}{self.name}", self._store.geometry.class_names
 
     def _prepare(self) -> None:

@@ -61,8 +61,14 @@ def publish(
     marker = _marker(data)
     if old != data and extended is None:
         _check_free(where, old, begun, marker, overwrite)
-        if old is None and begun is None:
-            _check_no_strangers(url, files)
+        if old is None and begun is None and (stranger := _stranger(url, files)):
+            if read_manifest(url) is None and storage.read(join(url, UNFINISHED)) is None:
+                raise InputError(
+                    f"{where} holds a file {stranger}, but no label store; give a URL without "
+                    "other files"
+                )
+            # Another upload, of the same store perhaps, has begun since this one looked.
+            return publish(store, url, signals=signals, overwrite=overwrite, progress=progress)
         storage.write(join(url, UNFINISHED), marker)
         if old is not None:
             storage.remove(join(url, MANIFEST))  # first: what is left is no store
@@ -307,14 +313,10 @@ def _check_free(
         )
 
 
-def _check_no_strangers(url: str, files: Sequence[manifests.File]) -> None:
-    """Refuse a place with files of our names that no upload of a store left there."""
-    for file in files:
-        if storage.info(join(url, file.name)) is not None:
-            raise InputError(
-                f"{masked(url)} holds a file {file.name}, but no label store; give a URL without "
-                "other files"
-            )
+def _stranger(url: str, files: Sequence[manifests.File]) -> str:
+    """The first of the names of ``files`` that a file at the URL has; "" without any."""
+    names = (file.name for file in files)
+    return next((name for name in names if storage.info(join(url, name)) is not None), "")
 
 
 def _remove_stale(url: str, old: bytes, files: Sequence[manifests.File]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
@@ -68,6 +69,37 @@ def test_existing_stores_are_refused_or_replaced(store, url, tmp_path, monkeypat
         *NAMES[:4],
         NAMES[6],
     }  # the former had two files more of each kind
+
+
+@pytest.mark.parametrize("far", [2, 99])
+def test_an_upload_of_the_same_store_that_has_begun_meanwhile_is_no_stranger(
+    store, url, monkeypatch, far
+):
+    """It begins when this one has looked for others and found none, and gets so far."""
+    real, memory = publishing._stranger, type(fsspec.filesystem("memory"))
+    sent = counting(monkeypatch, "memory")
+    put = memory.put_file
+
+    def dying(self, *arguments, **options):
+        if len(sent) == far:
+            raise KeyboardInterrupt
+        put(self, *arguments, **options)
+
+    def late(*arguments):
+        monkeypatch.setattr(publishing, "_stranger", real)
+        with monkeypatch.context() as patch:
+            patch.setattr(memory, "put_file", dying)
+            with pytest.raises(KeyboardInterrupt) if far < 9 else nullcontext():
+                publish(store, url)
+        return real(*arguments)
+
+    monkeypatch.setattr(publishing, "_stranger", late)
+    publish(store, url)
+    assert sent == NAMES and same(LabelStore.open(url), store)
+    assert {Path(p).name for p in fsspec.filesystem("memory").find(url)} == {
+        "manifest.json",
+        *NAMES,
+    }
 
 
 def test_the_signal_that_is_named_is_published_alone(store, url):

@@ -50,6 +50,13 @@ def test_labels_of_other_classes_are_added_to_a_store_with_ground_truth(images, 
     assert verify_store(known, images=images).ok
 
 
+def test_a_signal_is_added_to_no_other_signal(images, store):
+    with pytest.raises(InputError, match="leave out #labels"):
+        add(images, Path(f"{store}#labels"), "second", top_k=2)
+    assert not Path(f"{store}#labels").exists()
+    assert list(LabelStore(store).manifest.signals) == ["labels"]
+
+
 def test_the_signal_that_is_named_is_compared_with_its_teacher(images, store, tmp_path):
     add(images, store, "second", top_k=2)
     with pytest.raises(InputError, match=r"several signals .*choose one by .*#labels"):
