@@ -140,6 +140,24 @@ def test_a_blend_that_is_better_is_kept(folders, tmp_path: Path, monkeypatch) ->
     assert float((kept[name] - probe[name]).abs().max()) == pytest.approx(last / 2, abs=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("looks", "steps"), [((0.5, 0.6, 0.7, 0.8), 8), ((0.5, 0.6, 0.55, 0.7), 6)]
+)
+def test_a_run_below_its_probe_goes_on_while_it_climbs(
+    folders, tmp_path: Path, monkeypatch, looks, steps
+) -> None:
+    """The probe is at 0.9 and patience 1: only a look below the best look before it is one."""
+    told = iter([0.9, *looks[: steps // 2], 0.1, 0.1, 0.1])
+    monkeypatch.setattr(finetune, "_LEAST_STEPS", 2)
+    monkeypatch.setattr(
+        finetune._Judge, "__call__", lambda *_: {"top1": next(told), "nll": 1.0, "ece": 0.0}
+    )
+    tuning = settings(folders, epochs=8 / 3, evaluate_epochs=2 / 3, patience=1)
+    found = fine_tune(tuning, tmp_path / "r")
+    assert (found["steps"], found["top1"], found["kept_step"]) == (steps, 0.9, 0)
+    assert found["last_top1"] == looks[steps // 2 - 1]
+
+
 def test_no_epochs_keep_the_probe(folders, tmp_path: Path) -> None:
     found = fine_tune(settings(folders, epochs=0), tmp_path / "p")
     assert (found["kept_step"], found["steps"]) == (0, 0)

@@ -44,6 +44,7 @@ from ferkd.training.run import build_trainer
 from ferkd.training.trainer import Trainer
 
 _LEAST_STEPS = 20  # between two evaluations
+_NOTHING = {"top1": -1.0, "nll": float("inf")}  # what every look is better than
 BLENDS = (0.25, 0.5, 0.75)  # shares of the last weights beside the probe's
 PROBING = "images seen by the frozen network"  # what is counted before the steps
 PROBE, PROBE_WEIGHTS, BEST = "probe.json", "probe.safetensors", "best.safetensors"
@@ -60,7 +61,8 @@ class FineTuning:
     below it learns at lr * layer_decay^n. Crops hold at least ``smallest_crop`` of an image's area:
     the probe knows whole objects. The running statistics of BatchNorm stay as they came: those of
     augmented crops in batches of 32 are not those of the central crops that are judged. The run
-    ends after ``patience`` evaluations, one each ``evaluate_epochs``, without a better accuracy.
+    ends after ``patience`` evaluations, one each ``evaluate_epochs``, that are not better than the
+    best before them; the probe is not among those, since a run may start below it and climb.
     ``epochs`` 0 keeps the probe. Labels are not smoothed: a teacher's confidence is what it
     teaches.
     """
@@ -312,7 +314,7 @@ def _train(
     tell: Progress,
 ) -> tuple[dict[str, Any], float]:
     """Train from the probe; the figures and the step of what is kept, and the seconds it took."""
-    kept = _probed(probe)
+    kept, best = _probed(probe), _NOTHING
     idle, spent, last_top1 = 0, 0.0, float(probe["top1"])
     identity = folders.recipe_hash(recipe.to_dict())
     checkpoint = out / folders.CHECKPOINT
@@ -322,6 +324,7 @@ def _train(
             raise InputError(f"{checkpoint} is of another recipe; start anew with --overwrite")
         trainer.load_state(state)
         kept, idle, spent = state["kept"], state["idle"], state["spent"]
+        best = state.get("best", _NOTHING)  # unknown to states of before
         last_top1 = state["last_top1"]
     images = len(judge.train)
     # Of few images an epoch is few steps, after which nothing can be told yet.
@@ -330,7 +333,8 @@ def _train(
 
     def save() -> None:
         state = trainer.state()
-        state |= {"recipe": identity, "kept": kept, "idle": idle, "last_top1": last_top1}
+        state |= {"recipe": identity, "kept": kept, "best": best, "idle": idle}
+        state |= {"last_top1": last_top1}
         save_checkpoint(checkpoint, {**state, "spent": time.perf_counter() - begun})
 
     note = f"steps, probe {probe['top1']:.1%}"
@@ -347,10 +351,11 @@ def _train(
                     log.info("step %d of %d: %.1f %%", step, trainer.steps, 100 * figures["top1"])
                     idle += 1
                     last_top1 = figures["top1"]
+                    if _better(figures, best):
+                        best, idle = {k: figures[k] for k in ("top1", "nll")}, 0
                     if _better(figures, kept):
                         kept = {k: figures[k] for k in ("top1", "nll", "ece")}
                         kept |= {"step": step, "share": 1.0}
-                        idle = 0
                         save_weights(out / BEST, trainer.best_model)
                 due = time.monotonic() - saved > recipe.checkpoint_seconds
                 if last or due or step % every == 0 or interrupt.requested:
