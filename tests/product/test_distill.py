@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,23 @@ def test_five_phases_a_report_and_the_promised_keys(images: Path, tmp_path: Path
     assert "<script" not in page and "http" not in page.replace("http://www.w3.org", "")
     assert f"{result['student']['top1']:.1%}" in page
     assert result["commands"]["labels"].split()[0] in page
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"teacher": "timm/test_resnte"}, "timm has no model 'test_resnte'; nearest: test_resnet"),
+        ({"student": "timm/test_resnte"}, "timm has no model 'test_resnte'; nearest: test_resnet"),
+        ({"teacher": "timm/test_resnet?checkpoint=gone.pt"}, "gone.pt is not a file"),
+        ({"student": "timm/test_resnet?checkpoint=gone.pt"}, "gone.pt is not a file"),
+    ],
+)
+def test_misspelt_networks_are_known_before_the_images_are_read(
+    tmp_path: Path, changed: dict[str, str], said: str
+) -> None:
+    nowhere = settings(tmp_path / "no-images", **changed)
+    with pytest.raises(InputError, match=re.escape(said)):
+        distill(nowhere, tmp_path / "out")
 
 
 def test_the_printed_commands_give_the_same_labels_and_student(

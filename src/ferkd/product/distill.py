@@ -16,7 +16,8 @@ from typing import Any
 
 from ferkd.images import open_images
 from ferkd.labelling.agreement import probe
-from ferkd.models.specs import parse_spec
+from ferkd.models.architectures import find_architecture
+from ferkd.models.specs import check_exists, parse_spec
 from ferkd.models.student import Student
 from ferkd.models.teacher import Teacher, load_teacher
 from ferkd.product.claim import State, claimed
@@ -119,6 +120,7 @@ def _settle(
     settings: Settings, work: Path, tell: Callable[[int, int, str], None] | None
 ) -> tuple[Look, Plan, Student | None]:
     """Look at the images, find out what the teacher needs, and plan."""
+    _check_named(settings)
     seen = look(settings, work, progress=tell)
     teacher, network, own = _what_teacher(settings, seen)
     student = parse_student(settings.student)
@@ -131,10 +133,24 @@ def _settle(
     return seen, plan, network
 
 
+def _check_named(settings: Settings) -> None:
+    """Refuse networks that no library has, and weights that are not there.
+
+    A misspelt name need not wait until all images were looked at.
+    """
+    check_exists(*parse_spec(settings.teacher))
+    student = parse_student(settings.student)
+    find_architecture(student.name)
+    if student.weights is not None and not student.weights.is_file():
+        raise InputError(
+            f"student {student.name}: checkpoint {student.weights} is not a file; give the path of "
+            "a weights file"
+        )
+
+
 def _what_teacher(settings: Settings, seen: Look) -> tuple[Teacher | None, Student | None, int]:
     """The teacher where its classes are the folders', else the network to fine-tune; and its own
     image size."""
-    parse_spec(settings.teacher)
     loaded = load_teacher(settings.teacher, device=settings.device)
     try:
         matched = loaded.for_folders(seen.classes)
