@@ -52,6 +52,8 @@ PAIRS = {
         *_same("flowers-teachers", "short", "-weak", "-middle"),
         *_same("flowers-baselines", "short", "", "-wide"),
         *_same("flowers-few-labels", "one", "-all"),
+        *_same("flowers-long", "one", ""),
+        *_same("flowers-pretrained", "main", ""),
     ],
     "Fashion-MNIST": [
         *_same("fashion-thresholds", "one", "", "-40", ferkd="reliable"),

@@ -32,13 +32,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNa
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             status = given.statuses.pop(0) if given.statuses else 200
+            given.sent.append(status)  # before the client can know of it
             self.send_response(status)
             for name, value in given.headers.items():
                 self.send_header(name, value)
             data = (tmp_path / "file").read_bytes() if status == 200 else b""
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            given.sent.append(status)
             time.sleep(given.pause)
             self.wfile.write(data)
 

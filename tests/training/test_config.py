@@ -210,7 +210,10 @@ def test_a_resolved_recipe_reads_back_to_the_same_one(recipe_file, overrides):
         ("mix.kind=selfmix", "recipe: mix.kind selfmix needs data.crops_per_image of at least 2"),
         ("loss.objective=soft_c", "recipe.loss: unknown objective 'soft_c'"),
         ("loss.options.temprature=2", "recipe.loss: option temprature of soft_ce: unknown"),
-        ("loss.options.temperature=-1", "recipe.loss: option temperature of soft_ce: Input should"),
+        (
+            "loss.options.temperature=-1",
+            "recipe.loss: option temperature of soft_ce: must be greater than",
+        ),
     ],
 )
 def test_each_mistake_is_one_line_with_the_value_and_the_rule(recipe_file, override, line):
