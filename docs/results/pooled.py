@@ -54,6 +54,7 @@ PAIRS = {
         *_same("flowers-few-labels", "one", "-all"),
         *_same("flowers-long", "one", ""),
         *_same("flowers-pretrained", "main", ""),
+        *_same("flowers-noise", "main", "-0", "-20", "-40"),
     ],
     "Fashion-MNIST": [
         *_same("fashion-thresholds", "one", "", "-40", ferkd="reliable"),
