@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 
 import pytest
 
@@ -93,3 +95,17 @@ def test_a_bar_may_be_shown_before_anything_is_counted(monkeypatch, capsys):
     with console.meter("work") as advance:
         advance(2.6, 7, "things")
     assert "2/7 things" in capsys.readouterr().err
+
+
+def test_a_line_is_one_write(monkeypatch):
+    """A log of another thread may come between two writes, and would share the line."""
+    written = []
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            written.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Stream())
+    console.say("labels are right")
+    assert written == ["labels are right\n"]

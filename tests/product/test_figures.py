@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ferkd.product.figures import Figures, compared
-from ferkd.product.result import told
+from ferkd.product.result import seeds_of, told
 
 
 def figures(right: dict[str, bool]) -> Figures:
@@ -29,4 +29,8 @@ def test_two_models_are_compared_on_the_images_of_both() -> None:
 def test_what_the_interval_says_is_said() -> None:
     unsure = {"points": -1.37, "low": -3.96, "high": 1.22, "images": 1729}
     assert told(unsure) == "-1.4 points [-4.0, +1.2] on 1,729 images: not told apart"
-    assert told({**unsure, "high": -0.4}) == "-1.4 points [-4.0, -0.4] on 1,729 images"
+    sure = {**unsure, "high": -0.4}
+    assert told(sure) == "-1.4 points [-4.0, -0.4] on 1,729 images"
+    several = seeds_of({"top1": 0.5, "seeds": [0.4, 0.5, 0.6]})
+    assert told(sure, several) == f"{told(sure)}, the first of 3 seeds"
+    assert seeds_of({"top1": 0.5}) == 1

@@ -153,8 +153,9 @@ def test_repeating_a_finished_job_takes_nothing_away_at_the_url(tmp_path, there)
         assert LabelStore(url).settings.software == "other"
 
 
-@pytest.mark.parametrize("machine", ["the same", "another"])
-def test_who_continues_an_overwriting_job_replaces_that_store_alone(tmp_path, monkeypatch, machine):
+def begun_over_an_old_store(tmp_path, monkeypatch):
+    """The URL of a published store and the work folder of a job that was to overwrite it and was
+    stopped after two parts."""
     monkeypatch.setenv("FERKD_CACHE", str(tmp_path / "cache"))
     url, work = f"memory://{tmp_path.name}/labels", tmp_path / "work"
     publish(write_store(tmp_path / "old", software="old"), url)
@@ -164,6 +165,12 @@ def test_who_continues_an_overwriting_job_replaces_that_store_alone(tmp_path, mo
     ):
         write(folder, 2)
         raise KeyboardInterrupt
+    return url, work
+
+
+@pytest.mark.parametrize("machine", ["the same", "another"])
+def test_who_continues_an_overwriting_job_replaces_that_store_alone(tmp_path, monkeypatch, machine):
+    url, work = begun_over_an_old_store(tmp_path, monkeypatch)
     assert LabelStore(url).settings.software == "old"
     there = work if machine == "the same" else tmp_path / "there"
     with label_out(url, work=there, resume=True) as folder:
@@ -174,15 +181,7 @@ def test_who_continues_an_overwriting_job_replaces_that_store_alone(tmp_path, mo
 
 
 def test_who_continues_an_overwriting_job_replaces_no_store_that_came_since(tmp_path, monkeypatch):
-    monkeypatch.setenv("FERKD_CACHE", str(tmp_path / "cache"))
-    url, work = f"memory://{tmp_path.name}/labels", tmp_path / "work"
-    publish(write_store(tmp_path / "old", software="old"), url)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        label_out(url, work=work, overwrite=True) as folder,
-    ):
-        write(folder, 2)
-        raise KeyboardInterrupt
+    url, work = begun_over_an_old_store(tmp_path, monkeypatch)
     publish(write_store(tmp_path / "since", software="since"), url, overwrite=True)
     with (
         pytest.raises(InputError, match=r"holds another label store.*--overwrite"),

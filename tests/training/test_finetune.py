@@ -14,6 +14,7 @@ from torch import nn
 from ferkd.models.student import Student, load_run
 from ferkd.system.errors import InputError
 from ferkd.training import finetune
+from ferkd.training import probe as probe_module
 from ferkd.training.finetune import FineTuning, fine_tune
 from ferkd.training.optim import OptimizerConfig, build_optimizer
 from ferkd.training.probe import PENALTIES, choose_penalty, fit, head_of
@@ -93,6 +94,25 @@ def test_the_penalty_is_chosen_on_every_image_once() -> None:
 def test_of_penalties_that_cannot_be_told_apart_the_largest_is_taken() -> None:
     """Features without information: every probe answers with the shares of the classes."""
     assert choose_penalty(torch.zeros(40, 3), torch.arange(40) % 4, 4) == PENALTIES[-1]
+
+
+def test_the_only_image_of_a_class_judges_no_penalty() -> None:
+    """With it or without it the others choose the same."""
+    generator = torch.Generator().manual_seed(4)
+    values, targets = torch.randn(30, 6, generator=generator), torch.arange(30) % 2
+    values[:, 0] += 3 * targets
+    alone = torch.cat([targets, torch.tensor([2])])
+    held = []
+
+    def loss(values, targets, classes, penalty, out):
+        held.append(out)
+        return torch.zeros(int(out.sum()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe_module, "_loss_on", loss)
+        choose_penalty(torch.cat([values, torch.full((1, 6), 9.0)]), alone, 3)
+    assert held and not any(bool(out[-1]) for out in held)
+    assert torch.stack(held[:5]).sum(0)[:-1].tolist() == [1] * 30
 
 
 def test_a_class_of_one_image_is_no_obstacle() -> None:

@@ -145,8 +145,9 @@ def continuing(*, resume: bool = True) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr."""
-    print(texts.lines(text), file=sys.stderr, flush=True)
+    """A line for people, on stderr: in one write, since a thread's log may come in between two."""
+    sys.stderr.write(texts.lines(text) + "\n")
+    sys.stderr.flush()
 
 
 def show(result: Mapping[str, Any] | list[Any], text: str, as_json: bool) -> None:

@@ -90,7 +90,7 @@ def distill(
 
 def _told(result: Mapping[str, Any], following: list[str]) -> str:
     """The result for people: a line each, then what comes next."""
-    from ferkd.product.result import told
+    from ferkd.product.result import seeds_of, told
 
     teacher, student, baseline = result["teacher"], result["student"], result["baseline"]
     probe = teacher["probe_top1"]
@@ -101,7 +101,8 @@ def _told(result: Mapping[str, Any], following: list[str]) -> str:
     if baseline:
         rows.append(("baseline", f"{baseline['top1']:.1%}, NLL {baseline['nll']:.3f}"))
     if result.get("difference"):
-        rows.append(("difference", f"{told(result['difference'])} (student less baseline)"))
+        words = told(result["difference"], seeds_of(student))
+        rows.append(("difference", f"{words} (student less baseline)"))
     rows += [
         ("size", f"{student['parameters'] / 1e6:.2f} M parameters"),
         ("speed", f"{student['ms_per_image']:.1f} ms an image on this machine's CPU"),

@@ -18,7 +18,7 @@ from ferkd.images import decode, open_images
 from ferkd.product.figures import Figures
 from ferkd.product.look import Look
 from ferkd.product.planning import spoken
-from ferkd.product.result import told
+from ferkd.product.result import seeds_of, told
 from ferkd.system import text as texts
 from ferkd.system.errors import InputError
 
@@ -79,7 +79,7 @@ def write_report(
         _pairs(line.partition(" ")[::2] for line in seen.lines()),
         "<h2>Teacher, student, baseline</h2>",
         _table(result, figures, sizes, speeds),
-        _difference(result.get("difference")),
+        _difference(result),
         _trade(figures, sizes, speeds),
         "<h2>Use it</h2>",
         f"<pre>{_text(chr(10).join(next_commands))}</pre>",
@@ -162,12 +162,12 @@ def _table(
     return _rows(["", "top-1", "NLL", "ECE", "size", "ms an image"], rows)
 
 
-def _difference(found: Mapping[str, Any] | None) -> str:
+def _difference(result: Mapping[str, Any]) -> str:
+    found = result.get("difference")
     if found is None:
         return ""
-    return (
-        f"<p class=soft>The student less its baseline: {told(found)}. Brackets: 95 %, by image.</p>"
-    )
+    words = told(found, seeds_of(result["student"]))
+    return f"<p class=soft>The student less its baseline: {words}. Brackets: 95 %, by image.</p>"
 
 
 def _trade(

@@ -54,12 +54,19 @@ class Difference(Result):
     images: int
 
 
-def told(found: Mapping[str, Any]) -> str:
-    """A :class:`Difference` in words; whether its interval leaves 0 out is said too."""
+def told(found: Mapping[str, Any], seeds: int = 1) -> str:
+    """A :class:`Difference` in words; whether its interval leaves 0 out is said too, and of how
+    many ``seeds`` it compares the first."""
     low, high = found["low"], found["high"]
+    of = "" if seeds == 1 else f", the first of {seeds} seeds"
     end = "" if low > 0 or high < 0 else ": not told apart"
     points, images = found["points"], found["images"]
-    return f"{points:+.1f} points [{low:+.1f}, {high:+.1f}] on {images:,} images{end}"
+    return f"{points:+.1f} points [{low:+.1f}, {high:+.1f}] on {images:,} images{of}{end}"
+
+
+def seeds_of(student: Mapping[str, Any]) -> int:
+    """How many seeds a :class:`StudentResult` is the mean of."""
+    return len(student.get("seeds") or [student])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

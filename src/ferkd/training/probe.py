@@ -93,7 +93,9 @@ def choose_penalty(values: Tensor, targets: Tensor, classes: int) -> float:
     place = torch.empty_like(targets)
     for one in targets.unique():
         of_class = targets == one
-        place[of_class] = torch.arange(int(of_class.sum())) % _FOLDS
+        count = int(of_class.sum())
+        # The only image of a class is never held out: a fit without it knows nothing of the class.
+        place[of_class] = torch.arange(count) % _FOLDS if count > 1 else -1
     turns = range(_FOLDS) if len(values) <= _FEW else [_FOLDS - 1]
     held = [place == turn for turn in turns if (place == turn).any() and (place != turn).any()]
     if not held:
